@@ -1,0 +1,32 @@
+"""The law of a well-formed rule, as one function.
+
+A rule is well formed if, for every kind of parameter that its static ifs tell apart: every name is assigned before it
+is read, every operator's arguments have types it takes, what is stored in p and in a slot fits there, matrix operators
+stand where the parameter is a matrix, and the new p depends on the gradient. The result it returns, if any, exists.
+"""
+
+from __future__ import annotations
+
+from dsl.graph import lower
+from dsl.program import Facts, Program, RuleError, all_facts, assignments
+
+
+def check(program: Program) -> Program:
+    """Returns the program if it is well formed.
+
+    Raises:
+        RuleError: the first thing that is wrong, with the line it stands on.
+    """
+    if not any(statement.target == "p" for statement in assignments(program.body)):
+        raise RuleError(
+            "p is never assigned; a rule ends with something like p = p - lr * u", 1, f"{program.name}.rule"
+        )
+    graphs = {facts: lower(program, facts) for facts in all_facts(program)}
+    if not any("g" in graph.inputs for graph in graphs.values()):
+        raise RuleError("the gradient g is not used: the new p does not depend on it", 1, f"{program.name}.rule")
+    return program
+
+
+def graphs(program: Program) -> dict[Facts, object]:
+    """The graph of each kind of parameter."""
+    return {facts: lower(program, facts) for facts in all_facts(program)}

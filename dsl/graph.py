@@ -1,0 +1,261 @@
+"""A program for one kind of parameter as a graph of typed values: what every analysis and every back end reads.
+
+Lowering follows the assignments in order, decides static ifs by `Facts`, writes out operators that abbreviate others,
+brings masks to numbers where a value is wanted, and keeps every distinct value once. What no output needs is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from dsl.format import format_expr
+from dsl.ops import OPS, Op
+from dsl.parse import definition, suggest
+from dsl.program import (
+    BUILTINS,
+    Assign,
+    Call,
+    Expr,
+    Facts,
+    If,
+    Name,
+    Number,
+    Program,
+    RuleError,
+    Statement,
+    assignments,
+)
+from dsl.types import FULL, NUMBER, SCALAR, MismatchError, Type, fits
+
+INPUT = "input"
+"""The operator of a node that is read from outside: p, g, a slot's old value, a hyperparameter, t, lr_ratio."""
+CONSTANT = "constant"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One value.
+
+    Attributes:
+        op: an operator's name, or INPUT or CONSTANT.
+        args: positions in the graph of its arguments, all smaller than its own.
+        payload: an input's name; a constant's value; for a global operator the number of its place in the program, so
+            that parameters treated differently still add up to the same global; else None.
+        type: its extent and scope.
+    """
+
+    op: str
+    args: tuple[int, ...]
+    payload: str | float | None
+    type: Type
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Values in an order in which they can be computed, and the outputs among them.
+
+    Attributes:
+        nodes: each after its arguments.
+        outputs: output name -> position: "p", each slot that changes, and "result" where a rule returns another value.
+    """
+
+    nodes: tuple[Node, ...]
+    outputs: Mapping[str, int]
+
+    @property
+    def inputs(self) -> dict[str, int]:
+        return {str(node.payload): index for index, node in enumerate(self.nodes) if node.op == INPUT}
+
+    def users(self) -> list[list[int]]:
+        """For each value the positions of the values that take it as an argument."""
+        users: list[list[int]] = [[] for _ in self.nodes]
+        for index, node in enumerate(self.nodes):
+            for arg in set(node.args):
+                users[arg].append(index)
+        return users
+
+
+class Builder:
+    """Makes a graph value by value; the same operator on the same arguments is the same value."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._index: dict[tuple[str, tuple[int, ...], str | float | None], int] = {}
+
+    def input(self, name: str, type: Type) -> int:
+        return self._add(INPUT, (), name, type)
+
+    def constant(self, value: float) -> int:
+        return self._add(CONSTANT, (), float(value), NUMBER)
+
+    def admit(self, op: Op, args: tuple[int, ...]) -> tuple[int, ...]:
+        """The arguments as the operator takes them, masks brought to numbers. Raises MismatchError for a wrong kind."""
+        admitted = []
+        for position, (param, arg) in enumerate(zip(op.params, args, strict=True)):
+            kind, type = op.kinds.get(param, "value"), self.nodes[arg].type
+            if kind == "mask" and not type.mask:
+                raise MismatchError(
+                    position, f"must be a mask, but {{}} is {type}; compare it first, for example a > 0"
+                )
+            if kind == "number" and not type.is_number:
+                raise MismatchError(position, f"must be a number known before training, but {{}} is {type}")
+            if kind == "tensor" and type.is_number:
+                raise MismatchError(position, f"must be a tensor, but {{}} is {type}")
+            if kind == "scalar" and type.extent != SCALAR.extent:
+                raise MismatchError(
+                    position, f"must be a scalar, but {{}} is {type}; reduce it first, for example mean(...)"
+                )
+            if kind != "mask" and type.mask:
+                arg = self._add("number", (arg,), None, Type(type.extent, type.scope))
+            admitted.append(arg)
+        return tuple(admitted)
+
+    def apply(self, op: Op, args: tuple[int, ...], place: float | None = None) -> int:
+        """Applies an operator to admitted arguments. Raises MismatchError where the law of types is broken."""
+        return self._add(op.name, args, place if op.combine else None, op.law(*(self.nodes[arg].type for arg in args)))
+
+    def _add(self, op: str, args: tuple[int, ...], payload: str | float | None, type: Type) -> int:
+        key = (op, args, repr(payload) if op == CONSTANT else payload)
+        if key not in self._index:
+            self._index[key] = len(self.nodes)
+            self.nodes.append(Node(op, args, payload, type))
+        return self._index[key]
+
+    def graph(self, outputs: Mapping[str, int]) -> Graph:
+        """The graph of what the outputs need; a slot whose value does not change is no output."""
+        return prune(self.nodes, outputs)
+
+
+def prune(nodes: Iterable[Node], outputs: Mapping[str, int]) -> Graph:
+    """The outputs and what they need, and nothing else, slots that feed only themselves included."""
+    nodes = list(nodes)
+    live: set[int] = set()
+    wanted = [outputs[name] for name in ("p", "result") if name in outputs]
+    kept = {name for name in ("p", "result") if name in outputs}
+    while wanted:
+        index = wanted.pop()
+        if index in live:
+            continue
+        live.add(index)
+        node = nodes[index]
+        wanted.extend(node.args)
+        if node.op == INPUT and node.payload in outputs and node.payload not in kept:
+            kept.add(str(node.payload))
+            wanted.append(outputs[str(node.payload)])
+    moved = {old: new for new, old in enumerate(sorted(live))}
+    kept_nodes = tuple(
+        Node(node.op, tuple(moved[arg] for arg in node.args), node.payload, node.type)
+        for index, node in enumerate(nodes)
+        if index in live
+    )
+    unchanged = {
+        name for name in kept if nodes[outputs[name]].op == INPUT and nodes[outputs[name]].payload == name != "p"
+    }
+    return Graph(kept_nodes, {name: moved[outputs[name]] for name in outputs if name in kept - unchanged})
+
+
+@cache
+def lower(program: Program, facts: Facts) -> Graph:
+    """Lowers a program for one kind of parameter.
+
+    Raises:
+        RuleError: the first violation of the law of types, with the line it stands on.
+    """
+    return _Lowering(program, facts).run()
+
+
+class _Lowering:
+    def __init__(self, program: Program, facts: Facts):
+        self.program = program
+        self.facts = facts
+        self.builder = Builder()
+        self.slots = {slot.name: Type(slot.extent) for slot in program.slots}
+        self.env: dict[str, int] = {}
+        self.line = 0
+        self.place = 0.0
+        """Which assignment of the whole program this is, and behind the point which global operator in it."""
+
+    def run(self) -> Graph:
+        if self.program.rules:
+            raise self.fail(f"rule '{self.program.name}' takes a rule; write {self.program.name}(adamw), for example")
+        for name in ("p", "g"):
+            self.env[name] = self.builder.input(name, FULL)
+        for name, type in self.slots.items():
+            self.env[name] = self.builder.input(name, type)
+        for name in (*self.program.defaults, *BUILTINS):
+            self.env[name] = self.builder.input(name, NUMBER)
+        self.block(self.program.body, 1)
+        outputs = {name: self.env[name] for name in ("p", *self.slots)}
+        self.line = 0
+        if self.program.result:
+            outputs["result"] = self.value(self.read(self.program.result), "the returned value", FULL)
+        return self.builder.graph(outputs)
+
+    def block(self, body: tuple[Statement, ...], place: int) -> None:
+        for statement in body:
+            if isinstance(statement, If):
+                branches = (statement.body, statement.orelse)
+                sizes = [sum(1 for _ in assignments(branch)) for branch in branches]
+                taken = 0 if self.facts.decide(statement.test) else 1
+                self.block(branches[taken], place + taken * sizes[0])
+                place += sum(sizes)
+            else:
+                self.place = float(place)
+                self.assign(statement)
+                place += 1
+
+    def assign(self, statement: Assign) -> None:
+        self.line = statement.line
+        target = statement.target
+        if target in self.program.defaults:
+            raise self.fail(f"'{target}' is a hyperparameter and cannot be assigned")
+        index = self.lower(statement.value)
+        if target == "p" or target in self.slots:
+            index = self.value(index, f"'{target}'", FULL if target == "p" else self.slots[target])
+        self.env[target] = index
+
+    def value(self, index: int, what: str, place: Type) -> int:
+        if self.builder.nodes[index].type.mask:
+            index = self.builder.apply(OPS["number"], (index,))
+        if not fits(type := self.builder.nodes[index].type, place):
+            raise self.fail(f"{what} is {place}, but the value is {type}")
+        return index
+
+    def read(self, name: str) -> int:
+        if name not in self.env:
+            raise self.fail(f"unknown name '{name}'{suggest(name, self.env)}; assign it before it is read")
+        return self.env[name]
+
+    def lower(self, expr: Expr) -> int:
+        match expr:
+            case Number(value):
+                return self.builder.constant(value)
+            case Name(id):
+                return self.read(id)
+            case Call(name, args) if name in OPS:
+                return self.call(expr, OPS[name], args)
+        raise self.fail(f"unknown operator '{expr.op}'{suggest(expr.op, OPS)}")
+
+    def call(self, expr: Call, op: Op, args: tuple[Expr, ...]) -> int:
+        if op.matrix and not self.facts.matrix:
+            raise self.fail(f"{op.name} needs a matrix, but p may be a vector here; put it under 'if matrix(p):'")
+        lowered = tuple(self.lower(arg) for arg in args)
+        try:
+            lowered = self.builder.admit(op, lowered)
+            if op.expand:
+                return self.lower(_definition(op.name)(dict(zip(op.params, args, strict=True))))
+            self.place += 0.001 if op.combine else 0.0
+            return self.builder.apply(op, lowered, self.place)
+        except MismatchError as mismatch:
+            reason = str(mismatch).format(format_expr(args[mismatch.argument]))
+            raise self.fail(f"{format_expr(expr)}: argument {mismatch.argument + 1} {reason}") from None
+
+    def fail(self, message: str) -> RuleError:
+        return RuleError(message, self.line, f"{self.program.name}.rule")
+
+
+@cache
+def _definition(name: str):  # type: ignore[no-untyped-def]
+    return definition(OPS[name].expand)

@@ -1,0 +1,311 @@
+"""A rule as data: slots, hyperparameters and straight-line statements.
+
+A `Program` is what a rule file says and nothing more: it is parsed from text (`dsl.parse`), printed to text
+(`dsl.format`), compared and hashed by value, and mutated by building a new one. What it means is in `dsl.graph` and
+`dsl.reference`; what is well formed is in `dsl.check`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from dsl.types import Extent
+
+ROLES = ("hidden", "embedding", "head", "bias", "norm", "query_key", "vector")
+"""What a parameter is for. `hidden` is the default of a matrix, `vector` of anything else."""
+
+BUILTINS = ("t", "lr_ratio")
+"""Numbers every rule may read: the step, from 1, and lr over its initial value."""
+
+
+class RuleError(ValueError):
+    """A rule that is not well formed.
+
+    Args:
+        message: what was wrong, what was expected, what to do.
+        line: the line it stands on, from 1; 0 where there is none.
+        source: the file, or "NAME.rule" for a program that was not read from one.
+    """
+
+    def __init__(self, message: str, line: int = 0, source: str = ""):
+        self.message, self.line, self.source = message, line, source
+        where = ":".join(str(part) for part in (source, line) if part)
+        super().__init__(f"{where}: {message}" if where else message)
+
+    def at(self, source: str) -> RuleError:
+        """The same error with the file named."""
+        return RuleError(self.message, self.line, source)
+
+    def __reduce__(self) -> tuple[type[RuleError], tuple[str, int, str]]:
+        return RuleError, (self.message, self.line, self.source)
+
+
+# Expressions ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A finite literal."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise RuleError(f"a literal must be finite, not {self.value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """The value that a name has where it is read."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An operator of `dsl.ops` (or, in a wrapper, a rule it was given) applied to its arguments."""
+
+    op: str
+    args: tuple[Expr, ...]
+
+
+Expr = Number | Name | Call
+
+
+# Tests: what a static `if` may ask, known before training --------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class IsMatrix:
+    """True for a parameter of two or more dimensions (a conv kernel counts as out x rest)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HasRole:
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    test: Test
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    tests: tuple[Test, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    tests: tuple[Test, ...]
+
+
+Test = IsMatrix | HasRole | Not | And | Or
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of one parameter before training; decides every static `if`."""
+
+    matrix: bool
+    role: str
+
+    @classmethod
+    def of(cls, ndim: int, role: str | None = None) -> Facts:
+        matrix = ndim >= 2
+        return cls(matrix, role or ("hidden" if matrix else "vector"))
+
+    def decide(self, test: Test) -> bool:
+        match test:
+            case IsMatrix():
+                return self.matrix
+            case HasRole(role):
+                return self.role == role
+            case Not(inner):
+                return not self.decide(inner)
+            case And(tests):
+                return all(self.decide(each) for each in tests)
+            case Or(tests):
+                return any(self.decide(each) for each in tests)
+
+
+# Statements -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    target: str
+    value: Expr
+    line: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class If:
+    test: Test
+    body: tuple[Statement, ...]
+    orelse: tuple[Statement, ...] = ()
+    line: int = field(default=0, compare=False)
+
+
+Statement = Assign | If
+
+
+# Declarations -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A state tensor: `extent` relative to the parameter, `init` a number, `eye` or `p` (a copy of the parameter)."""
+
+    name: str
+    extent: Extent
+    init: float | str = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Where a hyperparameter is searched; `log` on a logarithmic scale."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hyper:
+    name: str
+    default: float
+    range: Range | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """An optimizer's update rule.
+
+    Attributes:
+        name: the rule's name, an identifier.
+        slots: state, in order of declaration.
+        hypers: hyperparameters with defaults, in order.
+        body: statements; they run in order, and reading a slot before its assignment reads last step's value.
+        result: name of the value to evaluate and save where that is not `p`.
+        rules: names of parameters that stand for other rules (a wrapper); empty in a program that can run.
+        doc: the docstring.
+    """
+
+    name: str
+    slots: tuple[Slot, ...]
+    hypers: tuple[Hyper, ...]
+    body: tuple[Statement, ...]
+    result: str | None = None
+    rules: tuple[str, ...] = ()
+    doc: str = ""
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        return {hyper.name: hyper.default for hyper in self.hypers}
+
+    def with_defaults(self, values: Mapping[str, float]) -> Program:
+        """The same program with other default values. Raises RuleError for a name that is no hyperparameter."""
+        unknown = set(values) - set(self.defaults)
+        if unknown:
+            raise RuleError(
+                f"rule '{self.name}' has no hyperparameter '{min(unknown)}'; it has {', '.join(self.defaults)}"
+            )
+        return replace(self, hypers=tuple(replace(h, default=values.get(h.name, h.default)) for h in self.hypers))
+
+
+# Walking ----------------------------------------------------------------------------------------------------------
+
+
+def assignments(body: tuple[Statement, ...]) -> Iterator[Assign]:
+    """Every assignment, those of both branches of an `if` included, in order."""
+    for statement in body:
+        if isinstance(statement, If):
+            yield from assignments(statement.body)
+            yield from assignments(statement.orelse)
+        else:
+            yield statement
+
+
+def expressions(expr: Expr) -> Iterator[Expr]:
+    """The expression and all its parts, arguments before the call that takes them."""
+    if isinstance(expr, Call):
+        for arg in expr.args:
+            yield from expressions(arg)
+    yield expr
+
+
+def names_read(expr: Expr) -> set[str]:
+    return {each.id for each in expressions(expr) if isinstance(each, Name)}
+
+
+def tests(body: tuple[Statement, ...]) -> Iterator[Test]:
+    for statement in body:
+        if isinstance(statement, If):
+            yield statement.test
+            yield from tests(statement.body)
+            yield from tests(statement.orelse)
+
+
+def specialize(body: tuple[Statement, ...], facts: Facts) -> tuple[Assign, ...]:
+    """The straight line that is left of the body for one kind of parameter."""
+    line: list[Assign] = []
+    for statement in body:
+        if isinstance(statement, If):
+            line.extend(specialize(statement.body if facts.decide(statement.test) else statement.orelse, facts))
+        else:
+            line.append(statement)
+    return tuple(line)
+
+
+def all_facts(program: Program) -> tuple[Facts, ...]:
+    """One `Facts` for every kind of parameter that the program may treat differently, the matrix first."""
+    asked = {test.role for test in _atoms(program.body) if isinstance(test, HasRole)}
+    kinds = [Facts(True, "hidden"), Facts(False, "vector")]
+    kinds += [Facts(matrix, role) for role in ROLES if role in asked for matrix in (True, False)]
+    return tuple(dict.fromkeys(kinds))
+
+
+def _atoms(body: tuple[Statement, ...]) -> Iterator[Test]:
+    stack = list(tests(body))
+    while stack:
+        test = stack.pop()
+        match test:
+            case Not(inner):
+                stack.append(inner)
+            case And(inners) | Or(inners):
+                stack.extend(inners)
+            case _:
+                yield test
+
+
+def map_statements(
+    body: tuple[Statement, ...], change: Callable[[Assign], tuple[Statement, ...]]
+) -> tuple[Statement, ...]:
+    """The body with each assignment replaced by what `change` makes of it."""
+    result: list[Statement] = []
+    for statement in body:
+        if isinstance(statement, If):
+            result.append(
+                replace(
+                    statement,
+                    body=map_statements(statement.body, change),
+                    orelse=map_statements(statement.orelse, change),
+                )
+            )
+        else:
+            result.extend(change(statement))
+    return tuple(result)
+
+
+def map_names(expr: Expr, change: Callable[[str], Expr]) -> Expr:
+    """The expression with each name replaced by what `change` makes of it."""
+    match expr:
+        case Name(id):
+            return change(id)
+        case Call(op, args):
+            return Call(op, tuple(map_names(arg, change) for arg in args))
+        case _:
+            return expr

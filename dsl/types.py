@@ -1,0 +1,107 @@
+"""The types of the language: extents relative to the parameter seen as a matrix of rows x cols.
+
+The law of a well-formed expression, in prose. A value has an extent `(rows, cols)`, each of them the parameter's rows,
+the parameter's columns, or one. Element-wise operators broadcast: two sizes meet if they are equal or one of them is
+one. A reduction makes sizes one. A product of matrices joins inner sizes that are equal. Beside the extent a value has
+a *scope*: a `number` is known before any tensor is touched (literals, hyperparameters, t, lr), a `global` is one value
+over all parameters (a global norm), a `tensor` belongs to one parameter. A comparison gives a *mask*, which counts as
+0 or 1 wherever a value is wanted. A vector is a column of n rows, and nothing that treats it as a matrix is allowed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+Extent = tuple[str, str]
+"""Sizes as symbols: "r" the parameter's rows, "c" its columns, "1"."""
+
+EXTENTS: dict[str, Extent] = {
+    "full": ("r", "c"),
+    "rows": ("r", "1"),
+    "cols": ("1", "c"),
+    "left": ("r", "r"),
+    "right": ("c", "c"),
+    "flipped": ("c", "r"),
+    "scalar": ("1", "1"),
+}
+_NAMES = {extent: name for name, extent in EXTENTS.items()} | {("c", "1"): "columns upright", ("1", "r"): "rows lying"}
+_MEANING = {
+    "full": "the parameter's shape",
+    "rows": "one value per row",
+    "cols": "one value per column",
+    "left": "rows x rows",
+    "right": "cols x cols",
+    "flipped": "the parameter's shape transposed",
+    "scalar": "one value per tensor",
+}
+
+
+class Scope(IntEnum):
+    NUMBER = 0
+    GLOBAL = 1
+    TENSOR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    extent: Extent
+    scope: Scope = Scope.TENSOR
+    mask: bool = False
+
+    @property
+    def is_number(self) -> bool:
+        return self.scope is Scope.NUMBER
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether the value lives on the parameter's own elements or is a number: needs no view as a matrix."""
+        return self.is_number or self.extent == EXTENTS["full"]
+
+    def __str__(self) -> str:
+        if self.scope is Scope.NUMBER:
+            return "a number"
+        if self.scope is Scope.GLOBAL:
+            return "global (one value over all parameters)"
+        name = _NAMES[self.extent]
+        meaning = _MEANING.get(name)
+        return f"{name} ({meaning})" if meaning else name
+
+
+FULL = Type(EXTENTS["full"])
+ROWS = Type(EXTENTS["rows"])
+COLS = Type(EXTENTS["cols"])
+LEFT = Type(EXTENTS["left"])
+RIGHT = Type(EXTENTS["right"])
+FLIPPED = Type(EXTENTS["flipped"])
+SCALAR = Type(EXTENTS["scalar"])
+GLOBAL = Type(EXTENTS["scalar"], Scope.GLOBAL)
+NUMBER = Type(EXTENTS["scalar"], Scope.NUMBER)
+
+
+class MismatchError(ValueError):
+    """Types that do not fit: which argument (from 0), and why; "{}" in the reason stands for the argument's text."""
+
+    def __init__(self, argument: int, reason: str):
+        super().__init__(reason)
+        self.argument = argument
+
+
+def broadcast(*types: Type) -> Type:
+    """The type of an element-wise operator's result. Raises MismatchError where sizes do not meet."""
+    result = types[0]
+    for position, other in enumerate(types[1:], start=1):
+        sizes = []
+        for mine, theirs in zip(result.extent, other.extent, strict=True):
+            if mine != theirs and "1" not in (mine, theirs):
+                raise MismatchError(position, f"does not broadcast: {{}} is {other}, beside {result}")
+            sizes.append(theirs if mine == "1" else mine)
+        result = Type((sizes[0], sizes[1]), max(result.scope, other.scope))
+    return replace(result, mask=False)
+
+
+def fits(value: Type, place: Type) -> bool:
+    """Whether a value may be stored in a place of the given type, broadcasting included."""
+    return value.scope <= place.scope and all(
+        mine in (theirs, "1") for mine, theirs in zip(value.extent, place.extent, strict=True)
+    )
