@@ -1,0 +1,115 @@
+"""The data that tasks train on: read once a process, split once and for all, standardised by the training part.
+
+A `Split` holds its tensors as a task wants them; nothing here is downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pydoc_data.topics import topics
+
+import torch
+from sklearn import datasets
+from torch import Tensor
+
+from tasks.task import Batch, sha256
+
+SYMBOLS = 97  # newline, the 95 printable ASCII bytes, and one for all others
+_BLOCK = 4096  # bytes; every tenth block of the text is held out
+_HELD_OUT_EVERY = 10
+
+_SPLIT_SEED = 20240229
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Training and held-out examples, and the SHA-256 of the raw data they were made from."""
+
+    train: Batch
+    held_out: Batch
+    data_sha256: str
+
+
+@cache
+def digits() -> Split:
+    """Handwritten digits, 8x8 grey levels: x [examples, 64] float32, y [examples] int64; 1200 + 597 examples.
+
+    Standardised with one mean and one deviation over all pixels, so that constant pixels stay harmless.
+
+    Source: Alpaydin and Kaynak 1998, UCI "Optical recognition of handwritten digits", as in scikit-learn.
+    """
+    raw = datasets.load_digits()
+    x, y = torch.tensor(raw.data, dtype=torch.float32), torch.tensor(raw.target, dtype=torch.int64)
+    train, held_out = _shuffled_parts(len(x), held_out=597)
+    mean, deviation = x[train].mean(), x[train].std()
+    z = (x - mean) / deviation
+    return Split((z[train], y[train]), (z[held_out], y[held_out]), sha256(x, y))
+
+
+@cache
+def breast_cancer() -> Split:
+    """Tumours as 30 measured features: x [examples, 30] float32, y [examples] int64 (1 benign); 455 + 114 examples.
+
+    Each feature is standardised.
+
+    Source: Street, Wolberg and Mangasarian 1993, UCI "Breast Cancer Wisconsin (Diagnostic)", as in scikit-learn.
+    """
+    raw = datasets.load_breast_cancer()
+    x, y = torch.tensor(raw.data, dtype=torch.float64), torch.tensor(raw.target, dtype=torch.int64)
+    train, held_out = _shuffled_parts(len(x), held_out=114)
+    mean, deviation = x[train].mean(0), x[train].std(0)
+    z = ((x - mean) / deviation).float()
+    return Split((z[train], y[train]), (z[held_out], y[held_out]), sha256(x, y))
+
+
+def _shuffled_parts(examples: int, held_out: int) -> tuple[Tensor, Tensor]:
+    """Indices of a training and a held-out part, drawn with a seed that never changes."""
+    order = torch.randperm(examples, generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    return order[held_out:], order[:held_out]
+
+
+def manual_text() -> str:
+    """The Python manual's topics that come with the interpreter, sorted by name; about 470 kB of English and code.
+
+    Another version of Python has another text; `Split.data_sha256` tells them apart.
+
+    Source: `pydoc_data.topics` of the standard library.
+    """
+    return "\n".join(text for _, text in sorted(topics.items()))
+
+
+def as_symbols(raw: bytes) -> Tensor:
+    """Bytes as symbols [len(raw)] int64: 0 any other byte, 1 newline, 2 to 96 printable ASCII.
+
+    The alphabet does not depend on the text, so that a model has as many parameters under every version of Python.
+    """
+    symbol = torch.zeros(256, dtype=torch.int64)
+    symbol[ord("\n")] = 1
+    symbol[ord(" ") : ord("~") + 1] = torch.arange(2, SYMBOLS)
+    return symbol[torch.frombuffer(bytearray(raw), dtype=torch.uint8).long()]
+
+
+def manual_blocks() -> tuple[Tensor, Tensor]:
+    """The manual in blocks of 4096 symbols, [blocks, 4096] int64 each: to train on, and every tenth, held out."""
+    text = as_symbols(manual_text().encode())
+    blocks = text[: len(text) // _BLOCK * _BLOCK].view(-1, _BLOCK)
+    out = torch.arange(len(blocks)) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+    return blocks[~out], blocks[out]
+
+
+@cache
+def manual(length: int, *, stride: int, held_out: int) -> Split:
+    """Windows of the manual, none across the edge of a block: one tensor [examples, length] int64 of symbols.
+
+    Args:
+        length: symbols in a window; the last is only ever a target.
+        stride: symbols from one training window to the next.
+        held_out: how many windows to hold out, evenly spread over the held-out blocks.
+    """
+    train, others = (blocks.unfold(1, length, 1) for blocks in manual_blocks())
+    pool = others.reshape(-1, length)
+    spread = torch.linspace(0, len(pool) - 1, held_out, dtype=torch.float64).long()
+    digest = hashlib.sha256(manual_text().encode()).hexdigest()
+    return Split((train[:, ::stride].reshape(-1, length),), (pool[spread],), digest)
