@@ -53,6 +53,7 @@ def format(program: Program) -> str:
 
 def _docstring(doc: str) -> list[str]:
     escaped = doc.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    escaped = "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in escaped)
     if escaped.endswith('"'):
         escaped = escaped[:-1] + '\\"'
     first, *rest = escaped.split("\n")
@@ -112,8 +113,8 @@ def _test(test: Test, inside: str = "") -> str:
 def format_number(value: float) -> str:
     """The shortest text that reads back as the same number; whole numbers without a point."""
     if float(value).is_integer() and abs(value) < 1e6:
-        return str(int(value))
-    return repr(float(value))
+        return f"{value:.0f}"
+    return repr(float(value)).replace("e-0", "e-").replace("e+", "e")
 
 
 def format_expr(expr: Expr, precedence: int = 0) -> str:

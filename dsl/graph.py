@@ -7,8 +7,8 @@ brings masks to numbers where a value is wanted, and keeps every distinct value 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 
 from dsl.format import format_expr
 from dsl.ops import OPS, Op
@@ -25,7 +25,9 @@ from dsl.program import (
     Program,
     RuleError,
     Statement,
+    all_facts,
     assignments,
+    expressions,
 )
 from dsl.types import FULL, NUMBER, SCALAR, MismatchError, Type, fits
 
@@ -59,10 +61,12 @@ class Graph:
     Attributes:
         nodes: each after its arguments.
         outputs: output name -> position: "p", each slot that changes, and "result" where a rule returns another value.
+        hints: position -> the name that the program gives the value, for generated code; no part of its identity.
     """
 
     nodes: tuple[Node, ...]
     outputs: Mapping[str, int]
+    hints: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def inputs(self) -> dict[str, int]:
@@ -123,12 +127,12 @@ class Builder:
             self.nodes.append(Node(op, args, payload, type))
         return self._index[key]
 
-    def graph(self, outputs: Mapping[str, int]) -> Graph:
+    def graph(self, outputs: Mapping[str, int], hints: Mapping[int, str] | None = None) -> Graph:
         """The graph of what the outputs need; a slot whose value does not change is no output."""
-        return prune(self.nodes, outputs)
+        return prune(self.nodes, outputs, hints)
 
 
-def prune(nodes: Iterable[Node], outputs: Mapping[str, int]) -> Graph:
+def prune(nodes: Iterable[Node], outputs: Mapping[str, int], hints: Mapping[int, str] | None = None) -> Graph:
     """The outputs and what they need, and nothing else, slots that feed only themselves included."""
     nodes = list(nodes)
     live: set[int] = set()
@@ -153,10 +157,14 @@ def prune(nodes: Iterable[Node], outputs: Mapping[str, int]) -> Graph:
     unchanged = {
         name for name in kept if nodes[outputs[name]].op == INPUT and nodes[outputs[name]].payload == name != "p"
     }
-    return Graph(kept_nodes, {name: moved[outputs[name]] for name in outputs if name in kept - unchanged})
+    return Graph(
+        kept_nodes,
+        {name: moved[outputs[name]] for name in outputs if name in kept - unchanged},
+        {moved[index]: name for index, name in (hints or {}).items() if index in moved},
+    )
 
 
-@cache
+@lru_cache(maxsize=4096)
 def lower(program: Program, facts: Facts) -> Graph:
     """Lowers a program for one kind of parameter.
 
@@ -173,6 +181,7 @@ class _Lowering:
         self.builder = Builder()
         self.slots = {slot.name: Type(slot.extent) for slot in program.slots}
         self.env: dict[str, int] = {}
+        self.hints: dict[int, str] = {}
         self.line = 0
         self.place = 0.0
         """Which assignment of the whole program this is, and behind the point which global operator in it."""
@@ -191,7 +200,7 @@ class _Lowering:
         self.line = 0
         if self.program.result:
             outputs["result"] = self.value(self.read(self.program.result), "the returned value", FULL)
-        return self.builder.graph(outputs)
+        return self.builder.graph(outputs, self.hints)
 
     def block(self, body: tuple[Statement, ...], place: int) -> None:
         for statement in body:
@@ -214,6 +223,8 @@ class _Lowering:
         index = self.lower(statement.value)
         if target == "p" or target in self.slots:
             index = self.value(index, f"'{target}'", FULL if target == "p" else self.slots[target])
+        elif self.builder.nodes[index].op not in (INPUT, CONSTANT):
+            self.hints.setdefault(index, target)
         self.env[target] = index
 
     def value(self, index: int, what: str, place: Type) -> int:
@@ -259,3 +270,23 @@ class _Lowering:
 @cache
 def _definition(name: str):  # type: ignore[no-untyped-def]
     return definition(OPS[name].expand)
+
+
+def lower_all(program: Program) -> dict[Facts, Graph]:
+    """The graph of each kind of parameter that the program may treat differently, the matrix first.
+
+    A program without static ifs and matrix operators has one graph, which stands for every kind.
+
+    Raises:
+        RuleError: as `lower`.
+    """
+    kinds = all_facts(program)
+    first = lower(program, kinds[0])
+    if any(isinstance(statement, If) for statement in program.body) or _names_matrices(program.body):
+        return {facts: lower(program, facts) for facts in kinds}
+    return dict.fromkeys(kinds, first)
+
+
+def _names_matrices(body: tuple[Statement, ...]) -> bool:
+    calls = (each for s in assignments(body) for each in expressions(s.value) if isinstance(each, Call))
+    return any(OPS[call.op].matrix for call in calls)

@@ -43,10 +43,13 @@ class Op:
             are then one parameter's share.
         matrix: needs a matrix, so must stand under `if matrix(p)`.
         commutative: the first two arguments may be swapped.
-        degree: how the result scales when tensors scale: "linear" (every value argument alike), "product", "quotient",
-            "power" (the second argument, a literal), a number as text such as "0.5" or "0", or "bounded" (no degree
-            unless the arguments have degree 0).
-        parity: under a change of sign of every odd argument: "linear" (all alike), "product", "odd", "even", "none".
+        degree: how the result scales when its arguments scale: "linear" (as they do, all alike), "product", "quotient",
+            "power" (by the second argument, where that is a literal), "where" and "lerp" (as the two values do), a
+            number as text such as "0.5" (that power of the argument's scale; "0" for none), "constant" (the result
+            depends on no value), or "bounded" (no rule, unless the arguments do not scale at all).
+        parity: what a change of sign of its odd arguments does: "linear" (as they do, all alike), "product" (signs
+            multiply), "power", "where", "lerp" and "clip" (as the values do, where the other arguments do not change),
+            "odd", "even", "constant", or "none" (no rule, unless no argument changes).
         special: how torch departs from `ref` on special values, where it does.
     """
 
@@ -139,459 +142,147 @@ def _infix(
     define(name, "a b", group, doc, infix=symbol, precedence=precedence, ref=ref, torch=form, number=form, **facts)
 
 
+# fmt: off
 _infix("add", "+", 4, "arithmetic", "a plus b.", np.add, commutative=True, degree="linear", parity="linear")
 _infix("sub", "-", 4, "arithmetic", "a minus b.", np.subtract, degree="linear", parity="linear")
 _infix("mul", "*", 5, "arithmetic", "a times b.", np.multiply, commutative=True, degree="product", parity="product")
 _infix("div", "/", 5, "arithmetic", "a over b.", np.divide, degree="quotient", parity="product")
 _infix("mod", "%", 5, "arithmetic", "The remainder of a over b, of b's sign.", np.remainder, cost=2.0)
-_infix(
-    "pow",
-    "**",
-    7,
-    "arithmetic",
-    "a to the power b; nan for a negative a and a fractional b.",
-    np.power,
-    cost=8.0,
-    degree="power",
-    parity="power",
-)
-define(
-    "neg",
-    "a",
-    "arithmetic",
-    "Minus a.",
-    ref=np.negative,
-    torch="-{0}",
-    number="-{0}",
-    precedence=6,
-    degree="linear",
-    parity="linear",
-)
+_infix("pow", "**", 7, "arithmetic", "a to the power b; nan for a negative a and a fractional b.", np.power,
+       cost=8.0, degree="power", parity="power")
+define("neg", "a", "arithmetic", "Minus a.", ref=np.negative, torch="-{0}", number="-{0}", precedence=6,
+       degree="linear", parity="linear")
 
-_compare = {"law": _comparison, "degree": "0", "parity": "none"}
-_infix("lt", "<", 3, "comparison", "Mask: a less than b.", np.less, **_compare)
-_infix("le", "<=", 3, "comparison", "Mask: a at most b.", np.less_equal, **_compare)
-_infix("gt", ">", 3, "comparison", "Mask: a greater than b.", np.greater, **_compare)
-_infix("ge", ">=", 3, "comparison", "Mask: a at least b.", np.greater_equal, **_compare)
-_infix("eq", "==", 3, "comparison", "Mask: a equal to b.", np.equal, commutative=True, **_compare)
-_infix("ne", "!=", 3, "comparison", "Mask: a not equal to b.", np.not_equal, commutative=True, **_compare)
-define(
-    "where",
-    "mask:mask a b",
-    "comparison",
-    "a where the mask holds, b elsewhere.",
-    ref=np.where,
-    torch={
-        "ttt": "torch.where({0}, {1}, {2})",
-        "ttn": "torch.where({0}, {1}, {2})",
-        "tnt": "torch.where({0}, {1}, {2})",
-        "ntt": "{1} if {0} else {2}",
-        "ntn": "{1} if {0} else {2}",
-        "nnt": "{1} if {0} else {2}",
-    },
-    number="{1} if {0} else {2}",
-    degree="where",
-    parity="where",
-)
-define(
-    "every",
-    "k:number new old",
-    "comparison",
-    "new at each k-th step (k, 2k, ...), old at the others; what only new needs is computed at those steps alone.",
-    expand="where(t % k == 0, new, old)",
-)
-define(
-    "number",
-    "mask:mask",
-    "comparison",
-    "A mask as 0 and 1; written for you where a value is wanted.",
-    ref=lambda m: np.asarray(m, float),
-    torch="{0}.to(p.dtype)",
-    number="float({0})",
-    degree="0",
-    parity="none",
-    law=_first,
-)
+_mask = {"law": _comparison, "degree": "0"}
+_infix("lt", "<", 3, "comparison", "Mask: a less than b.", np.less, **_mask)
+_infix("le", "<=", 3, "comparison", "Mask: a at most b.", np.less_equal, **_mask)
+_infix("gt", ">", 3, "comparison", "Mask: a greater than b.", np.greater, **_mask)
+_infix("ge", ">=", 3, "comparison", "Mask: a at least b.", np.greater_equal, **_mask)
+_infix("eq", "==", 3, "comparison", "Mask: a equal to b.", np.equal, commutative=True, **_mask)
+_infix("ne", "!=", 3, "comparison", "Mask: a not equal to b.", np.not_equal, commutative=True, **_mask)
+define("where", "mask:mask a b", "comparison", "a where the mask holds, b elsewhere.", ref=np.where,
+       torch={"ttt": "torch.where({0}, {1}, {2})", "ttn": "torch.where({0}, {1}, {2})",
+              "tnt": "torch.where({0}, {1}, {2})", "ntt": "{1} if {0} else {2}",
+              "ntn": "{1} if {0} else {2}", "nnt": "{1} if {0} else {2}"},
+       number="{1} if {0} else {2}", degree="where", parity="where")
+define("every", "k:number new old", "comparison",
+       "new at each k-th step (k, 2k, ...), old at the others; what only new needs is computed at those steps alone.",
+       expand="where(t % k == 0, new, old)")
+define("number", "mask:mask", "comparison", "A mask as 0 and 1; written for you where a value is wanted.",
+       law=_first, ref=lambda m: np.multiply(m, 1.0), torch="{0}.to(p.dtype)", number="float({0})", degree="0")
 
-define(
-    "abs",
-    "a",
-    "elementwise",
-    "The absolute value.",
-    ref=np.abs,
-    torch="{0}.abs()",
-    number="abs({0})",
-    degree="linear",
-    parity="even",
-)
-define(
-    "sign",
-    "a",
-    "elementwise",
-    "-1, 0 or 1.",
-    ref=np.sign,
-    torch="{0}.sign()",
-    number="float(({0} > 0) - ({0} < 0))",
-    degree="0",
-    parity="odd",
-    special="sign(nan) is 0 in torch, nan in the reference",
-)
-define(
-    "square",
-    "a",
-    "elementwise",
-    "a * a.",
-    ref=np.square,
-    torch="{0}.square()",
-    number="({0}) ** 2",
-    degree="2",
-    parity="even",
-)
-define(
-    "sqrt",
-    "a",
-    "elementwise",
-    "The square root; nan below 0.",
-    ref=np.sqrt,
-    torch="{0}.sqrt()",
-    number="math.sqrt({0})",
-    cost=2.0,
-    degree="0.5",
-)
-define(
-    "rsqrt",
-    "a",
-    "elementwise",
-    "1 over the square root.",
-    ref=lambda a: 1 / np.sqrt(a),
-    torch="{0}.rsqrt()",
-    number="1 / math.sqrt({0})",
-    cost=2.0,
-    degree="-0.5",
-)
-define(
-    "reciprocal",
-    "a",
-    "elementwise",
-    "1 over a.",
-    ref=np.reciprocal,
-    torch="{0}.reciprocal()",
-    number="1 / ({0})",
-    degree="-1",
-    parity="odd",
-)
+define("abs", "a", "elementwise", "The absolute value.", ref=np.abs, torch="{0}.abs()", number="abs({0})",
+       degree="linear", parity="even")
+define("sign", "a", "elementwise", "-1, 0 or 1.", ref=np.sign, torch="{0}.sign()",
+       number="float(({0} > 0) - ({0} < 0))", degree="0", parity="odd",
+       special="sign(nan) is 0 in torch, nan in the reference")
+define("square", "a", "elementwise", "a * a.", ref=np.square, torch="{0}.square()", number="({0}) ** 2",
+       degree="2", parity="even")
+define("sqrt", "a", "elementwise", "The square root; nan below 0.", ref=np.sqrt, torch="{0}.sqrt()",
+       number="math.sqrt({0})", cost=2.0, degree="0.5")
+define("rsqrt", "a", "elementwise", "1 over the square root.", ref=lambda a: 1 / np.sqrt(a), torch="{0}.rsqrt()",
+       number="1 / math.sqrt({0})", cost=2.0, degree="-0.5")
+define("reciprocal", "a", "elementwise", "1 over a.", ref=np.reciprocal, torch="{0}.reciprocal()", number="1 / ({0})",
+       degree="-1", parity="odd")
 define("exp", "a", "elementwise", "e to the a.", ref=np.exp, torch="{0}.exp()", number="math.exp({0})", cost=4.0)
-define(
-    "log",
-    "a",
-    "elementwise",
-    "The natural logarithm; -inf at 0, nan below.",
-    ref=np.log,
-    torch="{0}.log()",
-    number="math.log({0})",
-    cost=4.0,
-)
-define(
-    "tanh",
-    "a",
-    "elementwise",
-    "The hyperbolic tangent.",
-    ref=np.tanh,
-    torch="{0}.tanh()",
-    number="math.tanh({0})",
-    cost=6.0,
-    parity="odd",
-)
-define(
-    "sigmoid",
-    "a",
-    "elementwise",
-    "1 / (1 + e**-a).",
-    ref=lambda a: 0.5 * (1 + np.tanh(0.5 * np.asarray(a))),
-    torch="{0}.sigmoid()",
-    number="0.5 * (1 + math.tanh(0.5 * ({0})))",
-    cost=6.0,
-)
-define(
-    "min",
-    "a b",
-    "elementwise",
-    "The smaller of the two; nan where either is.",
-    ref=np.minimum,
-    commutative=True,
-    torch={"tt": "torch.minimum({0}, {1})", "tn": "{0}.clamp(max={1})", "nt": "{1}.clamp(max={0})"},
-    number="min({0}, {1})",
-    degree="linear",
-)
-define(
-    "max",
-    "a b",
-    "elementwise",
-    "The larger of the two; nan where either is.",
-    ref=np.maximum,
-    commutative=True,
-    torch={"tt": "torch.maximum({0}, {1})", "tn": "{0}.clamp(min={1})", "nt": "{1}.clamp(min={0})"},
-    number="max({0}, {1})",
-    degree="linear",
-)
-define(
-    "clip",
-    "a low high",
-    "elementwise",
-    "a, brought between low and high.",
-    ref=lambda a, low, high: np.minimum(np.maximum(a, low), high),
-    torch={"ttt": "torch.clamp({0}, {1}, {2})", "tnn": "{0}.clamp({1}, {2})"},
-    number="min(max({0}, {1}), {2})",
-    degree="linear",
-    parity="clip",
-)
-define(
-    "lerp",
-    "a b w:scalar",
-    "elementwise",
-    "Moves from a towards b by the fraction w: w=0 gives a, w=1 gives b.",
-    cost=1.0,
-    ref=lambda a, b, w: a + w * (b - a),
-    torch={"ttt": "torch.lerp({0}, {1}, {2})", "ttn": "torch.lerp({0}, {1}, {2})"},
-    number="{0} + ({2}) * ({1} - ({0}))",
-    degree="lerp",
-    parity="lerp",
-    special="torch.lerp(0, inf, 0.9) is nan, inf in the reference: torch counts from b for w >= 0.5",
-)
-define(
-    "debias",
-    "m beta:scalar",
-    "elementwise",
-    "An average from 0 with rate 1 - beta, corrected for its start: m / (1 - beta**t).",
-    expand="m / (1 - beta ** t)",
-)
+define("log", "a", "elementwise", "The natural logarithm; -inf at 0, nan below.", ref=np.log, torch="{0}.log()",
+       number="math.log({0})", cost=4.0)
+define("tanh", "a", "elementwise", "The hyperbolic tangent.", ref=np.tanh, torch="{0}.tanh()", number="math.tanh({0})",
+       cost=6.0, parity="odd")
+define("sigmoid", "a", "elementwise", "1 / (1 + e**-a).", ref=lambda a: 1 / (1 + np.exp(-a)),
+       torch="{0}.sigmoid()", number="0.5 * (1 + math.tanh(0.5 * ({0})))", cost=6.0)
+define("min", "a b", "elementwise", "The smaller of the two; nan where either is.", ref=np.minimum, commutative=True,
+       torch={"tt": "torch.minimum({0}, {1})", "tn": "{0}.clamp(max={1})", "nt": "{1}.clamp(max={0})"},
+       number="min({0}, {1})", degree="linear")
+define("max", "a b", "elementwise", "The larger of the two; nan where either is.", ref=np.maximum, commutative=True,
+       torch={"tt": "torch.maximum({0}, {1})", "tn": "{0}.clamp(min={1})", "nt": "{1}.clamp(min={0})"},
+       number="max({0}, {1})", degree="linear")
+define("clip", "a low high", "elementwise", "a, brought between low and high.",
+       ref=lambda a, low, high: np.minimum(np.maximum(a, low), high),
+       torch={"ttt": "torch.clamp({0}, {1}, {2})", "tnn": "{0}.clamp({1}, {2})"},
+       number="min(max({0}, {1}), {2})", degree="linear", parity="clip")
+define("lerp", "a b w:scalar", "elementwise", "Moves from a towards b by the fraction w: w=0 gives a, w=1 gives b.",
+       ref=lambda a, b, w: a + w * (b - a),
+       torch={"ttt": "torch.lerp({0}, {1}, {2})", "ttn": "torch.lerp({0}, {1}, {2})"},
+       number="{0} + ({2}) * ({1} - ({0}))", degree="lerp", parity="lerp",
+       special="torch.lerp(0, inf, 0.9) is nan, inf in the reference: torch counts from b for w >= 0.5")
+define("debias", "m beta:scalar", "elementwise",
+       "An average from 0 with rate 1 - beta, corrected for its start: m / (1 - beta**t).",
+       expand="m / (1 - beta ** t)")
 
-_BOTH = "dim=(-2, -1), keepdim=True"
-for _where, _law, _prefix in (
-    (f"({_BOTH})", SCALAR, ""),
-    ("(-1, keepdim=True)", ROWS, "row_"),
-    ("(-2, keepdim=True)", COLS, "col_"),
+
+def _over(function: Callable[..., Any], axes: int | tuple[int, int]) -> Callable[..., Any]:
+    return lambda a: function(a, axis=axes, keepdims=True)
+
+
+def _norm(a: Array, axis: Any, keepdims: bool) -> Any:
+    return np.sqrt(np.sum(np.square(a), axis=axis, keepdims=keepdims))
+
+
+_axes: Any
+for _prefix, _kept, _of, _axes, _dim in (
+    ("", SCALAR, "of all elements", (-2, -1), "dim=(-2, -1), keepdim=True"),
+    ("row_", ROWS, "of each row", -1, "dim=-1, keepdim=True"),
+    ("col_", COLS, "of each column", -2, "dim=-2, keepdim=True"),
 ):
-    _axes: Any = {"": (-2, -1), "row_": -1, "col_": -2}[_prefix]
-    _over = {"": "of all elements", "row_": "of each row", "col_": "of each column"}[_prefix]
-    _single = "()" if not _prefix else _where
-    _norm = f"torch.linalg.vector_norm({{0}}, {_where[1:-1] if not _prefix else 'dim=' + _where[1:-1]})"
-    _facts: dict[str, Any] = {"law": _reduction(_law), "degree": "linear"}
-    _max = "torch.amax({0}, " + (_where[1:-1] if not _prefix else "dim=" + _where[1:-1]) + ")"
+    _law, _tensor, _comma = _reduction(_kept), "" if not _prefix else _dim, "" if not _prefix else f", {_dim}"
+    define(f"{_prefix}sum", "a:tensor", "reduction", f"The sum {_of}.", _law, ref=_over(np.sum, _axes),
+           torch=f"{{0}}.sum({_tensor})", lanes=f"{{0}}.sum({_dim})", degree="linear", parity="linear")
+    define(f"{_prefix}mean", "a:tensor", "reduction", f"The mean {_of}.", _law, ref=_over(np.mean, _axes),
+           torch=f"{{0}}.mean({_tensor})", lanes=f"{{0}}.mean({_dim})", degree="linear", parity="linear")
+    define(f"{_prefix}norm", "a:tensor", "reduction", f"The Euclidean norm {_of}.", _law, ref=_over(_norm, _axes),
+           torch=f"torch.linalg.vector_norm({{0}}{_comma})", lanes=f"torch.linalg.vector_norm({{0}}, {_dim})",
+           degree="linear", parity="even")
+    define(f"{_prefix}amax", "a:tensor", "reduction", f"The largest {_of}.", _law, ref=_over(np.amax, _axes),
+           torch=f"{{0}}.amax({_tensor})", lanes=f"{{0}}.amax({_dim})", degree="linear")
+    define(f"{_prefix}dot", "a:tensor b:tensor", "reduction", f"The sum of products {_of}.", _law,
+           expand=f"{_prefix}sum(a * b)")
+    define(f"{_prefix}rms", "a:tensor", "reduction", f"The root of the mean square {_of}.", _law,
+           expand=f"sqrt({_prefix}mean(square(a)))")
+    define(f"{_prefix}cosine", "a:tensor b:tensor", "reduction",
+           f"The cosine similarity {_of}; 0 where either is zero.", _law,
+           expand=f"{_prefix}sum(a * b) / max({_prefix}norm(a) * {_prefix}norm(b), 1e-30)")
+define("size", "a:tensor", "reduction", "How many elements the tensor has.", lambda a: SCALAR,
+       ref=lambda a: np.full((1, 1), float(np.shape(a)[-2] * np.shape(a)[-1])),
+       torch="{0}.new_tensor({0}.numel())", lanes="{0}.new_full(({0}.shape[0], 1, 1), {0}[0].numel())",
+       cost=0.0, degree="constant", parity="constant")
 
-    def _reduce(function: Callable[..., Any], axes: Any = _axes) -> Callable[..., Any]:
-        return lambda a: function(a, axis=axes, keepdims=True)
-
-    define(
-        f"{_prefix}sum",
-        "a:tensor",
-        "reduction",
-        f"The sum {_over}.",
-        ref=_reduce(np.sum),
-        torch="{0}.sum" + _single,
-        lanes="{0}.sum" + _where,
-        parity="linear",
-        **_facts,
-    )
-    define(
-        f"{_prefix}mean",
-        "a:tensor",
-        "reduction",
-        f"The mean {_over}.",
-        ref=_reduce(np.mean),
-        torch="{0}.mean" + _single,
-        lanes="{0}.mean" + _where,
-        parity="linear",
-        **_facts,
-    )
-    define(
-        f"{_prefix}norm",
-        "a:tensor",
-        "reduction",
-        f"The Euclidean norm {_over}.",
-        ref=lambda a, axes=_axes: np.sqrt(np.sum(np.square(a), axis=axes, keepdims=True)),
-        torch="torch.linalg.vector_norm({0})" if not _prefix else _norm,
-        lanes=_norm,
-        parity="even",
-        **_facts,
-    )
-    define(
-        f"{_prefix}amax",
-        "a:tensor",
-        "reduction",
-        f"The largest {_over}.",
-        ref=_reduce(np.amax),
-        torch="{0}.amax()" if not _prefix else _max,
-        lanes=_max,
-        **_facts,
-    )
-    define(
-        f"{_prefix}dot",
-        "a:tensor b:tensor",
-        "reduction",
-        f"The sum of products {_over}.",
-        law=_facts["law"],
-        expand=f"{_prefix}sum(a * b)",
-    )
-    define(
-        f"{_prefix}rms",
-        "a:tensor",
-        "reduction",
-        f"The root of the mean square {_over}.",
-        law=_facts["law"],
-        expand=f"sqrt({_prefix}mean(square(a)))",
-    )
-    define(
-        f"{_prefix}cosine",
-        "a:tensor b:tensor",
-        "reduction",
-        f"The cosine similarity {_over}; 0 where either is zero.",
-        law=_facts["law"],
-        expand=f"{_prefix}sum(a * b) / max({_prefix}norm(a) * {_prefix}norm(b), 1e-30)",
-    )
-
-define(
-    "size",
-    "a:tensor",
-    "reduction",
-    "How many elements the tensor has.",
-    law=lambda a: SCALAR,
-    ref=lambda a: np.full((1, 1), float(np.size(a))),
-    torch="{0}.new_tensor({0}.numel())",
-    lanes="{0}.new_full(({0}.shape[0], 1, 1), {0}[0].numel())",
-    cost=0.0,
-    degree="0",
-    parity="none",
-)
-define(
-    "global_sum",
-    "a:tensor",
-    "global",
-    "The sum of all elements of all parameters.",
-    law=_reduction(GLOBAL),
-    ref=np.sum,
-    torch="{0}.sum()",
-    lanes=f"{{0}}.sum({_BOTH})",
-    combine="sum",
-    degree="linear",
-    parity="linear",
-)
-define(
-    "global_amax",
-    "a:tensor",
-    "global",
-    "The largest element of all parameters.",
-    law=_reduction(GLOBAL),
-    ref=np.amax,
-    torch="{0}.amax()",
-    lanes=f"torch.amax({{0}}, {_BOTH})",
-    combine="amax",
-    degree="linear",
-)
-define(
-    "global_mean",
-    "a:tensor",
-    "global",
-    "The mean of all elements of all parameters.",
-    law=_reduction(GLOBAL),
-    expand="global_sum(a) / global_sum(size(a))",
-)
-define(
-    "global_norm",
-    "a:tensor",
-    "global",
-    "The Euclidean norm over all parameters.",
-    law=_reduction(GLOBAL),
-    expand="sqrt(global_sum(square(a)))",
-)
-define(
-    "global_dot",
-    "a:tensor b:tensor",
-    "global",
-    "The sum of products over all parameters.",
-    law=_reduction(GLOBAL),
-    expand="global_sum(a * b)",
-)
-
-define(
-    "matmul",
-    "a:tensor b:tensor",
-    "matrix",
-    "The product of two matrices.",
-    law=_matmul,
-    ref=np.matmul,
-    torch="{0} @ {1}",
-    infix="@",
-    precedence=5,
-    cost=8.0,
-    matrix=True,
-    degree="product",
-    parity="product",
-)
-INFIX["@"] = OPS["matmul"]
-define(
-    "transpose",
-    "a:tensor",
-    "matrix",
-    "Rows as columns.",
-    law=_transpose,
-    ref=lambda a: np.swapaxes(a, -1, -2),
-    torch="{0}.mT",
-    cost=0.0,
-    matrix=True,
-    degree="linear",
-    parity="linear",
-)
+_all, _both = _reduction(GLOBAL), "dim=(-2, -1), keepdim=True"
+define("global_sum", "a:tensor", "global", "The sum of all elements of all parameters.", _all,
+       ref=_over(np.sum, (-2, -1)), torch="{0}.sum()", lanes=f"{{0}}.sum({_both})", combine="sum",
+       degree="linear", parity="linear")
+define("global_amax", "a:tensor", "global", "The largest element of all parameters.", _all,
+       ref=_over(np.amax, (-2, -1)), torch="{0}.amax()", lanes=f"{{0}}.amax({_both})", combine="amax",
+       degree="linear")
+define("global_mean", "a:tensor", "global", "The mean of all elements of all parameters.", _all,
+       expand="global_sum(a) / global_sum(size(a))")
+define("global_norm", "a:tensor", "global", "The Euclidean norm over all parameters.", _all,
+       expand="sqrt(global_sum(square(a)))")
+define("global_dot", "a:tensor b:tensor", "global", "The sum of products over all parameters.", _all,
+       expand="global_sum(a * b)")
 
 
 def _newton_schulz(a: Array, steps: float) -> Array:
-    x = a / (np.sqrt(np.sum(np.square(a))) + 1e-7)
+    x = a / (np.sqrt(np.sum(np.square(a), axis=(-2, -1), keepdims=True)) + 1e-7)
     tall = x.shape[-2] > x.shape[-1]
-    x = x.T if tall else x
-    for _ in range(int(steps)):
-        s = x @ x.T
+    x = x.mT if tall else x
+    for _ in range(int(np.nan_to_num(np.clip(steps, 0, 32)))):
+        s = x @ x.mT
         x = 3.4445 * x + (-4.7750 * s + 2.0315 * (s @ s)) @ x
-    return np.asarray(x.T if tall else x)
+    return np.asarray(x.mT if tall else x)
 
 
-define(
-    "newton_schulz",
-    "a:tensor steps:number",
-    "matrix",
-    "The nearest semi-orthogonal matrix, roughly: quintic Newton-Schulz steps (Jordan 2024, Muon).",
-    law=_first,
-    ref=_newton_schulz,
-    torch="newton_schulz({0}, {1})",
-    helpers=("newton_schulz",),
-    cost=60.0,
-    matrix=True,
-    degree="0",
-    parity="odd",
-)
+define("matmul", "a:tensor b:tensor", "matrix", "The product of two matrices.", _matmul, ref=np.matmul,
+       torch="{0} @ {1}", infix="@", precedence=5, cost=8.0, matrix=True, degree="product", parity="product")
+define("transpose", "a:tensor", "matrix", "Rows as columns.", _transpose, ref=lambda a: np.swapaxes(a, -1, -2),
+       torch="{0}.mT", cost=0.0, matrix=True, degree="linear", parity="linear")
+define("newton_schulz", "a:tensor steps:number", "matrix",
+       "The nearest semi-orthogonal matrix, roughly: quintic Newton-Schulz steps, 0 to 32 of them (Jordan 2024, Muon).",
+       _first, ref=_newton_schulz, torch="newton_schulz({0}, {1})", helpers=("newton_schulz",), cost=60.0, matrix=True,
+       degree="0", parity="odd")
 
-define(
-    "rows",
-    "a:tensor",
-    "shape",
-    "How many rows it has, as a number.",
-    law=lambda a: NUMBER,
-    ref=lambda a: float(np.shape(a)[-2]),
-    torch="{0}.shape[-2]",
-    cost=0.0,
-    matrix=True,
-    degree="0",
-    parity="none",
-)
-define(
-    "cols",
-    "a:tensor",
-    "shape",
-    "How many columns it has, as a number.",
-    law=lambda a: NUMBER,
-    ref=lambda a: float(np.shape(a)[-1]),
-    torch="{0}.shape[-1]",
-    cost=0.0,
-    matrix=True,
-    degree="0",
-    parity="none",
-)
+define("rows", "a:tensor", "shape", "How many rows it has, as a number.", lambda a: NUMBER,
+       ref=lambda a: float(np.shape(a)[-2]), torch="{0}.shape[-2]", cost=0.0, matrix=True, degree="0", parity="even")
+define("cols", "a:tensor", "shape", "How many columns it has, as a number.", lambda a: NUMBER,
+       ref=lambda a: float(np.shape(a)[-1]), torch="{0}.shape[-1]", cost=0.0, matrix=True, degree="0", parity="even")
+# fmt: on

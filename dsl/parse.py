@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dsl.ops import INFIX, OPS
 from dsl.program import (
     BUILTINS,
+    LARGEST,
     ROLES,
     And,
     Assign,
@@ -92,8 +93,10 @@ class _Parser:
             module = ast.parse(text)
         except SyntaxError as error:
             raise self.fail(error.lineno or 1, f"not Python syntax: {error.msg}") from None
-        except (ValueError, RecursionError, MemoryError) as error:
-            raise self.fail(1, f"not a rule: {error or 'nested too deeply'}") from None
+        except ValueError as error:
+            raise self.fail(1, f"not a rule: {error}") from None
+        except (RecursionError, MemoryError):
+            raise self.fail(1, f"not a rule: nested deeper than {MAX_DEPTH}") from None
         for node in module.body:
             if not isinstance(node, ast.FunctionDef):
                 raise self.fail(
@@ -133,6 +136,8 @@ class _Parser:
                 raise self.fail(function, f"'{name}' is declared twice")
             if name in BUILTINS:
                 raise self.fail(function, f"'{name}' is built in and cannot be declared")
+            if name in OPS:
+                raise self.fail(function, f"'{name}' is an operator and cannot be declared")
         return Program(function.name, slots, hypers, self.block(body), result, self.rules, doc)
 
     def arguments(self, function: ast.FunctionDef) -> tuple[Slot, ...]:
@@ -170,6 +175,8 @@ class _Parser:
             value = _INITS[init.id]
             if value == "eye" and extent not in ("left", "right"):
                 raise self.fail(arg, f"state '{arg.arg}': eye needs a square extent, left(eye) or right(eye)")
+            if value == "p" and extent != "full":
+                raise self.fail(arg, f"state '{arg.arg}': a copy of p has p's extent, like(p)")
             return Slot(arg.arg, EXTENTS[extent], value)
         if init is not None and (number := _literal(init)) is not None:
             return Slot(arg.arg, EXTENTS[extent], number)
@@ -225,7 +232,9 @@ class _Parser:
                 raise self.fail(node, "an assignment has one name on its left: name = expression")
         raise self.fail(node, f"{_kind(node)} is not allowed; a rule is assignments and static ifs")
 
-    def test(self, node: ast.expr) -> Test:
+    def test(self, node: ast.expr, depth: int = 0) -> Test:
+        if depth > MAX_DEPTH:
+            raise self.fail(node, f"test nested deeper than {MAX_DEPTH}")
         match node:
             case ast.Call(func=ast.Name(id="matrix"), args=[ast.Name(id="p")], keywords=[]):
                 return IsMatrix()
@@ -234,11 +243,11 @@ class _Parser:
                     raise self.fail(node, f"unknown role '{role}'{suggest(role, ROLES)}; roles are {', '.join(ROLES)}")
                 return HasRole(role)
             case ast.UnaryOp(op=ast.Not(), operand=operand):
-                return Not(self.test(operand))
+                return Not(self.test(operand, depth + 1))
             case ast.BoolOp(op=ast.And(), values=values):
-                return And(tuple(self.test(value) for value in values))
+                return And(tuple(self.test(value, depth + 1) for value in values))
             case ast.BoolOp(op=ast.Or(), values=values):
-                return Or(tuple(self.test(value) for value in values))
+                return Or(tuple(self.test(value, depth + 1) for value in values))
         raise self.fail(
             node,
             "an if may ask only matrix(p), role('head'), and, or, not: what is known before training; "
@@ -270,8 +279,12 @@ class _Parser:
                 return self.call(node, name, tuple(self.expression(arg, depth + 1) for arg in args))
             case ast.Call(func=ast.Name(id=name)):
                 raise self.fail(node, f"{name}: arguments are given by position, without keywords")
+            case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+                raise self.fail(node, f"a literal must be smaller than {LARGEST:g}")
             case ast.Constant(value=value):
-                raise self.fail(node, f"{value!r} is not a finite number")
+                raise self.fail(node, f"{value!r} is not a number")
+            case ast.Call(func=ast.Attribute() as attribute):
+                node = attribute
         raise self.fail(node, f"{_kind(node)} is not allowed in an expression; use operators and arithmetic")
 
     def call(self, node: ast.AST, name: str, args: tuple[Expr, ...]) -> Expr:
@@ -296,12 +309,10 @@ def _literal(node: ast.expr) -> float | None:
     match node:
         case ast.Constant(value=bool()):
             return None
-        case ast.Constant(value=int() | float() as value) if abs(value) < 1e300:
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if (
-            not isinstance(value, bool) and abs(value) < 1e300
-        ):
-            return -value
+        case ast.Constant(value=int() | float() as value) if abs(value) < LARGEST:
+            return float(value)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant() as operand):
+            return None if (value := _literal(operand)) is None else -value
     return None
 
 
@@ -313,6 +324,10 @@ _KINDS = {
     "Attribute": "an attribute (a.b)",
     "Subscript": "indexing (a[b])",
     "Lambda": "a lambda",
+    "NamedExpr": "':='",
+    "Delete": "del",
+    "ClassDef": "a class",
+    "AsyncFunctionDef": "an async function",
     "IfExp": "a conditional expression (use where(mask, a, b))",
     "BoolOp": "and / or (outside a static if)",
     "Compare": "a chained comparison",

@@ -7,7 +7,6 @@ A `Program` is what a rule file says and nothing more: it is parsed from text (`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +14,9 @@ from dsl.types import Extent
 
 ROLES = ("hidden", "embedding", "head", "bias", "norm", "query_key", "vector")
 """What a parameter is for. `hidden` is the default of a matrix, `vector` of anything else."""
+
+LARGEST = 1e300
+"""Literals are smaller; a larger one is a mistake, and its products are inf."""
 
 BUILTINS = ("t", "lr_ratio")
 """Numbers every rule may read: the step, from 1, and lr over its initial value."""
@@ -47,13 +49,13 @@ class RuleError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A finite literal."""
+    """A literal, finite and smaller than LARGEST."""
 
     value: float
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.value):
-            raise RuleError(f"a literal must be finite, not {self.value}")
+        if not abs(self.value) < LARGEST:
+            raise RuleError(f"a literal must be smaller than {LARGEST:g}, not {self.value}")
 
 
 @dataclass(frozen=True, slots=True)

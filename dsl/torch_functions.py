@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def newton_schulz(x: torch.Tensor, steps: int) -> torch.Tensor:
+def newton_schulz(x: torch.Tensor, steps: float) -> torch.Tensor:
     """Orthogonalises the last two dimensions of x approximately, by quintic Newton-Schulz steps (Jordan 2024, Muon)."""
     x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x.shape[-2] > x.shape[-1]
@@ -15,3 +15,17 @@ def newton_schulz(x: torch.Tensor, steps: int) -> torch.Tensor:
         s = x @ x.mT
         x = 3.4445 * x + (-4.7750 * s + 2.0315 * (s @ s)) @ x
     return x.mT if tall else x
+
+
+def power(base: torch.Tensor | float, exponent: torch.Tensor | float) -> torch.Tensor:
+    """base ** exponent, lane by lane: torch rounds it otherwise in vector registers than in the rest of a row, so that
+    in one call a lane's bits would depend on where the lane lies."""
+    base, exponent = torch.broadcast_tensors(*_tensors(base, exponent))
+    return torch.stack([torch.pow(b, e) for b, e in zip(base, exponent, strict=True)])
+
+
+def _tensors(a: torch.Tensor | float, b: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
+    like = a if isinstance(a, torch.Tensor) else b
+    assert isinstance(like, torch.Tensor)
+    first, second = (x if isinstance(x, torch.Tensor) else like.new_tensor(x) for x in (a, b))
+    return first, second

@@ -10,7 +10,7 @@ over all parameters (a global norm), a `tensor` belongs to one parameter. A comp
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 Extent = tuple[str, str]
@@ -89,15 +89,16 @@ class MismatchError(ValueError):
 
 def broadcast(*types: Type) -> Type:
     """The type of an element-wise operator's result. Raises MismatchError where sizes do not meet."""
-    result = types[0]
+    first = types[0]
+    if not first.mask and all(other == first for other in types[1:]):
+        return first
+    (rows, cols), scope = first.extent, first.scope
     for position, other in enumerate(types[1:], start=1):
-        sizes = []
-        for mine, theirs in zip(result.extent, other.extent, strict=True):
-            if mine != theirs and "1" not in (mine, theirs):
-                raise MismatchError(position, f"does not broadcast: {{}} is {other}, beside {result}")
-            sizes.append(theirs if mine == "1" else mine)
-        result = Type((sizes[0], sizes[1]), max(result.scope, other.scope))
-    return replace(result, mask=False)
+        r, c = other.extent
+        if (rows != r and "1" not in (rows, r)) or (cols != c and "1" not in (cols, c)):
+            raise MismatchError(position, f"does not broadcast: {{}} is {other}, beside {Type((rows, cols), scope)}")
+        rows, cols, scope = (r if rows == "1" else rows), (c if cols == "1" else cols), max(scope, other.scope)
+    return Type((rows, cols), scope)
 
 
 def fits(value: Type, place: Type) -> bool:

@@ -1,0 +1,402 @@
+"""The archive: all that a search learned, in one SQLite file, one transaction a generation.
+
+Rows are only ever added. What the same seed gives again on any machine is in the tables of `_TABLES`, which `digest`
+reads; when and how long is in `timings`, which it leaves out. The file can be read with any SQLite tool: numbers and
+text are columns, lists and mappings are JSON in them, and `meta` holds the version of this layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from discover.errors import ArchiveError
+from discover.records import (
+    Candidate,
+    Confirmation,
+    Evaluation,
+    Generation,
+    GenerationRecord,
+    Ranked,
+    Totals,
+)
+
+FORMAT = 1
+"""Version of the layout below; an archive of another one is refused, not guessed at."""
+
+_SCHEMA = """
+create table meta (key text primary key, value text not null);
+create table generations (
+    number integer primary key, proposed integer not null, rejected json not null, duplicates integer not null,
+    trained integer not null, hurdles json not null, model_steps integer not null, best_fitness real);
+create table candidates (
+    id integer primary key, generation integer not null references generations, origin text not null,
+    parents json not null, text text not null, structure text not null, behaviour text not null,
+    status text not null check (status in ('trained', 'duplicate', 'diverged', 'timed_out', 'worker_lost')),
+    reason text not null, duplicate_of integer references candidates, fitness real, rung integer,
+    properties json not null);
+create index candidates_generation on candidates (generation);
+create index candidates_fitness on candidates (fitness) where status = 'trained';
+create table evaluations (
+    candidate integer references candidates, generation integer not null references generations,
+    kind text not null check (kind in ('search', 'confirm', 'reference')), rung integer not null, task text not null,
+    seed integer not null, loss_scale real not null, parameter_scale real not null, learning_rates json not null,
+    losses json not null, best_lr real, loss real, reference_loss real, score real, model_steps integer not null);
+create index evaluations_generation on evaluations (generation);
+create index evaluations_candidate on evaluations (candidate);
+create table confirmations (
+    candidate integer not null references candidates, generation integer not null references generations,
+    fitness real, error real, count integer not null, primary key (candidate, generation));
+create table timings (
+    generation integer primary key references generations, ended text not null, seconds json not null);
+"""
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class _Table(Generic[Row]):
+    """How a record is kept: a column for each field, some of them JSON, in an order that the record itself gives."""
+
+    name: str
+    record: Callable[..., Row]
+    columns: tuple[str, ...]
+    json: frozenset[str]
+    generation: str
+    order: Callable[[Any], tuple[Any, ...]]
+
+    def pack(self, row: Row) -> list[Any]:
+        return [
+            _to_json(value) if name in self.json else _finite(value)
+            for name, value in ((name, getattr(row, name)) for name in self.columns)
+        ]
+
+    def unpack(self, values: tuple[Any, ...]) -> Row:
+        pairs = zip(self.columns, values, strict=True)
+        return self.record(**{name: _from_json(value) if name in self.json else value for name, value in pairs})
+
+    @property
+    def select(self) -> str:
+        return f"select {', '.join(self.columns)} from {self.name}"
+
+    @property
+    def insert(self) -> str:
+        return f"insert into {self.name} ({', '.join(self.columns)}) values ({', '.join('?' * len(self.columns))})"
+
+
+def _table(
+    name: str, record: type[Row], json: str, order: Callable[[Any], tuple[Any, ...]], generation: str = "generation"
+) -> _Table[Row]:
+    columns = tuple(field.name for field in fields(record))  # type: ignore[arg-type]
+    return _Table(name, record, columns, frozenset(json.split()), generation, order)
+
+
+_GENERATIONS = _table("generations", GenerationRecord, "rejected hurdles", lambda g: (g.number,), "number")
+_CANDIDATES = _table("candidates", Candidate, "parents properties", lambda c: (c.id,))
+_EVALUATIONS = _table(
+    "evaluations",
+    Evaluation,
+    "learning_rates losses",
+    lambda e: (
+        *(e.kind, e.rung, e.task, e.seed, e.loss_scale, e.parameter_scale),
+        -1 if e.candidate is None else e.candidate,
+    ),
+)
+_CONFIRMATIONS = _table("confirmations", Confirmation, "", lambda c: (c.candidate,))
+_TABLES: tuple[_Table[Any], ...] = (_GENERATIONS, _CANDIDATES, _EVALUATIONS, _CONFIRMATIONS)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(_plain(value), separators=(",", ":"), sort_keys=True, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return _finite(value)
+
+
+def _from_json(text: str) -> Any:
+    return _frozen(json.loads(text))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(each) for each in value) if isinstance(value, list) else value
+
+
+class Archive:
+    """One run's archive. `create` and `open` give the run's one writer, `read` gives anyone a look, also meanwhile.
+
+    Every method raises ArchiveError, in one line, where the file or the disk is at fault.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+        self._totals: _Count | None = None
+
+    @classmethod
+    def create(cls, path: Path, meta: Mapping[str, str] | None = None) -> Archive:
+        """A new, empty archive. Raises ArchiveError if the file exists, or cannot be written."""
+        if path.exists():
+            raise ArchiveError(f"{path}: exists already")
+        with _in_words(path):
+            archive = cls(path, _connect(f"{_uri(path)}?mode=rwc"))
+            archive._connection.execute("pragma journal_mode = wal")
+            with archive._transaction():
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    archive._connection.execute(statement)
+                rows = [("format", str(FORMAT)), *sorted((meta or {}).items())]
+                archive._connection.executemany("insert into meta values (?, ?)", rows)
+        return archive
+
+    @classmethod
+    def open(cls, path: Path) -> Archive:
+        """An existing archive, to go on writing. Whoever calls this holds the run's lock."""
+        with _in_words(path):
+            archive = cls(path, _connect(f"{_uri(path)}?mode=rw"))._checked()
+            archive._connection.execute("pragma journal_mode = wal")
+        return archive
+
+    @classmethod
+    def read(cls, path: Path) -> Archive:
+        """An existing archive, to look at, also while a search writes to it."""
+        with _in_words(path):
+            return cls(path, _connect(f"{_uri(path)}?mode=ro"))._checked()
+
+    def _checked(self) -> Self:
+        try:
+            found = self.meta().get("format")
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
+            found = None
+        if found != str(FORMAT):
+            self._connection.close()
+            made_by = f"is of format {found}" if found else "is not an archive of discover"
+            raise ArchiveError(f"{self.path}: {made_by}; this version reads format {FORMAT}")
+        return self
+
+    def close(self) -> None:
+        """Leaves one plain file where this was the writer and nobody else is reading."""
+        try:
+            self._connection.execute("pragma journal_mode = delete")
+        except sqlite3.Error:
+            pass  # a reader is at it, or this is one: the log beside the file stays, and belongs to it
+        finally:
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # Writing ------------------------------------------------------------------------------------------------------
+
+    def commit_generation(self, generation: Generation, seconds: Mapping[str, float] | None = None) -> None:
+        """Adds a generation: all of it, or, where anything goes wrong, nothing.
+
+        Args:
+            generation: the next one. Its rows may be in any order; they are kept in one of their own.
+            seconds: phase -> seconds ("propose", "gate", "train", "store", "idle"); not part of the digest.
+
+        Raises:
+            ValueError: not the next generation.
+            ArchiveError: the disk is full, or the file cannot be written.
+        """
+        totals = self._count()
+        number = generation.record.number
+        if number != totals.generations:
+            raise ValueError(f"generation {number} was committed where {totals.generations} comes next")
+        with _in_words(self.path), self._transaction():
+            rows = ((generation.record,), generation.candidates, generation.evaluations, generation.confirmations)
+            for table, added in zip(_TABLES, rows, strict=True):
+                ordered = sorted(added, key=table.order)
+                self._connection.executemany(table.insert, map(table.pack, ordered))
+            self._connection.execute(
+                "insert into timings values (?, ?, ?)",
+                (number, datetime.now(UTC).isoformat(timespec="milliseconds"), _to_json(dict(seconds or {}))),
+            )
+        totals.add(generation, seconds or {})
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("begin immediate")
+        try:
+            yield
+            self._connection.execute("commit")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("rollback")
+            raise
+
+    # Reading ------------------------------------------------------------------------------------------------------
+
+    def meta(self) -> dict[str, str]:
+        """What was said of the archive when it was made, and `format`."""
+        return dict(self._rows("select key, value from meta order by key"))
+
+    def generations(self) -> Iterator[Generation]:
+        """Every generation in the order of the search: what a resumed search absorbs again."""
+        for record in self._records(_GENERATIONS, "order by number"):
+            yield Generation(record, *(self._of(table, record.number) for table in _TABLES[1:]))
+
+    def _of(self, table: _Table[Row], generation: int) -> tuple[Row, ...]:
+        return tuple(self._records(table, f"where {table.generation} = ? order by rowid", generation))
+
+    def candidate(self, id: int) -> Candidate | None:
+        return next(self._records(_CANDIDATES, "where id = ?", id), None)
+
+    def evaluations_of(self, candidate: int) -> tuple[Evaluation, ...]:
+        """All evaluations of a candidate, in the order of the search."""
+        return tuple(self._records(_EVALUATIONS, "where candidate = ? order by rowid", candidate))
+
+    def confirmations_of(self, candidate: int) -> tuple[Confirmation, ...]:
+        """How a candidate's standing on fresh instances developed."""
+        return tuple(self._records(_CONFIRMATIONS, "where candidate = ? order by generation", candidate))
+
+    def leaderboard(self, count: int = 10) -> tuple[Ranked, ...]:
+        """The first places: confirmed candidates by confirmed fitness, then those not confirmed by their own.
+
+        A candidate that failed on fresh instances has no place.
+        """
+        confirmed = self._records(
+            _CONFIRMATIONS,
+            "where fitness is not null and (candidate, generation) in"
+            " (select candidate, max(generation) from confirmations group by candidate)"
+            " order by fitness desc, candidate limit ?",
+            count,
+        )
+        places: list[tuple[Candidate, Confirmation | None]] = []
+        for row in confirmed:
+            places += [(each, row) for each in self._records(_CANDIDATES, "where id = ?", row.candidate)]
+        others = self._records(
+            _CANDIDATES,
+            "where status = 'trained' and fitness is not null and id not in (select candidate from confirmations)"
+            " order by fitness desc, id limit ?",
+            count - len(places),
+        )
+        places += [(candidate, None) for candidate in others]
+        return tuple(Ranked(rank, *place) for rank, place in enumerate(places, start=1))
+
+    def best(self) -> Ranked | None:
+        """The head of the leaderboard."""
+        return next(iter(self.leaderboard(1)), None)
+
+    def totals(self) -> Totals:
+        """The counts of the whole run."""
+        return self._count().totals()
+
+    def _count(self) -> _Count:
+        if self._totals is None:
+            self._totals = _Count()
+            for record in self._records(_GENERATIONS, "order by number"):
+                self._totals.add_record(record)
+            for (text,) in self._rows("select seconds from timings"):
+                self._totals.seconds.update(_from_json(text))
+            trained = self._rows("select behaviour from candidates where status != 'duplicate'")
+            self._totals.behaviours.update(behaviour for (behaviour,) in trained)
+        return self._totals
+
+    def digest(self) -> str:
+        """SHA-256 of every result, in order: the same for the same search, however it was run, however long it took."""
+        digest = hashlib.sha256()
+        for table in _TABLES:
+            digest.update(f"{table.name}\n".encode())
+            for row in self._rows(f"{table.select} order by {table.generation}, rowid"):
+                digest.update(f"{row!r}\n".encode())
+        return digest.hexdigest()
+
+    def _records(self, table: _Table[Row], where: str, *values: object) -> Iterator[Row]:
+        return map(table.unpack, self._rows(f"{table.select} {where}", *values))
+
+    def _rows(self, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
+        with _in_words(self.path), closing(self._connection.execute(query, values)) as cursor:
+            yield from cursor
+
+
+class _Count:
+    """Totals that grow with each generation."""
+
+    def __init__(self) -> None:
+        self.generations = self.proposed = self.duplicates = self.trained = self.model_steps = 0
+        self.rejected: Counter[str] = Counter()
+        self.seconds: Counter[str] = Counter()
+        self.behaviours: set[str] = set()
+
+    def add(self, generation: Generation, seconds: Mapping[str, float]) -> None:
+        self.add_record(generation.record)
+        self.seconds.update(seconds)
+        self.behaviours.update(c.behaviour for c in generation.candidates if c.status != "duplicate")
+
+    def add_record(self, record: GenerationRecord) -> None:
+        self.generations += 1
+        self.proposed += record.proposed
+        self.rejected.update(record.rejected)
+        self.duplicates += record.duplicates
+        self.trained += record.trained
+        self.model_steps += record.model_steps
+
+    def totals(self) -> Totals:
+        return Totals(
+            self.generations,
+            self.proposed,
+            dict(sorted(self.rejected.items())),
+            self.duplicates,
+            self.trained,
+            len(self.behaviours),
+            self.model_steps,
+            dict(self.seconds),
+        )
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10.0)
+    connection.execute("pragma foreign_keys = on")
+    connection.execute("pragma synchronous = normal")
+    return connection
+
+
+def _uri(path: Path) -> str:
+    return path.absolute().as_uri()
+
+
+_WORDS = {
+    sqlite3.SQLITE_FULL: "the disk is full; free some space, then 'discover resume' goes on",
+    sqlite3.SQLITE_READONLY: "no permission to write",
+    sqlite3.SQLITE_PERM: "no permission",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened; is the folder there, and yours to write?",
+    sqlite3.SQLITE_NOTADB: "is not an archive of discover (not an SQLite file)",
+    sqlite3.SQLITE_CORRUPT: "is damaged; 'sqlite3 archive.sqlite .recover' may save what is left",
+    sqlite3.SQLITE_BUSY: "another process is writing to it",
+    sqlite3.SQLITE_IOERR: "the disk reports an error",
+}
+
+
+@contextmanager
+def _in_words(path: Path) -> Iterator[None]:
+    """SQLite's complaints about file and disk in one line; complaints about a query are bugs and stay as they are."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        words = _WORDS.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+        if words is None:
+            raise
+        raise ArchiveError(f"{path}: {words}") from error

@@ -1,0 +1,192 @@
+"""What a person sees: live progress, the leaderboard, the funnel, where the time went. Reads events and rows only."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+import dsl
+from discover.durations import format_duration
+from discover.events import Event, Finished, GenerationDone, Notice, Started
+from discover.records import Ranked, Totals
+from dsl.flatten import tidy
+from dsl.format import format_expr
+from dsl.identify import nearest
+from dsl.program import Program, RuleError, assignments
+
+EVERY_SECONDS = 10.0
+"""How often progress is printed where lines cannot be drawn over."""
+
+PHASES = ("propose", "train", "store", "idle")
+
+
+class ProgressView:
+    """Consumes a search's events: a block of lines that is drawn over on a terminal, plain lines anywhere else."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._started: Started | None = None
+        self._said = -EVERY_SECONDS
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._started = event
+                for line in started_lines(event):
+                    self.console.print(line, highlight=False, soft_wrap=True)
+            case Notice(text):
+                self.console.print(escape(text), style="yellow", highlight=False, soft_wrap=True)
+            case GenerationDone():
+                lines = list(self._progress(event))
+                if self._live:
+                    self._live.update("\n".join(map(escape, lines)))
+                elif event.elapsed - self._said >= EVERY_SECONDS or event.record.number == 0:
+                    self._said = event.elapsed
+                    self.console.print("  ".join(lines), highlight=False, markup=False, soft_wrap=True)
+            case Finished():
+                pass
+
+    def _progress(self, event: GenerationDone) -> Iterator[str]:
+        started, totals = self._started, event.totals
+        left = ""
+        if started and started.seconds is not None:
+            left = f", {format_duration(max(started.seconds - event.elapsed, 0.0))} left"
+        elif started and started.candidates is not None:
+            left = f", {max(started.candidates - totals.trained, 0)} candidates left"
+        yield (
+            f"{format_duration(event.elapsed):>6}  generation {event.record.number}: {totals.proposed} proposed,"
+            f" {totals.trained} trained{left}"
+        )
+        if event.best is not None:
+            yield f"best {fitness(event.best)}: {one_line(event.best.candidate.text)}"
+
+
+def started_lines(event: Started) -> Iterator[str]:
+    """What is about to happen, in two or three lines."""
+    where = f"{event.workers} worker{'s' if event.workers != 1 else ''}" if event.workers else "this process"
+    budget = [format_duration(event.seconds)] if event.seconds is not None else []
+    budget += [f"up to {event.candidates} candidates"] if event.candidates is not None else []
+    limit = " and ".join(budget) or "no limit"
+    yield f"{event.algorithm} in space {event.space}, seed {event.seed}, on {where}, {limit}"
+    compiled = [task for task, start in event.compiled_from.items() if start is not None]
+    eager = [task for task, start in event.compiled_from.items() if start is None]
+    if event.compiled_from:
+        yield f"gradients: compiled {', '.join(compiled) or 'none'}; eager {', '.join(eager) or 'none'}"
+    if event.generations:
+        yield f"goes on after {event.generations} generations"
+
+
+# Rules and numbers in a line ----------------------------------------------------------------------------------------
+
+
+def one_line(text: str | Program, width: int = 100) -> str:
+    """A rule's statements in one line, as a person would write them."""
+    program = tidy(dsl.parse(text) if isinstance(text, str) else text)
+    line = "; ".join(f"{each.target} = {format_expr(each.value)}" for each in assignments(program.body))
+    return line if len(line) <= width else f"{line[: width - 3]}..."
+
+
+def fitness(ranked: Ranked) -> str:
+    """ "+0.041 ±0.008 (8)", or "+0.041 not confirmed": in brackets, how many fresh evaluations."""
+    if ranked.fitness is None:
+        return "none"
+    if ranked.confirmation is None:
+        return f"{ranked.fitness:+.3f} not confirmed"
+    error, count = ranked.confirmation.error, ranked.confirmation.count
+    return f"{ranked.fitness:+.3f}{'' if error is None else f' ±{error:.3f}'} ({count})"
+
+
+def resemblance(program: Program) -> str:
+    """The nearest known rule, in a few words."""
+    try:
+        match = nearest(program)
+    except RuleError as error:
+        return f"cannot be compared: {error}"
+    if match.exact:
+        values = ", ".join(f"{name}={value:g}" for name, value in match.hypers.items())
+        return f"is {match.name}" + (f" ({values})" if values else "")
+    if match.but_for_decay:
+        return f"{match.name} but for weight decay"
+    return f"{match.name} {min(match.similarity, 0.999):.3f}"
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+
+_PLACE = "{:>4}  {:<24}  {:>5}  {:>6}  {}"
+
+
+def leaderboard(places: Sequence[Ranked], width: int = 80) -> Iterator[str]:
+    """Rank, fitness against tuned AdamW, memory, length and nearest known rule; below them the rule itself."""
+    if not places:
+        yield "nothing was trained"
+        return
+    yield _PLACE.format("rank", "fitness", "bytes", "length", "nearest known rule")
+    for ranked in places:
+        program = dsl.parse(ranked.candidate.text)
+        facts = ranked.candidate.properties
+        size, length = _number(facts.get("state_bytes")), _number(facts.get("length", len(program.body)))
+        yield _PLACE.format(ranked.rank, fitness(ranked), size, length, resemblance(program))
+        yield from textwrap.wrap(
+            one_line(program, 1000), max(width, 40), initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+    yield "fitness: mean log(loss of tuned AdamW / loss) on instances that nothing was chosen by, ± its standard error"
+    yield "(how many evaluations); above 0 is better. bytes: of state a parameter. length: in statements."
+
+
+def summary(event: Finished) -> Iterator[str]:
+    """The funnel, the rates, and where the time went."""
+    totals = event.totals
+    rejected = sum(totals.rejected.values())
+    reasons = ", ".join(f"{reason} {count}" for reason, count in by_count(totals.rejected))
+    yield f"{totals.proposed} proposed: {rejected} rejected{f' ({reasons})' if reasons else ''},"
+    yield f"  {totals.duplicates} duplicates, {totals.trained} trained ({totals.distinct} distinct behaviours)"
+    if event.elapsed > 0:
+        yield (
+            f"{format_duration(event.elapsed)}: {event.proposed / event.elapsed:.0f} proposed and"
+            f" {event.trained / event.elapsed:.1f} trained a second, {totals.model_steps:,} model steps in all"
+        )
+    if where := time_shares(totals):
+        yield f"where the time went: {where}"
+
+
+def by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def time_shares(totals: Totals) -> str:
+    """Phases as seconds of the time that went by; training apart, since it is the workers'."""
+    driver = [f"{phase} {format_duration(s)}" for phase, s in totals.seconds.items() if phase != "train"]
+    train = totals.seconds.get("train")
+    return ", ".join(driver) + (f"; workers trained for {format_duration(train)}" if train is not None else "")
+
+
+def _number(value: object) -> str:
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else "?"
+
+
+def rows_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """A plain table of text."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table

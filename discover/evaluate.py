@@ -1,0 +1,212 @@
+"""From programs to scores: task instances, learning-rate grids, units of work, and the score against tuned AdamW.
+
+An *instance* is a task with a seed, a length and two scales. A *unit* trains a block of programs on one instance, each
+at a grid of learning rates, and is what a worker takes at a time. A program's loss on an instance is read off at the
+interpolated best learning rate, and so is the reference's: with a coarse grid, search would mostly learn to step
+between its points.
+
+The grid is centred where AdamW does best on the task, in units that a rule cannot choose: a rule's `lr` is divided by
+the RMS of its step on unit-normal gradients (`Properties.scale`), corrected for the scale of the instance's parameters
+and, where the step grows with the gradient, for the size of the instance's gradients.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.random import Generator
+
+from discover import lanes
+from discover.gradient import Gradient, build
+from dsl import Program, parse
+from tasks import Task, load
+
+LOSS_FLOOR = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """What a program is trained on.
+
+    Attributes:
+        task: its name, as `tasks.load` takes it.
+        seed: of initial parameters and batches.
+        steps: length of the training; the schedule is stretched to it.
+        loss_scale, parameter_scale: see `discover.lanes.Lane`.
+    """
+
+    task: str
+    seed: int
+    steps: int
+    loss_scale: float = 1.0
+    parameter_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A program in a unit.
+
+    Attributes:
+        candidate: its id; None for the reference.
+        text: the rule.
+        scale: RMS of its step at lr=1 on unit-normal gradients, as a multiple of AdamW's.
+        degree: how its step grows with the gradient (0 for Adam, 1 for gradient descent).
+    """
+
+    candidate: int | None
+    text: str
+    scale: float
+    degree: float
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Learning rates: `points` of them, each `factor` times the one before, around the task's own."""
+
+    points: int
+    factor: float
+
+    def multipliers(self) -> tuple[float, ...]:
+        middle = (self.points - 1) / 2
+        return tuple(self.factor ** (index - middle) for index in range(self.points))
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Work for one worker: a block of programs on one instance."""
+
+    instance: Instance
+    entries: tuple[Entry, ...]
+    grid: Grid
+    weight_decay: float
+    compiled: bool
+    native: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one program came to on one instance: a validation loss for each learning rate, inf where it was lost."""
+
+    candidate: int | None
+    learning_rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    model_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnitResult:
+    """The outcomes of a unit, in the order of its entries, and how long the training took, in seconds."""
+
+    outcomes: tuple[Outcome, ...]
+    seconds: float
+
+
+def draw_instance(
+    task: str, steps: int, loss_scales: tuple[float, float], parameter_scales: tuple[float, float], rng: Generator
+) -> Instance:
+    """An instance of a task with a fresh seed and scales, each uniform in its logarithm between two ends."""
+    seed = int(rng.integers(2**31))
+    drawn = [math.exp(rng.uniform(math.log(low), math.log(high))) for low, high in (loss_scales, parameter_scales)]
+    return Instance(task, seed, steps, *(float(f"{scale:.4g}") for scale in drawn))
+
+
+def evaluate(unit: Unit) -> UnitResult:
+    """Trains a unit's programs, in this process."""
+    began = time.perf_counter()
+    instance = unit.instance
+    gradient = _gradient(instance.task, unit.compiled)
+    task = gradient.task
+    programs = [parse(entry.text) for entry in unit.entries]
+    rates = [_learning_rates(gradient, instance, entry, unit.grid) for entry in unit.entries]
+    all_lanes = [
+        lanes.Lane(
+            program=index,
+            seed=instance.seed,
+            hypers=_hypers(programs[index], rate, unit.weight_decay * instance.parameter_scale),
+            loss_scale=instance.loss_scale,
+            parameter_scale=instance.parameter_scale,
+        )
+        for index, mine in enumerate(rates)
+        for rate in mine
+    ]
+    traces = lanes.train(task, programs, all_lanes, steps=instance.steps, gradient=gradient, native=unit.native)
+    outcomes = []
+    for index, (entry, mine) in enumerate(zip(unit.entries, rates, strict=True)):
+        own = traces[index * unit.grid.points : (index + 1) * unit.grid.points]
+        outcomes.append(
+            Outcome(entry.candidate, mine, tuple(trace.loss for trace in own), sum(trace.steps for trace in own))
+        )
+    return UnitResult(tuple(outcomes), time.perf_counter() - began)
+
+
+def interpolated_best(learning_rates: Sequence[float], losses: Sequence[float]) -> tuple[float, float] | None:
+    """The learning rate that is best, between the grid's points, and the loss there.
+
+    The minimum of the parabola through the best point and its neighbours, in log loss against log learning rate. At the
+    edge of the grid, or beside a lost lane, it is the best point itself: nothing is extrapolated.
+
+    Returns:
+        Learning rate and loss; None if no loss is finite.
+    """
+    if not any(math.isfinite(loss) for loss in losses):
+        return None
+    y = [math.log(max(loss, LOSS_FLOOR)) if math.isfinite(loss) else math.inf for loss in losses]
+    best = int(np.argmin(y))
+    if not 0 < best < len(y) - 1 or math.isinf(y[best - 1]) or math.isinf(y[best + 1]):
+        return learning_rates[best], losses[best]
+    below, here, above = y[best - 1 : best + 2]
+    bend = below - 2 * here + above
+    if bend <= 0:
+        return learning_rates[best], losses[best]
+    shift = 0.5 * (below - above) / bend
+    log_factor = math.log(learning_rates[best + 1] / learning_rates[best])
+    return learning_rates[best] * math.exp(shift * log_factor), math.exp(here - 0.25 * (below - above) * shift)
+
+
+def score(loss: float, reference: float, limits: tuple[float, float]) -> float:
+    """How much better than the reference, in nats of loss: log(reference / loss), kept within limits.
+
+    The upper limit keeps one task from paying for all others; the lower one is what a lost training counts.
+    """
+    low, high = limits
+    gain = math.log(max(reference, LOSS_FLOOR)) - math.log(max(loss, LOSS_FLOOR))
+    return min(max(gain, low), high)
+
+
+def _learning_rates(gradient: Gradient, instance: Instance, entry: Entry, grid: Grid) -> tuple[float, ...]:
+    task = gradient.task
+    seen = (
+        instance.loss_scale * instance.parameter_scale * _gradient_rms(gradient, instance.seed) if entry.degree else 1.0
+    )
+    unit = instance.parameter_scale * entry.scale * seen**entry.degree
+    centre = task.learning_rate / unit
+    return tuple(float(f"{centre * multiplier:.6g}") for multiplier in grid.multipliers())
+
+
+def _gradient_rms(gradient: Gradient, seed: int) -> float:
+    task = gradient.task
+    flat = task.initial(seed).unsqueeze(0)
+    _, grad = gradient(flat, task.gather(task.batches(seed, 1)), shared=True)
+    return max(float(grad.square().mean().sqrt()), LOSS_FLOOR)
+
+
+def _hypers(program: Program, lr: float, weight_decay: float) -> dict[str, float]:
+    hypers = {"lr": lr}
+    if "weight_decay" in program.defaults:
+        hypers["weight_decay"] = weight_decay
+    return hypers
+
+
+@cache
+def _gradient(task: str, compiled: bool) -> Gradient:
+    return build(_task(task), compile=compiled)
+
+
+@cache
+def _task(name: str) -> Task:
+    return load(name)

@@ -1,0 +1,74 @@
+"""What a search tells its consumers. The engine yields these; printing, drawing and counting happen outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from discover.records import GenerationRecord, Ranked, Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Comes first, once, before the archive is absorbed and workers are started.
+
+    Attributes:
+        generations: how many the archive holds already; 0 for a new run.
+        compiled_from: task -> the first generation whose gradients run compiled; None for never.
+        seconds: how long this session may search, None for no limit.
+        candidates: how many the whole run may train, None for no limit.
+    """
+
+    space: str
+    algorithm: str
+    seed: int
+    workers: int
+    generations: int = 0
+    compiled_from: Mapping[str, int | None] = field(default_factory=dict)
+    seconds: float | None = None
+    candidates: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One line worth knowing once: no compiler found, a worker was lost and its unit runs again, compiling now."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDone:
+    """A generation is in the archive.
+
+    Attributes:
+        totals: of the whole run, this generation included.
+        best: the head of the leaderboard.
+        elapsed: seconds of searching in this session, from the first proposal.
+    """
+
+    record: GenerationRecord
+    totals: Totals
+    best: Ranked | None
+    elapsed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Comes last, once.
+
+    Attributes:
+        totals: of the whole run, earlier sessions included.
+        elapsed: seconds of searching in this session; `proposed` and `trained` are what it did in them.
+        interrupted: whether it was asked to stop before its budget was used.
+        leaderboard: the first places.
+    """
+
+    totals: Totals
+    elapsed: float
+    proposed: int
+    trained: int
+    interrupted: bool
+    leaderboard: tuple[Ranked, ...]
+
+
+Event = Started | Notice | GenerationDone | Finished

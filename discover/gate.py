@@ -1,0 +1,97 @@
+"""What a proposed program must pass before it is trained, cheapest first.
+
+Dead statements go, then: uses the gradient, well typed, not seen by structure, not seen by behaviour, and what the space
+requires of it (`require`, `probes`). A program seen before is not trained again: it is a duplicate of the first one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import dsl
+from discover.space import Probes, Require
+from dsl import Program, RuleError, properties
+from dsl.dead import strip_dead
+from dsl.properties import Properties
+
+
+@dataclass(frozen=True, slots=True)
+class New:
+    """A program to train."""
+
+    program: Program
+    structure: str
+    behaviour: str
+    properties: Properties
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """A program that does what candidate `of` does."""
+
+    program: Program
+    structure: str
+    behaviour: str
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    reason: str
+
+
+class Gate:
+    """Knows every program that was let in.
+
+    Args:
+        require: properties that a program must have.
+        probes: what it must do on a few random gradients.
+    """
+
+    def __init__(self, require: Require, probes: Probes) -> None:
+        self.require, self.probes = require, probes
+        self._structures: dict[str, tuple[int, str]] = {}
+        self._behaviours: dict[str, int] = {}
+
+    def examine(self, program: Program) -> New | Duplicate | Rejected:
+        """Judges a program, without remembering it."""
+        program = strip_dead(program)
+        try:
+            dsl.check(program)
+        except RuleError as error:
+            return Rejected("gradient unused" if "not used" in error.message else "ill typed")
+        structure = dsl.structure_hash(program)
+        if structure in self._structures:
+            of, behaviour = self._structures[structure]
+            return Duplicate(program, structure, behaviour, of)
+        facts = properties.of(program)
+        if reason := self._wanting(facts):
+            return Rejected(reason)
+        behaviour = dsl.behaviour_hash(program)
+        if behaviour in self._behaviours:
+            return Duplicate(program, structure, behaviour, self._behaviours[behaviour])
+        return New(program, structure, behaviour, facts)
+
+    def remember(self, candidate: int, structure: str, behaviour: str) -> None:
+        """Makes later programs of this structure or behaviour duplicates of the candidate."""
+        self._structures.setdefault(structure, (candidate, behaviour))
+        self._behaviours.setdefault(behaviour, candidate)
+
+    def _wanting(self, facts: Properties) -> str:
+        """What the program lacks; empty for nothing."""
+        require, probes = self.require, self.probes
+        if not facts.finite:
+            return "not finite"
+        if require.finite_at_zero and not facts.finite_at_zero:
+            return "not finite at zero gradient"
+        if require.max_slots is not None and facts.slots > require.max_slots:
+            return "too many slots"
+        if not probes.min_update <= facts.scale <= probes.max_update:
+            return "does not move"
+        if facts.cosine < probes.min_cosine:
+            return "does not follow the gradient"
+        if require.odd and not facts.odd:
+            return "not odd in the gradient"
+        if require.homogeneous and facts.degree is None:
+            return "not homogeneous in the gradient"
+        return ""

@@ -1,0 +1,291 @@
+"""Trains many models of one task at once: programs x learning rates x seeds as lanes of one buffer.
+
+All lanes of a call lie in one flat [K, N] buffer of parameters. A step is one gradient for all of them, then one call
+into `discover.native` for the lanes of all elementwise rules, and each other program's generated kernel on its own. At *checkpoints* lanes that are lost (not finite, or well above where they
+started) are dropped and the buffer is compacted, so that what is left runs faster.
+
+A lane's result depends on that lane alone: not on the lanes beside it, nor on the process that runs it.
+
+Letters in shapes: K lanes, N numbers in all parameters of a task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from discover.gradient import Gradient
+from discover.native import Code, NativeRules, encode
+from dsl import Program
+from dsl.lane_rule import LaneRule
+from tasks import Batch, Task
+
+LOST_ABOVE = 3.0
+"""A lane whose training loss still exceeds its first loss this many times when half its steps are done is dropped; before
+that, a loss may rise: on an ill-conditioned task Adam's first steps raise it, and a good end comes of it all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One training.
+
+    Attributes:
+        program: which of the call's programs.
+        seed: of the initial parameters and of the batches.
+        hypers: hyperparameters that may differ between the lanes of a program, which all name the same ones; the others
+            are the program's defaults. `lr` is the peak learning rate.
+        loss_scale: the loss is multiplied by it before the gradient is taken; reported losses are not.
+        parameter_scale: c, where the rule sees q = p / c in place of the parameter p, and so the gradient c * dL/dp.
+    """
+
+    program: int
+    seed: int
+    hypers: Mapping[str, float] = field(default_factory=dict)
+    loss_scale: float = 1.0
+    parameter_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a training came to.
+
+    Attributes:
+        loss: validation loss at the end of the schedule; inf for a lane that was lost.
+        steps: how many steps it ran.
+        lost: empty, or why it was dropped: "not finite", "rising", or the error of its program's kernel.
+    """
+
+    loss: float
+    steps: int
+    lost: str = ""
+
+
+class _Part(Protocol):
+    """Some rows of the buffer, side by side, and the rules that step them."""
+
+    start: int
+    stop: int
+
+    def step(self, parameters: Tensor, gradients: Tensor, t: int) -> None: ...
+
+    def keep(self, rows: Tensor) -> None: ...
+
+    def evaluation(self, parameters: Tensor) -> Tensor: ...
+
+
+@dataclass(slots=True)
+class _Generated:
+    """The lanes of one program, stepped by its generated kernel."""
+
+    rule: LaneRule
+    lr: Tensor
+    hypers: dict[str, float | Tensor]
+    ratios: Sequence[float]
+    start: int
+    stop: int
+
+    def step(self, parameters: Tensor, gradients: Tensor, t: int) -> None:
+        ratio = self.ratios[t - 1]
+        self.hypers["lr"] = self.lr * ratio
+        self.rule.step(parameters, gradients, t, self.hypers, lr_ratio=ratio)
+
+    def keep(self, rows: Tensor) -> None:
+        self.rule.keep(rows)
+        self.lr = self.lr[rows]
+        self.hypers = {name: v[rows] if isinstance(v, Tensor) else v for name, v in self.hypers.items()}
+
+    def evaluation(self, parameters: Tensor) -> Tensor:
+        return self.rule.evaluation(parameters)
+
+
+@dataclass(slots=True)
+class _Native:
+    """The lanes of all elementwise programs, stepped by one call."""
+
+    rules: NativeRules
+    start: int
+    stop: int
+
+    def step(self, parameters: Tensor, gradients: Tensor, t: int) -> None:
+        self.rules.step(parameters, gradients, t)
+
+    def keep(self, rows: Tensor) -> None:
+        self.rules.keep(rows)
+
+    def evaluation(self, parameters: Tensor) -> Tensor:
+        return self.rules.evaluation(parameters)
+
+
+def train(
+    task: Task,
+    programs: Sequence[Program],
+    lanes: Sequence[Lane],
+    *,
+    steps: int,
+    gradient: Gradient,
+    native: bool = False,
+    checkpoints: Sequence[float] = (0.1, 0.25, 0.5, 0.75),
+) -> list[Trace]:
+    """Trains every lane from its seed to the end of the task's schedule, stretched or shrunk to `steps`.
+
+    Args:
+        task: what to train.
+        programs: the rules, as programs.
+        lanes: K trainings, in any order.
+        steps: how long each lasts.
+        gradient: of the same task, from `discover.gradient.build`.
+        native: step elementwise rules by `discover.native` (float32 on the CPU; it must be available).
+        checkpoints: when to look for lost lanes, as fractions of `steps`.
+
+    Returns:
+        A trace for each lane, in the order of `lanes`.
+
+    A program whose kernel raises an arithmetic error loses its own lanes and no others.
+    """
+    torch.set_flush_denormal(True)
+    return _Training(task, programs, lanes, steps, gradient, native, checkpoints).run()
+
+
+class _Training:
+    def __init__(
+        self,
+        task: Task,
+        programs: Sequence[Program],
+        lanes: Sequence[Lane],
+        steps: int,
+        gradient: Gradient,
+        native: bool,
+        checkpoints: Sequence[float],
+    ) -> None:
+        self.task, self.lanes, self.steps, self.gradient = task, lanes, steps, gradient
+        self.looks = {max(1, round(fraction * steps)) for fraction in checkpoints}
+        self.traces: list[Trace | None] = [None] * len(lanes)
+        codes = [encode(program) if native else None for program in programs]
+        self.order = sorted(
+            range(len(lanes)), key=lambda lane: (codes[lanes[lane].program] is None, lanes[lane].program)
+        )
+        """Which lane each row of the buffer is; rows of one program lie side by side, elementwise programs first."""
+        self.seeds = sorted({lane.seed for lane in lanes})
+        initial = {seed: task.initial(seed) for seed in self.seeds}
+        rows = [lanes[lane] for lane in self.order]
+        device = gradient.device
+        self.buffer = torch.stack([initial[lane.seed] / lane.parameter_scale for lane in rows]).to(
+            device, gradient.dtype
+        )
+        self.scale = self._column([lane.parameter_scale for lane in rows])
+        self.gain = self._column([lane.parameter_scale * lane.loss_scale for lane in rows])
+        self.scaled = any(lane.parameter_scale != 1 or lane.loss_scale != 1 for lane in rows)
+        self.batches = torch.stack([task.batches(seed, steps) for seed in self.seeds])
+        self.of_seed = torch.tensor([self.seeds.index(lane.seed) for lane in rows])
+        self.first_loss = torch.zeros(len(rows))
+        self.ratios = [task.lr_ratio(t, steps) for t in range(1, steps + 1)]
+        self.parts = self._parts(programs, codes, rows)
+
+    def run(self) -> list[Trace]:
+        for t in range(1, self.steps + 1):
+            if not self.order:
+                break
+            loss, grad = self._gradient(t)
+            if t == 1:
+                self.first_loss = loss.clone()
+            self._update(t, grad)
+            if t in self.looks:
+                self._look(t, loss)
+        if self.order:
+            self._finish()
+        return [trace for trace in self.traces if trace is not None]
+
+    def _gradient(self, t: int) -> tuple[Tensor, Tensor]:
+        parameters = self.buffer * self.scale if self.scaled else self.buffer
+        loss, grad = self.gradient(parameters, self._batch(t), shared=len(self.seeds) == 1)
+        return loss, grad.mul_(self.gain) if self.scaled else grad
+
+    def _batch(self, t: int) -> Batch:
+        """The step's examples: [1, B, ...] where all lanes share a seed, else [K, B, ...]."""
+        index = self.batches[:, t - 1]
+        return self.task.gather(index if len(self.seeds) == 1 else index[self.of_seed])
+
+    def _update(self, t: int, grad: Tensor) -> None:
+        failed: dict[int, str] = {}
+        for part in self.parts:
+            try:
+                part.step(self.buffer[part.start : part.stop], grad[part.start : part.stop], t)
+            except (ArithmeticError, ValueError, TypeError) as error:
+                failed |= dict.fromkeys(range(part.start, part.stop), f"{type(error).__name__}: {error}")
+        if failed:
+            self._drop(failed, t)
+
+    def _look(self, t: int, loss: Tensor) -> None:
+        """Drops the lanes that are lost."""
+        finite = torch.isfinite(loss) & torch.isfinite(self.buffer).all(1)
+        rising = (loss > LOST_ABOVE * self.first_loss) & (2 * t >= self.steps)
+        lost = {
+            row: "rising" if finite[row] else "not finite" for row in (~finite | rising).nonzero().flatten().tolist()
+        }
+        if lost:
+            self._drop(lost, t)
+
+    def _drop(self, lost: Mapping[int, str], t: int) -> None:
+        for row, reason in lost.items():
+            self.traces[self.order[row]] = Trace(math.inf, t, reason)
+        keep = torch.tensor([row for row in range(len(self.order)) if row not in lost], dtype=torch.long)
+        kept = set(keep.tolist())
+        parts, start = [], 0
+        for part in self.parts:
+            mine = [row - part.start for row in range(part.start, part.stop) if row in kept]
+            if not mine:
+                continue
+            if len(mine) < part.stop - part.start:
+                part.keep(torch.tensor(mine))
+            part.start, part.stop = start, start + len(mine)
+            start = part.stop
+            parts.append(part)
+        self.parts = parts
+        self.order = [self.order[row] for row in keep.tolist()]
+        self.buffer, self.scale, self.gain = self.buffer[keep], self.scale[keep], self.gain[keep]
+        self.of_seed, self.first_loss = self.of_seed[keep], self.first_loss[keep]
+
+    def _finish(self) -> None:
+        points = [part.evaluation(self.buffer[part.start : part.stop]) for part in self.parts]
+        parameters = torch.cat(points) * self.scale
+        losses = self.task.validation_loss(self.task.split(parameters)).tolist()
+        for lane, loss in zip(self.order, losses, strict=True):
+            finite = math.isfinite(loss)
+            self.traces[lane] = Trace(loss if finite else math.inf, self.steps, "" if finite else "not finite")
+
+    def _parts(self, programs: Sequence[Program], codes: Sequence[Code | None], rows: Sequence[Lane]) -> list[_Part]:
+        hypers = [{**programs[lane.program].defaults, **lane.hypers} for lane in rows]
+        parts: list[_Part] = []
+        encoded = [index for index, code in enumerate(codes) if code is not None]
+        stop = sum(codes[lane.program] is not None for lane in rows)
+        if stop:
+            owners = [encoded.index(lane.program) for lane in rows[:stop]]
+            encodings = [code for code in codes if code is not None]
+            parts.append(
+                _Native(NativeRules(encodings, owners, hypers[:stop], self.buffer[:stop], self.ratios), 0, stop)
+            )
+        layout = [(parameter.shape, parameter.role) for parameter in self.task.parameters]
+        while (start := stop) < len(rows):
+            program = programs[rows[start].program]
+            stop = next((r for r in range(start, len(rows)) if rows[r].program != rows[start].program), len(rows))
+            rule = LaneRule(program, layout, lanes=stop - start, device=self.buffer.device, dtype=self.buffer.dtype)
+            rule.start(self.buffer[start:stop])
+            own = rows[start].hypers
+            mine: dict[str, float | Tensor] = {
+                name: self._tensor([each[name] for each in hypers[start:stop]]) if name in own else default
+                for name, default in program.defaults.items()
+            }
+            lr = self._tensor([each.get("lr", 1.0) for each in hypers[start:stop]])
+            parts.append(_Generated(rule, lr, mine, self.ratios, start, stop))
+        return parts
+
+    def _tensor(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=self.gradient.dtype, device=self.gradient.device)
+
+    def _column(self, values: Sequence[float]) -> Tensor:
+        return self._tensor(values).unsqueeze(1)

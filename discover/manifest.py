@@ -1,0 +1,128 @@
+"""What a run says of itself: `manifest.json`, with all that was asked for, so that resuming needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from discover.errors import RunError
+from discover.space import Space
+
+FORMAT = 1
+"""Version of a run folder's layout and of its manifest; another one is refused."""
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a search was asked to do.
+
+    Attributes:
+        space: as read from YAML, the user's own tasks put in.
+        ancestors: the rules it starts from, as text, so that no file is needed later.
+        algorithm: "evolution" or "random".
+        seed: fixes every proposal and every instance.
+        compiled_from: task -> the first generation whose gradients run compiled, None for never. Settled when the run
+            is made, since results depend on it in their last bits.
+        native: whether elementwise rules are stepped by `discover.native`; settled when the run is made, as that.
+        candidates: ends the search when so many were trained, all sessions together; None for no limit.
+        seconds: ends this session of it; None for no limit.
+        workers: processes; 0 trains in this one. Has no influence on results, nor has `ray_address`.
+    """
+
+    space: Space
+    ancestors: tuple[str, ...]
+    algorithm: str
+    seed: int
+    compiled_from: Mapping[str, int | None]
+    native: bool
+    candidates: int | None
+    seconds: float | None
+    workers: int
+    ray_address: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__} | {"space": self.space.plain()}
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], source: str) -> Configuration:
+        space = Space.of(data["space"], f"{source}: space")
+        return cls(**{**data, "space": space, "ancestors": tuple(data["ancestors"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a run says of itself.
+
+    Attributes:
+        versions, host: where it was made. Results are bound to these versions in their last bits.
+    """
+
+    run: str
+    created: str
+    command: tuple[str, ...]
+    configuration: Configuration
+    versions: Mapping[str, str] = field(default_factory=dict)
+    host: Mapping[str, str | int | None] = field(default_factory=dict)
+
+    def text(self) -> str:
+        data = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps({"format": FORMAT, **data, "configuration": self.configuration.plain()}, indent=2) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises RunError where the manifest is of another version, or damaged."""
+    path = folder / MANIFEST
+    data = read_json(path)
+    if data.get("format") != FORMAT:
+        ours = data.get("versions", {}).get("optimizer-discovery", "another version")
+        raise RunError(
+            f"{folder}: is a run of format {data.get('format')}, and this version reads format {FORMAT};"
+            f" it was made with optimizer-discovery {ours}"
+        )
+    try:
+        configuration = Configuration.of(data["configuration"], str(path))
+        return Manifest(
+            data["run"],
+            data["created"],
+            tuple(data["command"]),
+            configuration,
+            data["versions"],
+            data["host"],
+        )
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path}: is damaged: {error}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"cannot read '{path}': {error.strerror}") from None
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        raise RunError(f"{path}: is damaged (not a JSON object)")
+    return data
+
+
+def versions() -> dict[str, str]:
+    """Versions of what results depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("optimizer-discovery", "torch", "numpy", "ray"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def host() -> dict[str, str | int | None]:
+    return {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()}

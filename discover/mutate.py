@@ -1,0 +1,333 @@
+"""Small random changes to programs: insert a statement, delete one, change an argument, an operator or a constant.
+
+As in the search for Lion (Chen et al. 2023, arXiv:2302.06675), with one difference: an inserted statement is wired to a
+later one at once, since most insertions that are not are dead code (69.8% of statements there).
+
+Programs are flat here: straight lines of statements, each one operator on names and literals (`dsl.flatten`). What
+involves the learning rate or the weight decay, and the assignment of p, is the program's *frame*. It is kept, so that
+`lr` goes on to mean the size of a step; what flows into the frame may change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from numpy.random import Generator
+
+from dsl.format import format_expr
+from dsl.graph import lower
+from dsl.ops import OPS, Op
+from dsl.program import Assign, Call, Expr, Facts, Name, Number, Program, RuleError, Slot, names_read
+from dsl.types import EXTENTS
+
+_FRAME = ("lr", "weight_decay", "lr_ratio")
+_TRIES = 30
+_WRAP = 0.6
+"""How often an inserted statement works on the very value it is put in front of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """Which programs may be reached, and how often each kind of change is tried.
+
+    Attributes:
+        operators: names from `dsl.ops`.
+        max_statements: of a flat program, frame included.
+        slots: names that state may have; a program has at most these.
+        weights: kind of change ("insert", "delete", "argument", "operator", "constant") -> relative frequency.
+        constant_sigma: a constant is multiplied by 2 ** N(0, sigma); one between 0.5 and 1, a rate of decay, changes its
+            distance from 1 so.
+    """
+
+    operators: tuple[str, ...]
+    max_statements: int
+    slots: tuple[str, ...]
+    weights: Mapping[str, float]
+    constant_sigma: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """A changed program and what was changed, in words."""
+
+    program: Program
+    change: str
+
+
+def mutate(program: Program, grammar: Grammar, rng: Generator) -> Mutation:
+    """One random change. The result is well typed if the program was.
+
+    Args:
+        program: flat, without static ifs.
+        grammar: what may be changed into what.
+        rng: the only source of chance.
+    """
+    kinds = list(grammar.weights)
+    weights = [grammar.weights[kind] for kind in kinds]
+    for _ in range(_TRIES):
+        kind = kinds[_choose(weights, rng)]
+        mutation = CHANGES[kind](_View(program, grammar), rng)
+        if mutation is not None and _well_typed(mutation.program):
+            return mutation
+    return Mutation(program, "unchanged")
+
+
+def random_program(grammar: Grammar, rng: Generator, seedling: Program) -> Mutation:
+    """A program grown by insertions alone from a seedling, such as plain gradient descent; the random-search control."""
+    program, wanted = seedling, int(rng.integers(2, max(3, grammar.max_statements - len(seedling.body))))
+    for _ in range(wanted):
+        grown = _insert(_View(program, grammar), rng)
+        if grown is not None and _well_typed(grown.program):
+            program = grown.program
+    return Mutation(program, "random")
+
+
+# A flat program, seen as what may change ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An argument that may change: of which statement, which argument."""
+
+    statement: int
+    argument: int
+
+
+class _View:
+    def __init__(self, program: Program, grammar: Grammar):
+        self.program, self.grammar = program, grammar
+        self.body: tuple[Assign, ...] = tuple(s for s in program.body if isinstance(s, Assign))
+        self.slots = [slot.name for slot in program.slots]
+        self.frame = self._frame()
+
+    def _frame(self) -> set[int]:
+        held, frame = set(_FRAME), set()
+        for index, statement in enumerate(self.body):
+            if statement.target == "p" or names_read(statement.value) & held:
+                frame.add(index)
+                if statement.target != "p":
+                    held.add(statement.target)
+        return frame
+
+    @property
+    def frame_names(self) -> set[str]:
+        return {*_FRAME, "p", *(self.body[index].target for index in self.frame)}
+
+    def args(self, index: int) -> tuple[Expr, ...]:
+        value = self.body[index].value
+        return value.args if isinstance(value, Call) else (value,)
+
+    def tensors_before(self, index: int) -> list[str]:
+        """Names of tensors that the statement at `index` may read, the frame's own left out."""
+        numbers = {"t", "lr_ratio", *self.program.defaults}
+        names = ["g", "p", *self.slots]
+        for statement in self.body[:index]:
+            if names_read(statement.value) - numbers:
+                if statement.target not in names:
+                    names.append(statement.target)
+            else:
+                numbers.add(statement.target)
+        return [name for name in names if name == "p" or name not in self.frame_names]
+
+    def tensor_places(self) -> list[_Place]:
+        """Arguments that are tensors and may be another tensor."""
+        places = []
+        for index in range(len(self.body)):
+            scope = set(self.tensors_before(index))
+            for position, arg in enumerate(self.args(index)):
+                if isinstance(arg, Name) and arg.id in scope and not (index in self.frame and arg.id == "p"):
+                    places.append(_Place(index, position))
+        return places
+
+    def constant_places(self) -> list[_Place]:
+        return [
+            _Place(index, position)
+            for index in range(len(self.body))
+            if index not in self.frame
+            for position, arg in enumerate(self.args(index))
+            if isinstance(arg, Number)
+        ]
+
+    def with_body(self, body: Sequence[Assign], change: str) -> Mutation | None:
+        if len(body) > self.grammar.max_statements:
+            return None
+        used = {s.target for s in body} | {name for s in body for name in names_read(s.value)}
+        slots = tuple(slot for slot in self.program.slots if slot.name in used)
+        declared = {slot.name for slot in slots}
+        slots += tuple(Slot(n, EXTENTS["full"]) for n in self.grammar.slots if n in used and n not in declared)
+        return Mutation(replace(self.program, body=tuple(body), slots=slots), change)
+
+    def with_arg(self, place: _Place, arg: Expr, change: str) -> Mutation | None:
+        body = list(self.body)
+        body[place.statement] = _replaced(body[place.statement], place.argument, arg)
+        return self.with_body(body, change)
+
+    def fresh(self) -> str:
+        taken = {"p", "g", *self.slots, *self.grammar.slots, *self.program.defaults, *(s.target for s in self.body)}
+        return next(name for n in range(1, 1000) if (name := f"x{n}") not in taken)
+
+
+def _replaced(statement: Assign, argument: int, arg: Expr) -> Assign:
+    if not isinstance(statement.value, Call):
+        return replace(statement, value=arg)
+    args = statement.value.args
+    return replace(statement, value=Call(statement.value.op, (*args[:argument], arg, *args[argument + 1 :])))
+
+
+# The changes ------------------------------------------------------------------------------------------------------
+
+
+def _insert(view: _View, rng: Generator) -> Mutation | None:
+    op = OPS[view.grammar.operators[int(rng.integers(len(view.grammar.operators)))]]
+    states = [name for name in view.grammar.slots]
+    if states and rng.random() < 0.25:
+        state, index = states[int(rng.integers(len(states)))], int(rng.integers(len(view.body) + 1))
+        first = Name(state) if state in view.slots else None
+        statement = Assign(state, _random_call(op, view.tensors_before(index), rng, first))
+        return view.with_body([*view.body[:index], statement, *view.body[index:]], f"insert {_text(statement)}")
+    places = view.tensor_places()
+    if not places:
+        return None
+    place = places[int(rng.integers(len(places)))]
+    current = view.args(place.statement)[place.argument]
+    statement = Assign(
+        view.fresh(),
+        _random_call(op, view.tensors_before(place.statement), rng, current if rng.random() < _WRAP else None),
+    )
+    body = list(view.body)
+    body[place.statement] = _replaced(body[place.statement], place.argument, Name(statement.target))
+    body.insert(place.statement, statement)
+    return view.with_body(body, f"insert {_text(statement)}")
+
+
+def _delete(view: _View, rng: Generator) -> Mutation | None:
+    removable = [index for index in range(len(view.body)) if index not in view.frame]
+    if not removable:
+        return None
+    index = removable[int(rng.integers(len(removable)))]
+    gone = view.body[index]
+    body = [*view.body[:index], *view.body[index + 1 :]]
+    if gone.target not in view.slots:
+        inherited = [arg for arg in view.args(index) if isinstance(arg, Name) and arg.id in view.tensors_before(index)]
+        if not inherited:
+            return None
+        heir = inherited[int(rng.integers(len(inherited)))]
+        for later in range(index, len(body)):
+            for position, arg in enumerate(_args(body[later])):
+                if arg == Name(gone.target):
+                    body[later] = _replaced(body[later], position, heir)
+            if body[later].target in (gone.target, heir.id):
+                break
+    return view.with_body(body, f"delete {_text(gone)}")
+
+
+def _argument(view: _View, rng: Generator) -> Mutation | None:
+    places = view.tensor_places()
+    if not places:
+        return None
+    place = places[int(rng.integers(len(places)))]
+    old = view.args(place.statement)[place.argument]
+    others = [name for name in view.tensors_before(place.statement) if Name(name) != old]
+    if not others:
+        return None
+    new = Name(others[int(rng.integers(len(others)))])
+    return view.with_arg(place, new, f"argument {_text(view.body[place.statement])}: {format_expr(old)} -> {new.id}")
+
+
+def _operator(view: _View, rng: Generator) -> Mutation | None:
+    calls = [i for i in range(len(view.body)) if i not in view.frame and isinstance(view.body[i].value, Call)]
+    if not calls:
+        return None
+    index = calls[int(rng.integers(len(calls)))]
+    call = view.body[index].value
+    assert isinstance(call, Call)
+    old = OPS[call.op]
+    alike = [n for n in view.grammar.operators if n != call.op and _shape(OPS[n]) == _shape(old)]
+    if not alike:
+        return None
+    new = alike[int(rng.integers(len(alike)))]
+    body = list(view.body)
+    body[index] = replace(body[index], value=Call(new, call.args))
+    return view.with_body(body, f"operator {_text(view.body[index])}: {call.op} -> {new}")
+
+
+def _constant(view: _View, rng: Generator) -> Mutation | None:
+    places = view.constant_places()
+    if not places:
+        return None
+    place = places[int(rng.integers(len(places)))]
+    old = view.args(place.statement)[place.argument]
+    assert isinstance(old, Number)
+    new = perturbed(old.value, view.grammar.constant_sigma, rng)
+    return view.with_arg(place, Number(new), f"constant {_text(view.body[place.statement])}: {old.value:g} -> {new:g}")
+
+
+CHANGES: dict[str, Callable[[_View, Generator], Mutation | None]] = {
+    "insert": _insert,
+    "delete": _delete,
+    "argument": _argument,
+    "operator": _operator,
+    "constant": _constant,
+}
+
+
+def perturbed(value: float, sigma: float, rng: Generator) -> float:
+    """A constant near `value`, of four significant digits."""
+    factor = 2.0 ** rng.normal(0.0, sigma)
+    if value == 0.0:
+        new = rng.normal()
+    elif 0.5 < value < 1.0:
+        new = 1.0 - min((1.0 - value) * factor, 1.0)
+    else:
+        new = value * factor
+    return float(f"{min(max(new, -1e12), 1e12):.4g}")
+
+
+def _random_call(op: Op, tensors: Sequence[str], rng: Generator, first: Expr | None) -> Call:
+    """The operator on random tensors and literals; `first`, where given, takes the place of a tensor."""
+    args: list[Expr] = []
+    for param in op.params:
+        kind = op.kinds.get(param, "value")
+        if kind in ("number", "scalar"):
+            args.append(Number(float(f"{rng.uniform(0.01, 0.99):.3g}")))
+        elif first is not None:
+            args.append(first)
+            first = None
+        elif kind == "value" and args and rng.random() < 0.3:
+            args.append(Number(float(f"{rng.normal():.3g}")))
+        else:
+            args.append(Name(tensors[int(rng.integers(len(tensors)))]))
+    if len(args) > 1 and not op.kinds and rng.random() < 0.5:
+        args.reverse()
+    return Call(op.name, tuple(args))
+
+
+def _shape(op: Op) -> tuple[str, ...]:
+    return tuple(op.kinds.get(param, "value") for param in op.params)
+
+
+def _args(statement: Assign) -> tuple[Expr, ...]:
+    return statement.value.args if isinstance(statement.value, Call) else (statement.value,)
+
+
+def _choose(weights: Sequence[float], rng: Generator) -> int:
+    point = rng.random() * sum(weights)
+    for index, weight in enumerate(weights):
+        point -= weight
+        if point < 0:
+            return index
+    return len(weights) - 1
+
+
+def _well_typed(program: Program) -> bool:
+    try:
+        lower(program, Facts(True, "hidden"))
+        lower(program, Facts(False, "vector"))
+    except RuleError:
+        return False
+    return True
+
+
+def _text(statement: Assign) -> str:
+    return f"{statement.target} = {format_expr(statement.value)}"

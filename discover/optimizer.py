@@ -1,0 +1,342 @@
+"""Any rule as a `torch.optim.Optimizer`: parameter groups, schedulers, checkpoints and pickling as users know them."""
+
+from __future__ import annotations
+
+import copyreg
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dsl.codegen import Code, compiled, generate
+from dsl.parse import suggest
+from dsl.program import ROLES, Facts, Program, Slot
+from dsl.types import EXTENTS
+
+_COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"sum": torch.add, "amax": torch.maximum}
+_OWN_KEYS = ("role", "maximize", "reference_lr", "evaluating")
+"""What a parameter group holds beside its parameters and the rule's hyperparameters."""
+
+
+class _RuleClass(type):
+    """The class of optimizer classes: one that was made from a rule is pickled as that rule."""
+
+
+class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
+    """A rule as an optimizer; `discover.optim.create` and `optimizer_class` make them.
+
+    Args:
+        params: parameters, parameter groups (each may set `role` and any hyperparameter), or a module, whose layers
+            then say what each parameter is for.
+        maximize: goes up the gradient instead of down.
+        hypers: the rule's hyperparameters, by name or in order.
+
+    Raises:
+        ValueError: an unknown hyperparameter or role, a value that is no finite number, a negative lr, complex
+            parameters.
+
+    `lr_ratio`, which schedules inside a rule read, is a group's lr over its `reference_lr`: the lr it was made with.
+    """
+
+    program: ClassVar[Program | None] = None
+
+    def __init__(self, params: Any, *values: float, maximize: bool = False, **hypers: float) -> None:
+        program = self._program()
+        names = list(program.defaults)
+        if len(values) > len(names):
+            raise ValueError(
+                f"{self._name()} takes {len(names)} hyperparameters ({', '.join(names)}), got {len(values)}"
+            )
+        given = dict(zip(names, values, strict=False))
+        for name, value in hypers.items():
+            if name in given:
+                raise ValueError(f"{self._name()}: '{name}' is given twice")
+            if name not in names:
+                raise ValueError(
+                    f"{self._name()} has no hyperparameter '{name}'{suggest(name, names)}; it has {', '.join(names)}"
+                )
+            given[name] = value
+        self._kinds: dict[tuple[int, str | None], _Kind] = {}
+        defaults = {**program.defaults, **given, "role": None, "maximize": maximize, "evaluating": False}
+        super().__init__(module_groups(params) if isinstance(params, nn.Module) else params, defaults)
+
+    @classmethod
+    def _program(cls) -> Program:
+        if cls.program is None:
+            raise ValueError("RuleOptimizer has no rule of its own; use discover.optim.create(rule, params)")
+        return cls.program
+
+    @classmethod
+    def _name(cls) -> str:
+        return f"optimizer '{cls._program().name}'"
+
+    # Groups -------------------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group: {"params": ..., "role": ..., hyperparameters}. Raises ValueError as the class does."""
+        names = list(self._program().defaults)
+        for key in param_group:
+            if key not in (*names, *_OWN_KEYS, "params", "param_names") and (hint := suggest(key, names)):
+                raise ValueError(f"{self._name()}: parameter group: unknown key '{key}'{hint}")
+        role = param_group.get("role")
+        if role is not None and role not in ROLES:
+            raise ValueError(
+                f"{self._name()}: unknown role '{role}'{suggest(role, ROLES)}; roles are {', '.join(ROLES)}"
+            )
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            for name in names:
+                if isinstance(group[name], Tensor):
+                    group[name] = group[name].item()
+                if (
+                    isinstance(group[name], bool)
+                    or not isinstance(group[name], int | float)
+                    or not math.isfinite(group[name])
+                ):
+                    raise ValueError(f"{self._name()}: {name} must be a finite number, not {group[name]!r}")
+                if name == "lr" and group[name] < 0:
+                    raise ValueError(f"{self._name()}: lr must not be negative, but is {group[name]}")
+            for p in group["params"]:
+                if p.is_complex():
+                    raise ValueError(
+                        f"{self._name()} takes real parameters, this one is {p.dtype}; view it as real first"
+                    )
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        group.setdefault("reference_lr", group.get("lr", 1.0))
+
+    # Steps --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Updates every parameter that has a gradient.
+
+        Args:
+            closure: computes the loss anew, with its gradients; its value is returned.
+
+        Raises:
+            ValueError: a sparse gradient; a step while `eval()` holds.
+        """
+        if any(group["evaluating"] for group in self.param_groups):
+            raise ValueError(
+                f"{self._name()}: the parameters are at the evaluation point; call opt.train() before opt.step()"
+            )
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = [self._prepare(p, group) for group in self.param_groups for p in group["params"] if _has_gradient(p)]
+        for level in range(max((len(each.kind.shares) for each in work), default=0)):
+            totals: dict[str, Tensor] = {}
+            for each in work:
+                if level < len(each.kind.shares):
+                    each.share(level, totals)
+            for each in work:
+                each.numbers.update(totals)
+        for each in work:
+            each.update()
+        return loss
+
+    def _prepare(self, p: Tensor, group: dict[str, Any]) -> _Work:
+        kind = self._kind(p, group["role"])
+        state = self.state[p]
+        if not state:
+            state["step"] = 0
+            state.update({slot.name: initial(slot, p, kind.code.matrix) for slot in kind.code.slots})
+        state["step"] += 1
+        grad = p.grad
+        assert grad is not None
+        if grad.layout != torch.strided:
+            raise ValueError(f"{self._name()} does not take sparse gradients; make the layer with sparse=False")
+        return _Work(kind, p, -grad if group["maximize"] else grad, state, group)
+
+    def _kind(self, p: Tensor, role: str | None) -> _Kind:
+        key = (min(p.ndim, 2), role)
+        if key not in self._kinds:
+            self._kinds[key] = _Kind(generate(self._program(), Facts.of(p.ndim, role)))
+        return self._kinds[key]
+
+    # The evaluation point -----------------------------------------------------------------------------------------
+
+    def eval(self) -> None:
+        """Puts the point to evaluate and save into the parameters; does nothing where the rule has one point."""
+        self._swap(True)
+
+    def train(self) -> None:
+        """Puts the point to train from back into the parameters; does nothing where the rule has one point."""
+        self._swap(False)
+
+    @torch.no_grad()
+    def _swap(self, evaluating: bool) -> None:
+        for group in self.param_groups:
+            if group["evaluating"] == evaluating:
+                continue
+            for p in group["params"]:
+                slot = self._kind(p, group["role"]).code.evaluation
+                if slot is not None and (state := self.state.get(p)):
+                    other = state[slot].clone()
+                    state[slot].copy_(p)
+                    p.copy_(other)
+            group["evaluating"] = evaluating and self._program().result is not None
+
+    # Pickling -----------------------------------------------------------------------------------------------------
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._kinds = {}
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("evaluating", False)
+
+
+class _Kind:
+    """The generated code for one kind of parameter, ready to call."""
+
+    def __init__(self, code: Code) -> None:
+        self.code = code
+        self.slots = [slot.name for slot in code.slots]
+        self.shares = [(compiled(each.share), each.share.params[2:], each) for each in code.barriers]
+        self.update = compiled(code.update)
+        self.params = code.update.params[2:]
+
+
+class _Work:
+    """One parameter in one step."""
+
+    __slots__ = ("grad", "kind", "numbers", "p", "target")
+
+    def __init__(self, kind: _Kind, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        self.kind, self.p, self.grad = kind, p, grad
+        reference = group["reference_lr"]
+        self.numbers: dict[str, Any] = {**group, "t": state["step"], "lr_ratio": 1.0}
+        if "lr" in group and reference != 0:
+            self.numbers["lr_ratio"] = group["lr"] / reference
+        self.target: Tensor | None = None
+        for name in kind.slots:
+            self.numbers[name] = state[name]
+        if not kind.code.matrix:
+            return
+        rows = p.shape[0] if p.ndim >= 2 else p.numel()
+        shape = (rows, p.numel() // rows)
+        for slot in kind.code.slots:
+            if slot.extent == EXTENTS["full"]:
+                self.numbers[slot.name] = state[slot.name].view(shape)
+        self.grad = grad.reshape(shape)
+        self.p = p.reshape(shape)
+        if self.p.data_ptr() != p.data_ptr():  # its strides have no such view: update a copy
+            self.target = p
+
+    def share(self, level: int, totals: dict[str, Tensor]) -> None:
+        """Adds this parameter's share to the totals of a level."""
+        function, params, barrier = self.kind.shares[level]
+        shares = function(self.p, self.grad, *[self.numbers[name] for name in params])
+        for name, how, share in zip(barrier.totals, barrier.combine, shares, strict=True):
+            share = share.reshape(()) if isinstance(share, Tensor) else share
+            totals[name] = _COMBINE[how](totals[name], share.to(totals[name])) if name in totals else share
+
+    def update(self) -> None:
+        self.kind.update(self.p, self.grad, *[self.numbers[name] for name in self.kind.params])
+        if self.target is not None:
+            self.target.copy_(self.p.view(self.target.shape))
+
+
+def _has_gradient(p: Tensor) -> bool:
+    return p.grad is not None and p.numel() > 0
+
+
+def initial(slot: Slot, p: Tensor, matrix: bool) -> Tensor:
+    """A slot's first value: of p's shape where it is full, of the extent's sizes where p is treated as a matrix."""
+    if slot.extent == EXTENTS["full"]:
+        memory = torch.contiguous_format if matrix else torch.preserve_format
+        if slot.init == "p":
+            return p.detach().clone(memory_format=memory)
+        assert not isinstance(slot.init, str)
+        return torch.full_like(p, slot.init, memory_format=memory)
+    if not matrix:
+        return p.new_full((), slot.init)
+    rows = p.shape[0] if p.ndim >= 2 else p.numel()
+    sizes = {"r": rows, "c": p.numel() // rows, "1": 1}
+    shape = (sizes[slot.extent[0]], sizes[slot.extent[1]])
+    if slot.init == "eye":
+        return torch.eye(shape[0], dtype=p.dtype, device=p.device)
+    assert not isinstance(slot.init, str)
+    return p.new_full(shape, slot.init)
+
+
+# Roles of a module's parameters -----------------------------------------------------------------------------------
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+
+
+def module_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """A module's parameters as one group for each role, in order of appearance.
+
+    An `nn.Embedding` gives `embedding`, a norm layer `norm`, any other bias `bias`, the last `nn.Linear`'s weight
+    `head`, the rest `hidden` (two or more dimensions) or `vector`. A parameter that two layers share has the role that
+    its first layer gives it.
+    """
+    linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    groups: dict[str, dict[str, Any]] = {}
+    seen: set[Tensor] = set()
+    for layer in module.modules():
+        for name, p in layer.named_parameters(recurse=False):
+            if p in seen:
+                continue
+            seen.add(p)
+            if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+                role = "embedding"
+            elif isinstance(layer, _NORMS):
+                role = "norm"
+            elif name.endswith("bias") or name.startswith("bias"):
+                role = "bias"
+            elif linear and layer is linear[-1]:
+                role = "head"
+            else:
+                role = "hidden" if p.ndim >= 2 else "vector"
+            groups.setdefault(role, {"params": [], "role": role})["params"].append(p)
+    return list(groups.values())
+
+
+# Classes ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def class_of(program: Program) -> type[RuleOptimizer]:
+    """The optimizer class of a program: one class for one program."""
+    name = class_name(program.name)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [
+        inspect.Parameter("params", kind, annotation=Iterable[Any] | nn.Module),
+        *(inspect.Parameter(h.name, kind, default=h.default, annotation=float) for h in program.hypers),
+        inspect.Parameter("maximize", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool),
+    ]
+    signature = inspect.Signature(parameters, return_annotation=None)
+    return _RuleClass(
+        name,
+        (RuleOptimizer,),
+        {
+            "program": program,
+            "__doc__": program.doc,
+            "__module__": "discover.optim",
+            "__qualname__": name,
+            "__signature__": signature,
+        },
+    )
+
+
+def class_name(rule: str) -> str:
+    """The class name of a rule: `sgd_sai` is `SgdSai`."""
+    return "".join(part.capitalize() for part in rule.split("_"))
+
+
+def _reduce(cls: type[Any]) -> str | tuple[Any, ...]:
+    program = vars(cls).get("program")
+    return (class_of, (program,)) if program is not None else cls.__qualname__
+
+
+copyreg.pickle(_RuleClass, _reduce)  # type: ignore[arg-type]

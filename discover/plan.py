@@ -1,0 +1,138 @@
+"""What a run's results depend on, settled at its start and kept in its manifest: space, seed, algorithm, compiling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from numpy.random import Generator, default_rng
+
+import dsl
+import tasks
+from discover import gradient, native
+from discover.evaluate import Entry, Grid, Instance, draw_instance
+from discover.mutate import Grammar
+from discover.space import Space
+from dsl import Program, properties
+from dsl.flatten import flatten, with_literals
+from dsl.program import Call, Expr, Name, map_statements
+
+COMPILE_FROM = 3
+"""The first generation that runs compiled where artefacts are still to be made: the first results do not wait for them."""
+
+REPAYS_SECONDS = 300.0
+"""A search with at least this budget earns back what compiling costs."""
+
+_PROPOSALS, _INSTANCES = 0, 1
+"""Streams of the run's seed; no two uses share one."""
+
+
+def compile_choice(space: Space, choice: str, seconds: float | None) -> dict[str, int | None]:
+    """When each task's gradients run compiled, decided once, at the start: from the first generation where the artefact
+    is on disk already; from `COMPILE_FROM` on where it must be made and the budget (None: no limit) repays it; else never.
+    """
+    names = dict.fromkeys(name for rung in space.rungs for name in rung.tasks)
+    if choice == "never" or not gradient.have_compiler():
+        return dict.fromkeys(names)
+    repays = choice == "always" or seconds is None or seconds >= REPAYS_SECONDS
+    return {name: 0 if gradient.is_cached(tasks.load(name)) else COMPILE_FROM if repays else None for name in names}
+
+
+def native_choice(choice: str) -> bool:
+    """Whether elementwise rules are stepped by compiled code: wherever it can be had, unless nothing is to be compiled."""
+    return choice != "never" and native.available()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the same archive needs again.
+
+    Attributes:
+        space: the search space, `--task` and the like applied.
+        seed: of everything.
+        algorithm: "evolution" or "random".
+        compiled_from: task -> the first generation whose gradients run compiled; None for never.
+        native: whether elementwise rules are stepped by `discover.native`.
+        starts: the rules that evolution starts from, as text.
+    """
+
+    space: Space
+    seed: int
+    algorithm: str
+    compiled_from: Mapping[str, int | None]
+    native: bool
+    starts: tuple[str, ...]
+
+    def proposal_rng(self, proposal: int) -> Generator:
+        return default_rng([self.seed, _PROPOSALS, proposal])
+
+    def instances(self, generation: int) -> tuple[tuple[Instance, ...], ...]:
+        """What each rung of a generation trains on: fresh seeds and scales, the same for all its candidates."""
+        rng = default_rng([self.seed, _INSTANCES, generation])
+        return tuple(
+            tuple(
+                draw_instance(
+                    name, rung.steps_of(self.horizons[name]), self.space.loss_scales, self.space.parameter_scales, rng
+                )
+                for name in rung.tasks
+                for _ in range(rung.seeds)
+            )
+            for rung in self.space.rungs
+        )
+
+    def compiled(self, task: str, generation: int) -> bool:
+        start = self.compiled_from.get(task)
+        return start is not None and generation >= start
+
+    @cached_property
+    def horizons(self) -> dict[str, int]:
+        return {name: tasks.load(name).horizon for name in self.task_names}
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for rung in self.space.rungs for name in rung.tasks))
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.space.learning_rates.points, self.space.learning_rates.factor)
+
+    @cached_property
+    def grammar(self) -> Grammar:
+        mutation = self.space.mutation
+        return Grammar(
+            self.space.operators, self.space.max_statements, self.space.slots, mutation.weights, mutation.constant_sigma
+        )
+
+    @cached_property
+    def reference(self) -> Entry:
+        """AdamW, what everything is measured against."""
+        return Entry(None, dsl.format(dsl.load("adamw")), scale=1.0, degree=0.0)
+
+    @cached_property
+    def reference_scale(self) -> float:
+        return properties.of(dsl.load("adamw")).scale
+
+    @cached_property
+    def ancestors(self) -> tuple[Program, ...]:
+        return tuple(genotype(dsl.parse(text)) for text in self.starts)
+
+
+def genotype(program: Program) -> Program:
+    """A rule as evolution works on it: flat, its hyperparameters literals, lr and weight_decay apart; the learning rate
+    multiplies last, (lr * a) / b as lr * (a / b), so that a and b can change."""
+    program = with_literals(program)
+    body = map_statements(program.body, lambda s: (replace(s, value=_rate_last(s.value)),))
+    return flatten(replace(program, body=body, doc=""))
+
+
+def _rate_last(expr: Expr) -> Expr:
+    match expr:
+        case Call(op, args):
+            args = tuple(_rate_last(arg) for arg in args)
+            match (op, args):
+                case ("div", (Call("mul", (Name("lr"), a)), b)):
+                    return Call("mul", (Name("lr"), Call("div", (a, b))))
+            return Call(op, args)
+        case _:
+            return expr

@@ -1,0 +1,157 @@
+"""What a search knows: grown by absorbing generations in order, live ones and those of an archive alike."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from dataclasses import replace
+
+import numpy as np
+
+import dsl
+from discover.evaluate import Entry
+from discover.evolution import Evolution, Proposer, RandomSearch
+from discover.gate import Duplicate, Gate, Rejected
+from discover.generation import Admitted, Live, Standing, Terms, mean
+from discover.plan import Plan
+from discover.records import Candidate, Generation
+from dsl import properties
+
+FIRST_HURDLE = 0.0
+"""What a rung asks for before it has seen enough: to be as good as the reference."""
+
+ENOUGH = 20
+"""From how many candidates on a rung's hurdle is taken from what it has seen."""
+
+_SEEDLING = """
+def seedling(p, g, *, lr=1e-3, weight_decay=0.01):
+    x1 = weight_decay * p
+    x2 = g + x1
+    x3 = lr * x2
+    p = p - x3
+"""
+
+
+class Progress:
+    """The state of a search. It changes in `absorb` and nowhere else, so that replaying an archive rebuilds it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.next_generation = 0
+        self.trained = 0
+        self._gate = Gate(plan.space.require, plan.space.probes)
+        self._fitness: dict[int, float] = {-1 - index: 0.0 for index in range(len(plan.ancestors))}
+        self._seen: list[deque[float]] = [deque(maxlen=rung.window) for rung in plan.space.rungs]
+        self._elite: dict[int, str] = {}
+        self._fresh: defaultdict[int, list[float]] = defaultdict(list)
+        self._proposer = self._start_proposer()
+
+    def _start_proposer(self) -> Proposer:
+        space = self.plan.space
+        if self.plan.algorithm == "random":
+            return RandomSearch(dsl.parse(_SEEDLING), self.plan.grammar)
+        evolution = space.evolution
+        return Evolution(
+            self.plan.ancestors, self._fitness, self.plan.grammar, evolution.population, evolution.tournament
+        )
+
+    # Proposing ----------------------------------------------------------------------------------------------------
+
+    def propose(self, number: int) -> Live:
+        """Proposes a generation from what has been absorbed; ones in flight have no influence but as duplicates."""
+        per_generation = self.plan.space.proposals_per_generation
+        rejected: Counter[str] = Counter()
+        admitted = []
+        for proposal in range(number * per_generation, (number + 1) * per_generation):
+            proposed = self._proposer.propose(self.plan.proposal_rng(proposal))
+            verdict = self._gate.examine(proposed.program)
+            if isinstance(verdict, Rejected):
+                rejected[verdict.reason] += 1
+                continue
+            program = replace(verdict.program, name=f"rule_{proposal}")
+            original = verdict.of if isinstance(verdict, Duplicate) else proposal
+            self._gate.remember(original, verdict.structure, verdict.behaviour)
+            admitted.append(
+                Admitted(
+                    id=proposal,
+                    program=program,
+                    text=dsl.format(program),
+                    parents=proposed.parents,
+                    origin=proposed.origin,
+                    structure=verdict.structure,
+                    behaviour=verdict.behaviour,
+                    properties=None if isinstance(verdict, Duplicate) else verdict.properties,
+                    duplicate_of=verdict.of if isinstance(verdict, Duplicate) else None,
+                )
+            )
+        return Live(number, per_generation, rejected, admitted, self._standings(number), self._terms(number))
+
+    def _terms(self, number: int) -> Terms:
+        plan, space = self.plan, self.plan.space
+        return Terms(
+            instances=plan.instances(number),
+            hurdles=tuple(self._hurdle(rung) for rung in range(len(space.rungs) - 1)),
+            reference=plan.reference,
+            reference_scale=plan.reference_scale,
+            grid=plan.grid,
+            weight_decay=space.weight_decay,
+            score_limits=space.score_limits,
+            unit_candidates=space.unit.candidates,
+            compiled={name: plan.compiled(name, number) for name in plan.task_names},
+            native=plan.native,
+        )
+
+    def _hurdle(self, rung: int) -> float:
+        seen = self._seen[rung]
+        if len(seen) < ENOUGH:
+            return FIRST_HURDLE
+        return float(np.quantile(np.array(seen), 1 - self.plan.space.rungs[rung].keep))
+
+    def _standings(self, number: int) -> list[Standing]:
+        """The best that reached the last rung, by what is known of them, until each has been scored often enough."""
+        confirm = self.plan.space.confirm
+        if number % confirm.every:
+            return []
+        open_ = [candidate for candidate in self._elite if len(self._fresh[candidate]) < confirm.most]
+        best = sorted(open_, key=lambda candidate: (-self._fitness[candidate], candidate))[: confirm.top]
+        return [Standing(self._entry(candidate), tuple(self._fresh[candidate])) for candidate in best]
+
+    def _entry(self, candidate: int) -> Entry:
+        text = self._elite[candidate]
+        facts = properties.of(dsl.parse(text))
+        return Entry(candidate, text, facts.scale / self.plan.reference_scale, facts.degree or 0.0)
+
+    def remember(self, generation: Generation) -> None:
+        """Makes later proposals that do the same as one of an archived generation duplicates; before anything is proposed."""
+        for candidate in generation.candidates:
+            original = candidate.id if candidate.duplicate_of is None else candidate.duplicate_of
+            self._gate.remember(original, candidate.structure, candidate.behaviour)
+
+    # Absorbing ----------------------------------------------------------------------------------------------------
+
+    def absorb(self, generation: Generation) -> None:
+        """Learns what a generation came to."""
+        if generation.record.number != self.next_generation:
+            raise ValueError(f"generation {generation.record.number} cannot follow {self.next_generation - 1}")
+        self.next_generation += 1
+        self.trained += generation.record.trained
+        scores: defaultdict[int, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+        fresh: defaultdict[int, list[float]] = defaultdict(list)
+        for each in generation.evaluations:
+            if each.candidate is not None and each.score is not None:
+                (fresh if each.kind == "confirm" else scores[each.rung])[each.candidate].append(each.score)
+        for candidate in generation.candidates:
+            self._absorb_candidate(candidate)
+        for rung, seen in enumerate(self._seen):
+            seen.extend(mean([s for r in range(rung + 1) for s in scores[r][id]]) for id in sorted(scores[rung]))
+        for id, values in fresh.items():
+            self._fresh[id].append(mean(values))
+            self._fitness[id] = mean(self._fresh[id])
+
+    def _absorb_candidate(self, candidate: Candidate) -> None:
+        original = candidate.id if candidate.duplicate_of is None else candidate.duplicate_of
+        if candidate.status == "trained" and candidate.fitness is not None:
+            self._fitness[candidate.id] = candidate.fitness
+            if candidate.rung == len(self._seen) - 1:
+                self._elite[candidate.id] = candidate.text
+        if original in self._fitness:
+            self._proposer.tell(original, dsl.parse(candidate.text))

@@ -1,0 +1,176 @@
+"""What a search remembers, as data: the rows of the archive and the generation that brings them together.
+
+Everything here is a result: the same seed gives the same records on any number of workers. How long it took is kept
+apart (the `seconds` of `Archive.commit_generation`). A number that is not finite is stored and read back as None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Status = Literal["trained", "duplicate", "diverged", "timed_out", "worker_lost"]
+"""What became of a proposal that passed the gate. A duplicate was not trained: its fitness is another candidate's."""
+
+Kind = Literal["search", "confirm", "reference"]
+"""Why something was trained: as a new candidate, again on fresh instances, or as the tuned AdamW it is measured by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A proposed program with its history; one row, never changed afterwards.
+
+    Attributes:
+        id: the proposal's number, from 0, counted over all proposals (rejected ones have numbers too, but no row).
+        generation: in which it was proposed.
+        origin: how it came about, in words: "ancestor adamw", "insert: u = sign(u)".
+        parents: the ids of the candidates it was made from.
+        text: the program as a rule file.
+        structure: hash of its canonical form.
+        behaviour: hash of its outputs on fixed inputs.
+        status: what became of it.
+        reason: one line for a status other than "trained".
+        duplicate_of: the id of the earlier candidate that does the same, for a duplicate.
+        fitness: higher is better, 0 is as good as tuned AdamW on the same instances; None if it has none.
+        rung: the highest rung it was trained on, from 0; None if it was not trained.
+        properties: facts found by analysis: `state_bytes` a parameter, `length` in statements, `degree`, ...
+    """
+
+    id: int
+    generation: int
+    origin: str
+    parents: tuple[int, ...]
+    text: str
+    structure: str
+    behaviour: str
+    status: Status
+    reason: str = ""
+    duplicate_of: int | None = None
+    fitness: float | None = None
+    rung: int | None = None
+    properties: Mapping[str, float | int | str | bool | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One program trained on one task instance, over a grid of learning rates.
+
+    Attributes:
+        candidate: whose program; None for the reference.
+        generation: in which the result was absorbed.
+        task, seed, loss_scale, parameter_scale: the instance.
+        learning_rates: the grid, [points].
+        losses: validation loss at the end, [points][seeds]; None where a lane was not finite or was dropped.
+        best_lr, loss: the optimum, interpolated between grid points; None if there is none.
+        reference_loss: the same for the reference on this instance.
+        score: what enters the fitness; higher is better.
+        model_steps: training steps of one model, summed over lanes.
+    """
+
+    candidate: int | None
+    generation: int
+    kind: Kind
+    rung: int
+    task: str
+    seed: int
+    loss_scale: float
+    parameter_scale: float
+    learning_rates: tuple[float, ...]
+    losses: tuple[tuple[float | None, ...], ...]
+    best_lr: float | None
+    loss: float | None
+    reference_loss: float | None
+    score: float | None
+    model_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """How a candidate stands on fresh instances, all of its confirmations so far together.
+
+    Attributes:
+        fitness: the mean score over fresh instances; the scores that got it chosen are not among them.
+        error: the standard error of that mean; None with fewer than two.
+        count: how many fresh evaluations.
+    """
+
+    candidate: int
+    generation: int
+    fitness: float | None
+    error: float | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRecord:
+    """A generation's counts.
+
+    Attributes:
+        number: from 0, without gaps.
+        proposed: how many programs were proposed: rejected + duplicates + trained (whatever became of them).
+        rejected: reason -> how many the gate turned away.
+        duplicates: how many were seen before, by structure or by behaviour.
+        trained: how many were trained.
+        hurdles: the fitness that each rung asked for to go on to the next; None where it asked for nothing yet.
+        model_steps: training steps of one model, references and confirmations included.
+        best_fitness: the best fitness so far that the search itself believed (not confirmed).
+    """
+
+    number: int
+    proposed: int
+    rejected: Mapping[str, int]
+    duplicates: int
+    trained: int
+    hurdles: tuple[float | None, ...]
+    model_steps: int
+    best_fitness: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """All that a step of the search absorbed: what one transaction writes, and what a resumed search replays."""
+
+    record: GenerationRecord
+    candidates: tuple[Candidate, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    confirmations: tuple[Confirmation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A place on the leaderboard, from 1: confirmed candidates by confirmed fitness, then the others by their own."""
+
+    rank: int
+    candidate: Candidate
+    confirmation: Confirmation | None
+
+    @property
+    def fitness(self) -> float | None:
+        """The confirmed fitness, or the search's own where there is none."""
+        return self.confirmation.fitness if self.confirmation else self.candidate.fitness
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """A run's counts, all generations together.
+
+    Attributes:
+        distinct: different behaviours among the trained.
+        seconds: where the time went, phase -> seconds. All but "train" are the driver's own and add up to the time that
+            went by; "train" is the workers', several at once.
+    """
+
+    generations: int
+    proposed: int
+    rejected: Mapping[str, int]
+    duplicates: int
+    trained: int
+    distinct: int
+    model_steps: int
+    seconds: Mapping[str, float]
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of searching, all sessions together."""
+        return sum(seconds for phase, seconds in self.seconds.items() if phase != "train")

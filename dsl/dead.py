@@ -1,0 +1,48 @@
+"""Removes what no output needs: dead statements, and slots that feed only themselves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dsl.program import If, Not, Program, Statement, assignments, names_read
+
+
+def strip_dead(program: Program, *, hypers: bool = False) -> Program:
+    """The program without statements and slots that the new p (and the returned value) do not depend on.
+
+    Args:
+        hypers: drop unused hyperparameters as well; `lr` always stays.
+    """
+    outputs = {"p", program.result} if program.result else {"p"}
+    names = {slot.name for slot in program.slots}
+    needed: set[str] = set()
+    while True:
+        body, live = _live(program.body, outputs | needed)
+        grown = needed | (live & names)
+        if grown == needed:
+            break
+        needed = grown
+    kept = program.hypers
+    if hypers:
+        used = {name for statement in assignments(body) for name in names_read(statement.value)} | {"lr"}
+        kept = tuple(hyper for hyper in program.hypers if hyper.name in used)
+    return replace(program, body=body, slots=tuple(s for s in program.slots if s.name in needed), hypers=kept)
+
+
+def _live(body: tuple[Statement, ...], after: set[str]) -> tuple[tuple[Statement, ...], set[str]]:
+    """The statements that matter to the names in `after`, and the names whose values before them matter."""
+    kept: list[Statement] = []
+    live = set(after)
+    for statement in reversed(body):
+        if isinstance(statement, If):
+            then, live_then = _live(statement.body, live)
+            orelse, live_else = _live(statement.orelse, live)
+            live = live_then | live_else
+            if then:
+                kept.append(replace(statement, body=then, orelse=orelse))
+            elif orelse:
+                kept.append(replace(statement, test=Not(statement.test), body=orelse, orelse=()))
+        elif statement.target in live:
+            kept.append(statement)
+            live = (live - {statement.target}) | names_read(statement.value)
+    return tuple(reversed(kept)), live

@@ -1,0 +1,348 @@
+"""The command line: a user's mistake is one line on stderr, exit code 2, nothing written; the rest is as documented."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dsl
+from discover import cli
+from tests.test_runs import made
+
+ROOT = Path(__file__).parent.parent
+TINY = """\
+operators: [add, mul, sign, square, sqrt, lerp, div]
+tasks: {search: [breast_cancer]}
+rungs: [{tasks: [breast_cancer], steps: 10}]
+proposals_per_generation: 16
+learning_rates: {points: 3}
+compile: never
+"""
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DISCOVER_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("DISCOVER_RUNS_DIR", raising=False)
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = cli.main(argv)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+# Mistakes ---------------------------------------------------------------------------------------------------------
+
+RULES = {
+    "syntax": ("def x(p, g:\n", "x.rule:1: not Python syntax: "),
+    "unknown operator": (
+        "def x(p, g):\n    p = p - sgn(g)\n",
+        "x.rule:2: unknown operator 'sgn'; did you mean 'sign'?",
+    ),
+    "type error": (
+        "def x(p, g, v: zeros):\n    p = p - lerp(g, g, v)\n",
+        "x.rule:2: lerp(g, g, v): argument 3 must be",
+    ),
+    "unused gradient": ("def x(p, g):\n    p = 2 * p\n", "x.rule:1: the gradient g is not used"),
+    "import": ("import os\ndef x(p, g):\n    p = p - g\n", "x.rule:1: an import is not allowed"),
+    "import inside": ("def x(p, g):\n    import os\n    p = p - g\n", "x.rule:2: an import is not allowed"),
+    "call": ("def x(p, g):\n    p = p - os.system('x')\n", "x.rule:2: an attribute (a.b) is not allowed"),
+    "dunder": ("def x(p, g):\n    p = p - g.__class__\n", "x.rule:2: an attribute (a.b) is not allowed"),
+    "empty": ("", "x.rule:1: a rule file is one function"),
+}
+
+
+@pytest.mark.parametrize(
+    "command", [["show"], ["identify"], ["export", "-o", "x.py"], ["register", "--name", "my_rule"]]
+)
+@pytest.mark.parametrize(("text", "message"), RULES.values(), ids=RULES)
+def test_a_wrong_rule_file_is_refused_with_file_and_line(
+    text: str, message: str, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("x.rule").write_text(text)
+    refused(run(capsys, command[0], "x.rule", *command[1:]), message)
+    assert [path.name for path in Path().iterdir()] == ["x.rule"]
+
+
+MISTAKES = {
+    "no such command": ("serach", "No such command 'serach'"),
+    "no such option": ("search --spaces x", "--spaces"),
+    "option without its value": ("search --space tiny.yaml --time", "--time"),
+    "missing option": ("search", "Missing option '--space'"),
+    "missing argument": ("show", "Missing argument 'RULE'"),
+    "text for a number": ("search --space tiny.yaml --candidates many", "'--candidates': Input should be a valid integer"),
+    "too small": ("search --space tiny.yaml --candidates 0", "--candidates"),
+    "negative workers": ("search --space tiny.yaml --workers -1", "--workers"),
+    "negative seed": ("search --space tiny.yaml --seed -1", "--seed"),
+    "bad duration": ("search --space tiny.yaml --time 10x", "'10x' is not a duration; write 90s, 10m, 2h or 1h30m"),
+    "bad duration on resume": ("resume last --time soon", "'soon' is not a duration"),
+    "unknown algorithm": ("search --space tiny.yaml --algorithm annealing", "'annealing' is not one of"),
+    "unknown compile": ("search --space tiny.yaml --compile maybe", "'maybe' is not one of"),
+    "unknown space": ("search --space lion_lik", "unknown search space 'lion_lik'; did you mean 'lion_like'?"),
+    "missing space file": ("search --space none.yaml", "cannot read 'none.yaml': No such file or directory"),
+    "bad space": ("search --space bad.yaml", "bad.yaml: operators: unknown operator 'sgn'; did you mean 'sign'?"),
+    "empty space": ("search --space empty.yaml", "empty.yaml: expected 'key: value' lines"),
+    "unparsable space": ("search --space broken.yaml", "broken.yaml:1: not YAML"),
+    "overlapping task sets": ("search --space overlap.yaml", "'breast_cancer' is in search and in final"),
+    "unknown task in a space": ("search --space task.yaml", "tasks.search: unknown task 'brest_cancer'; did you mean"),
+    "unknown task": (
+        "search --space tiny.yaml --task digts_mlp",
+        "unknown task 'digts_mlp'; did you mean 'digits_mlp'?",
+    ),
+    "missing task file": ("search --space tiny.yaml --task x.py:Net", "x.py: no such file"),
+    "folder below a file": ("search --space tiny.yaml --out tiny.yaml/x", "cannot make the run's folder 'tiny.yaml/x'"),
+    "folder that is in use": ("search --space tiny.yaml --out used", "used: exists and is not empty"),
+    "missing run": ("resume nothing", "no run 'nothing'; 'discover list runs' shows them"),
+    "no run yet": ("resume last", "there is no run in 'runs' yet"),
+    "not a run": ("resume used", "used: is not a run (it has no manifest.json)"),
+    "unknown rule": ("show lionn", "unknown rule 'lionn'; did you mean 'lion'?"),
+    "missing rule file": ("show none.rule", "cannot read rule file 'none.rule'"),
+    "no rule at all": ("show lion+1", "unknown rule 'lion+1'"),
+    "wrapper with too many": ("show ema_nesterov(lion,lion)", "'ema_nesterov' takes 1 rules"),
+    "wrapper alone": ("identify ema_nesterov", "takes a rule; write ema_nesterov(adamw)"),
+    "rank of a missing run": ("show nothing@1", "no run 'nothing'"),
+    "bad rank": ("show nothing@best", "'nothing@best' is not RUN@K"),
+    "two ways to show": ("show lion --latex --code", "exclude each other"),
+    "taken name": ("register ok.rule --name lion", "'lion' is a built-in rule"),
+    "no name": ("register ok.rule --name 1st", "'1st' is not a name for a rule"),
+    "register a missing run": ("register nothing --name x", "no run 'nothing'"),
+    "register with a bad rank": ("register nothing --name x --rank 0", "--rank"),
+    "unknown list": ("list optimizers", "'optimizers' is not one of"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_exit_code_2_and_nothing_written(
+    line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("tiny.yaml").write_text(TINY)
+    Path("bad.yaml").write_text(TINY.replace("sign", "sgn"))
+    Path("empty.yaml").write_text("")
+    Path("broken.yaml").write_text("operators: ]")
+    Path("overlap.yaml").write_text(TINY.replace("[breast_cancer]}", "[breast_cancer], final: [breast_cancer]}", 1))
+    Path("task.yaml").write_text(TINY.replace("breast", "brest"))
+    Path("ok.rule").write_text("def ok(p, g, *, lr=0.1):\n    p = p - lr * g\n")
+    Path("used").mkdir()
+    Path("used/notes.txt").write_text("mine")
+    before = sorted(Path().rglob("*"))
+    refused(run(capsys, *line.split()), message)
+    assert sorted(Path().rglob("*")) == before
+
+
+def refused(result: tuple[int, str, str], message: str) -> None:
+    code, out, err = result
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith("discover: ")
+    assert err.count("\n") == 1
+
+
+def test_runs_that_are_locked_damaged_or_of_another_version_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    from discover import runs
+
+    folder = made("out")
+    with runs.resume("out"):
+        refused(run(capsys, "resume", "out"), f"out: is in use by process {os.getpid()}")
+    (folder / "archive.sqlite").write_text("nonsense " * 100)
+    refused(run(capsys, "resume", "out"), "archive.sqlite: is not an archive of discover")
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    for command in (["resume", "out"], ["show", "out@1"], ["register", "out", "--name", "x"]):
+        refused(run(capsys, *command), "is a run of format 2, and this version reads format 1")
+
+
+def test_what_cannot_be_written_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(run(capsys, "export", "lion", "-o", "/dev/null/x.py"), "cannot write '/dev/null/x.py': Not a directory")
+    refused(run(capsys, "export", "lion", "-o", "."), "'.' is a folder; name a file")
+    monkeypatch.setenv("DISCOVER_DATA_DIR", "/dev/null/data")
+    Path("ok.rule").write_text("def ok(p, g, *, lr=0.1):\n    p = p - lr * g\n")
+    refused(run(capsys, "register", "ok.rule", "--name", "mine"), "cannot write '/dev/null/data/rules/mine.rule'")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: str) -> None:
+        raise ValueError("not the user's fault")
+
+    monkeypatch.setattr(dsl, "load", broken)
+    with pytest.raises(ValueError, match="not the user's fault"):
+        cli.main(["show", "lion"])
+
+
+# Rules ------------------------------------------------------------------------------------------------------------
+
+
+def test_show_prints_a_rule_that_reads_back_as_the_same_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    for rule in (*dsl.names(), "ema_nesterov(adamw)"):
+        code, out, _ = run(capsys, "show", rule)
+        assert code == 0
+        assert dsl.parse(out) == dsl.load(rule)
+
+
+def test_show_prints_a_formula(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "show", "lion", "--latex")[1] == (
+        r"""\begin{aligned}
+u &= \operatorname{sign}\left(\beta_1 m_{t-1} + (1 - \beta_1) g_t\right) \\
+m_t &= \beta_2 m_{t-1} + (1 - \beta_2) g_t \\
+\theta_t &= \theta_{t-1} - \eta \left(u + \lambda \theta_{t-1}\right)
+\end{aligned}
+"""
+    )
+
+
+@pytest.mark.parametrize("rule", [name if not dsl.load(name).rules else f"{name}(adamw)" for name in dsl.names()])
+def test_every_rule_has_a_formula_with_balanced_braces(rule: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "show", rule, "--latex")
+    depth = 0
+    for brace in re.findall(r"[{}]", out):
+        depth += 1 if brace == "{" else -1
+        assert depth >= 0
+    assert depth == 0
+    assert out.count(r"\left") == out.count(r"\right")
+
+
+def test_show_gives_facts_to_people_and_to_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = json.loads(run(capsys, "show", "adamw", "--json")[1])
+    assert (facts["state_bytes"], facts["degree"], facts["odd"]) == (8.0, 0.0, True)
+    assert dsl.parse(facts["text"]) == dsl.load("adamw")
+    assert re.search(r"^state_bytes +8\.0$", run(capsys, "show", "adamw", "--properties")[1], re.MULTILINE)
+
+
+def test_identify_names_the_rule_or_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "identify", "lion") == (0, "lion: is lion\n", "")
+    found = json.loads(run(capsys, "identify", "lion", "--json")[1])
+    assert (found["nearest"], found["exact"], found["similarity"]) == ("lion", True, 1.0)
+
+
+def test_a_found_rule_is_registered_and_then_shown_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    made("runs/alpha", trained=4)
+    code, out, _ = run(capsys, "register", "last", "--name", "mine", "--rank", "2")
+    assert code == 0
+    assert out.startswith("registered ")
+    assert dsl.parse(run(capsys, "show", "mine")[1]).body == dsl.parse(run(capsys, "show", "alpha@2")[1]).body
+    rows = json.loads(run(capsys, "list", "rules", "--json")[1])
+    assert {"rule": "mine", "kind": "registered"}.items() <= rows[-1].items()
+
+
+def test_an_exported_rule_is_python(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "export", "lion", "-o", "out/my_lion.py") == (0, "wrote out/my_lion.py\n", "")
+    compile(Path("out/my_lion.py").read_text(), "my_lion.py", "exec")
+
+
+# Lists ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["rules", "tasks", "spaces", "runs"])
+def test_lists_are_the_same_for_people_and_machines(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    made("runs/alpha", trained=4)
+    code, out, err = run(capsys, "list", what)
+    assert (code, err) == (0, "")
+    rows = json.loads(run(capsys, "list", what, "--json")[1])
+    assert len(out.splitlines()) >= len(rows) + 1
+    for row in rows:
+        assert next(iter(row.values())) in out
+
+
+def test_an_empty_list_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "list", "runs") == (0, "no runs yet\n", "")
+    assert run(capsys, "list", "runs", "--json") == (0, "[]\n", "")
+
+
+def test_help_and_lists_of_rules_spaces_and_runs_do_not_wait_for_torch() -> None:
+    for line in ("--help", "search --help", "list rules", "list spaces", "list runs", "show lion", "show lion --latex"):
+        script = f"import sys; from discover.cli import main; main({line.split()}); sys.exit('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": str(ROOT)}, capture_output=True)
+        assert done.returncode == 0, line
+
+
+def test_discover_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys)
+    assert code == 0
+    for command in ("search", "resume", "show", "list", "register", "export", "identify"):
+        assert command in out
+
+
+# Searching --------------------------------------------------------------------------------------------------------
+
+KEYS = {"run", "proposed", "rejected", "duplicates", "trained", "distinct", "seconds", "model_steps", "best"}
+
+
+def searched(capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
+    Path("tiny.yaml").write_text(TINY)
+    argv = ("search", "--space", "tiny.yaml", "--candidates", "8", "--workers", "0", "--json", *more)
+    code, out, err = run(capsys, *argv)
+    assert code == 0, err
+    result: dict[str, Any] = json.loads(out)
+    return result
+
+
+def test_a_search_prints_its_counts_and_its_best_rule_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    result = searched(capsys, "--out", "out")
+    assert result.keys() >= KEYS
+    assert result["proposed"] == sum(result["rejected"].values()) + result["duplicates"] + result["trained"]
+    assert result["best"].keys() >= {"rule", "score", "file"}
+    assert dsl.load(result["best"]["file"]) == dsl.parse(result["best"]["rule"])
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "archive.sqlite",
+        "best.rule",
+        "lock",
+        "manifest.json",
+    ]
+
+
+def test_a_search_shows_its_progress_its_leaderboard_and_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("tiny.yaml").write_text(TINY)
+    code, out, err = run(capsys, "search", "--space", "tiny.yaml", "--candidates", "8", "--workers", "0", "--out", "o")
+    assert (code, err) == (0, "")
+    for text in (
+        "evolution in space tiny, seed 0",
+        "generation 0:",
+        "nearest known rule",
+        "proposed:",
+        "where the time",
+    ):
+        assert text in out
+    for command in ("discover show o@1 --latex", "discover register o --name", "discover resume o --time 10m"):
+        assert command in out
+    code, out, _ = run(capsys, "resume", "o", "--candidates", "16")
+    assert code == 0
+    assert "goes on after " in out
+
+
+def test_own_tasks_are_searched_on(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own.py").write_text(
+        "from tasks.breast_cancer import BreastCancer\n\nclass Mine(BreastCancer):\n    name = 'mine'\n"
+    )
+    searched(capsys, "--task", "own.py:Mine", "--out", "out")
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    assert manifest["configuration"]["space"]["tasks"]["search"] == [f"{Path('own.py').absolute()}:Mine"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_search_ends_cleanly_and_says_how_to_go_on(sent: signal.Signals) -> None:
+    Path("tiny.yaml").write_text(TINY)
+    command = [sys.executable, "-u", "-m", "discover.cli", "search", "--space", "tiny.yaml", "--time", "10m"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [*command, "--workers", "0", "--out", "out"], stdout=subprocess.PIPE, env=environment, text=True
+    ) as search:
+        assert search.stdout is not None
+        for line in search.stdout:
+            if "generation 0:" in line:
+                break
+        search.send_signal(sent)
+        rest = search.stdout.read()
+    assert search.returncode == 0
+    assert "interrupted; resume with: discover resume out" in rest
+    assert json.loads(Path("out/manifest.json").read_text())["configuration"]["seconds"] == 600.0

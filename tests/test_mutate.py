@@ -1,0 +1,111 @@
+"""Laws of mutation: well typed stays well typed, the frame stays, chance comes from the generator alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import dsl
+from discover.mutate import CHANGES, Grammar, mutate, perturbed, random_program
+from discover.plan import genotype
+from dsl.ops import OPS
+from dsl.program import Assign, Call, Name, Number, Program, assignments, names_read
+
+ELEMENTWISE = tuple(n for n, op in OPS.items() if op.group in ("arithmetic", "elementwise") and n not in ("mod", "pow"))
+REDUCING = (*ELEMENTWISE, "norm", "mean", "row_norm", "col_mean", "cosine", "global_norm", "where", "gt")
+GRAMMARS = {
+    "elementwise": Grammar(ELEMENTWISE, 24, ("m", "v"), dict.fromkeys(CHANGES, 1.0)),
+    "reductions": Grammar(REDUCING, 30, ("m", "v", "w"), dict.fromkeys(CHANGES, 1.0)),
+    "short": Grammar(ELEMENTWISE, 14, ("m",), dict.fromkeys(CHANGES, 1.0)),
+}
+
+
+@pytest.mark.parametrize("grammar", GRAMMARS)
+@pytest.mark.parametrize("ancestor", ["adamw", "lion", "sgd"])
+def test_every_mutation_of_a_well_typed_program_is_well_typed(grammar: str, ancestor: str) -> None:
+    rng = np.random.default_rng(1)
+    program = genotype(dsl.load(ancestor))
+    for _ in range(150):
+        program = mutate(program, GRAMMARS[grammar], rng).program
+        dsl.graph.lower(program, dsl.Facts.of(2))
+        dsl.graph.lower(program, dsl.Facts.of(1))
+        assert dsl.parse(dsl.format(program)) == program
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_each_kind_of_change_changes_the_program(kind: str) -> None:
+    grammar = Grammar(ELEMENTWISE, 24, ("m", "v"), {kind: 1.0})
+    program = genotype(dsl.load("adamw"))
+    changed = [mutate(program, grammar, np.random.default_rng(seed)) for seed in range(40)]
+    different = [each for each in changed if each.program != program]
+    assert len(different) > 30
+    assert all(each.change.startswith(kind) for each in different)
+
+
+def test_a_mutation_depends_on_its_generator_alone() -> None:
+    program = genotype(dsl.load("adamw"))
+    one, same, other = (
+        [mutate(program, GRAMMARS["elementwise"], np.random.default_rng([seed, n])) for n in range(20)]
+        for seed in (1, 1, 2)
+    )
+    assert one == same
+    assert one != other
+
+
+def test_the_learning_rate_goes_on_to_scale_the_step() -> None:
+    rng = np.random.default_rng(3)
+    program = genotype(dsl.load("adamw"))
+    for _ in range(300):
+        program = mutate(program, GRAMMARS["elementwise"], rng).program
+        assert _rate_is_last(program)
+
+
+def _rate_is_last(program: Program) -> bool:
+    """lr multiplies into what p loses, and nothing else reads it."""
+    readers = [s for s in assignments(program.body) if "lr" in names_read(s.value)]
+    steps = [s for s in readers if isinstance(s.value, Call) and s.value.op == "mul" and s.value.args[0] == Name("lr")]
+    return len(readers) >= 1 and readers == steps and list(assignments(program.body))[-1].target in ("p", "m", "v")
+
+
+def test_mutation_keeps_within_the_grammar() -> None:
+    grammar = GRAMMARS["short"]
+    rng = np.random.default_rng(5)
+    program = genotype(dsl.load("lion"))
+    start = {e.value.op for e in assignments(program.body) if isinstance(e.value, Call)}
+    for _ in range(300):
+        program = mutate(program, grammar, rng).program
+        assert len(program.body) <= grammar.max_statements
+        assert {slot.name for slot in program.slots} <= {"m"}
+        ops = {s.value.op for s in assignments(program.body) if isinstance(s.value, Call)}
+        assert ops <= start | set(grammar.operators)
+
+
+def test_random_programs_differ_and_use_the_whole_language() -> None:
+    seedling = dsl.parse(
+        "def s(p, g, *, lr=1, weight_decay=0):\n x1 = weight_decay * p\n x2 = g + x1\n x3 = lr * x2\n p = p - x3"
+    )
+    programs = [random_program(GRAMMARS["elementwise"], np.random.default_rng(n), seedling).program for n in range(200)]
+    assert len(set(programs)) > 190
+    used = {s.value.op for p in programs for s in assignments(p.body) if isinstance(s.value, Call)}
+    assert used >= set(ELEMENTWISE)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high"), [(0.9, 0.0, 1.0), (1e-8, 0.0, 1e-4), (-2.0, -1e4, 0.0), (0.1, 0.0, 1e3)]
+)
+def test_a_perturbed_constant_keeps_its_side(value: float, low: float, high: float) -> None:
+    rng = np.random.default_rng(7)
+    values = [perturbed(value, 1.0, rng) for _ in range(500)]
+    assert all(low <= each <= high for each in values)
+    assert len(set(values)) > 300
+    assert np.median(np.abs(np.log(np.array(values) / value))) > 0 if value not in (0.9,) else True
+
+
+def test_a_genotype_is_flat_and_keeps_only_rate_and_decay_as_hyperparameters() -> None:
+    for name in ("adamw", "lion", "nadam", "adabelief"):
+        program = genotype(dsl.load(name))
+        assert set(program.defaults) <= {"lr", "weight_decay"}
+        for statement in program.body:
+            assert isinstance(statement, Assign)
+            if isinstance(statement.value, Call):
+                assert all(isinstance(arg, Name | Number) for arg in statement.value.args)

@@ -1,0 +1,254 @@
+"""Laws of the search: the same seed gives the same archive, whoever trains and however often it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from discover import runs, session
+from discover.archive import Archive
+from discover.evaluate import Unit, UnitResult
+from discover.events import Finished, GenerationDone
+from discover.records import Generation
+from discover.workers import RayWorkers
+
+SPACE = """
+ancestor: adamw
+operators: [add, sub, mul, div, neg, abs, sign, square, sqrt, min, max, lerp, norm]
+max_statements: 18
+evolution: {population: 12, tournament: 3}
+proposals_per_generation: 24
+lag: 2
+tasks: {search: [breast_cancer, quadratic]}
+learning_rates: {points: 3, factor: 3.0}
+rungs:
+  - {tasks: [breast_cancer], steps: 12, keep: 0.5, window: 40}
+  - {tasks: [breast_cancer, quadratic], steps: 16, keep: 1.0, window: 40}
+confirm: {every: 2, top: 2, most: 3}
+unit: {candidates: 4}
+compile: never
+budget: {candidates: 60}
+"""
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(SPACE)
+    return path
+
+
+def searched(
+    space: Path,
+    out: Path,
+    *,
+    workers: int = 0,
+    seed: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    **options: object,
+) -> Finished:
+    configuration = session.configure(str(space), seed=seed, workers=workers, **options)  # type: ignore[arg-type]
+    with runs.create(configuration, out=out) as run:
+        *_, last = session.search(run, stop)
+    assert isinstance(last, Finished)
+    return last
+
+
+def digest(out: Path) -> str:
+    with Archive.read(out / "archive.sqlite") as archive:
+        return archive.digest()
+
+
+def generations(out: Path) -> list[Generation]:
+    with Archive.read(out / "archive.sqlite") as archive:
+        return list(archive.generations())
+
+
+@pytest.mark.slow
+def test_same_seed_same_archive_with_no_worker_one_or_three(space: Path, tmp_path: Path) -> None:
+    for workers in (0, 1, 3):
+        searched(space, tmp_path / str(workers), workers=workers)
+    digests = {digest(tmp_path / str(workers)) for workers in (0, 1, 3)}
+    assert len(digests) == 1
+    searched(space, tmp_path / "other", seed=1)
+    assert digest(tmp_path / "other") not in digests
+
+
+@pytest.mark.slow
+def test_a_search_killed_at_once_resumes_to_the_same_archive(space: Path, tmp_path: Path) -> None:
+    searched(space, tmp_path / "whole")
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "discover.cli"]
+    process = subprocess.Popen(
+        [*command, "search", "--space", str(space), "--out", str(killed), "--workers", "0"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not _stored(killed):
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    before = _stored(killed)
+    assert 0 < before < len(generations(tmp_path / "whole"))
+    resumed = subprocess.run([*command, "resume", str(killed), "--json"], capture_output=True, text=True, check=True)
+    assert digest(killed) == digest(tmp_path / "whole")
+    assert json.loads(resumed.stdout)["trained"] >= 60
+
+
+def _stored(out: Path) -> int:
+    return len(generations(out)) if (out / "archive.sqlite").exists() else 0
+
+
+def test_asked_to_stop_it_ends_cleanly_and_goes_on_to_the_same_archive(space: Path, tmp_path: Path) -> None:
+    searched(space, tmp_path / "whole")
+    asked = iter([False] * 25 + [True] * 1000)
+    stopped = searched(space, tmp_path / "stopped", stop=lambda: next(asked))
+    assert stopped.interrupted
+    assert 0 < len(generations(tmp_path / "stopped")) < len(generations(tmp_path / "whole"))
+    with runs.resume(str(tmp_path / "stopped")) as run:
+        *_, last = session.search(run)
+    assert isinstance(last, Finished)
+    assert not last.interrupted
+    assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_lost_worker_costs_only_its_unit(space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched(space, tmp_path / "whole")
+    submit, killed = RayWorkers.submit, []
+
+    def submit_and_kill(self: RayWorkers, key: object, unit: Unit) -> None:
+        submit(self, key, unit)  # type: ignore[arg-type]
+        if len(killed) < 2 and self._busy:
+            actor, _ = next(iter(self._busy.values()))
+            self._ray.kill(actor)
+            killed.append(actor)
+
+    monkeypatch.setattr(RayWorkers, "submit", submit_and_kill)
+    searched(space, tmp_path / "bereft", workers=2)
+    assert len(killed) == 2
+    assert digest(tmp_path / "bereft") == digest(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Generation]]:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "tiny.yaml").write_text(SPACE)
+    searched(folder / "tiny.yaml", folder / "out", seed=3, candidates=150)
+    yield generations(folder / "out")
+
+
+def test_nothing_is_trained_twice(run: list[Generation]) -> None:
+    trained = [c for g in run for c in g.candidates if c.duplicate_of is None]
+    assert len(trained) >= 150
+    assert len({c.structure for c in trained}) == len(trained)
+    assert len({c.behaviour for c in trained}) == len(trained)
+    searched_for = {e.candidate for g in run for e in g.evaluations if e.kind == "search"}
+    assert searched_for <= {c.id for c in trained}
+    originals = {c.id for c in trained}
+    duplicates = [c for g in run for c in g.candidates if c.status == "duplicate"]
+    assert duplicates
+    assert all(c.duplicate_of in originals and c.duplicate_of < c.id for c in duplicates)
+
+
+def test_the_funnel_adds_up(run: list[Generation]) -> None:
+    for each in run:
+        record = each.record
+        assert record.proposed == sum(record.rejected.values()) + record.duplicates + record.trained == 24
+        assert record.model_steps == sum(e.model_steps for e in each.evaluations)
+
+
+def test_parents_were_absorbed_before(run: list[Generation]) -> None:
+    generation_of = {c.id: c.generation for g in run for c in g.candidates}
+    parents = [(c, parent) for g in run for c in g.candidates for parent in c.parents]
+    assert parents
+    assert all(generation_of[parent] <= c.generation - 2 for c, parent in parents)
+
+
+def test_only_what_clears_the_hurdle_is_trained_further(run: list[Generation]) -> None:
+    for each in run:
+        for candidate in each.candidates:
+            scores = [e.score for e in each.evaluations if e.candidate == candidate.id and e.rung == 0]
+            if candidate.rung is not None and scores and scores[0] is not None:
+                assert (candidate.rung == 1) == (scores[0] >= (each.record.hurdles[0] or 0.0))
+
+
+def test_candidates_and_reference_meet_on_the_same_instances(run: list[Generation]) -> None:
+    for each in run:
+        instances = {(e.rung, e.task, e.seed, e.loss_scale, e.parameter_scale) for e in each.evaluations}
+        reference = [e for e in each.evaluations if e.kind == "reference"]
+        assert {(e.rung, e.task, e.seed, e.loss_scale, e.parameter_scale) for e in reference} == instances
+        assert all(e.loss is not None and len(e.learning_rates) == 3 for e in reference)
+    seeds = [{e.seed for e in g.evaluations} for g in run]
+    assert not set.intersection(*seeds[:2])
+
+
+def test_confirmations_leave_out_the_scores_that_chose(run: list[Generation]) -> None:
+    confirmations = [(g, c) for g in run for c in g.confirmations]
+    assert confirmations
+    fresh: dict[int, list[float]] = {}
+    for generation, confirmation in confirmations:
+        scores = [
+            e.score
+            for e in generation.evaluations
+            if e.kind == "confirm" and e.candidate == confirmation.candidate and e.score is not None
+        ]
+        fresh.setdefault(confirmation.candidate, []).append(sum(scores) / len(scores))
+        mine = fresh[confirmation.candidate]
+        assert confirmation.fitness == pytest.approx(sum(mine) / len(mine))
+        assert confirmation.count == len(mine) <= 3
+
+
+def test_random_search_learns_nothing(space: Path, tmp_path: Path) -> None:
+    searched(space, tmp_path / "random", algorithm="random", candidates=20)
+    candidates = [c for g in generations(tmp_path / "random") for c in g.candidates]
+    assert all(c.parents == () and c.origin == "random" for c in candidates)
+
+
+def test_a_unit_that_always_fails_is_a_result_and_not_the_end(
+    space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from discover import workers
+
+    failed = []
+
+    def lose_the_third(self: workers.InProcess) -> workers.Done:
+        key, unit = self._waiting.popleft()
+        if len(failed) == 0 and all(entry.candidate is not None for entry in unit.entries):
+            failed.append({entry.candidate for entry in unit.entries} - {None})
+            return workers.Done(key, None, "timed out")
+        return workers.Done(key, _evaluate(unit))
+
+    monkeypatch.setattr(workers.InProcess, "next", lose_the_third)
+    searched(space, tmp_path / "out", candidates=40)
+    candidates = [c for g in generations(tmp_path / "out") for c in g.candidates]
+    assert {c.id for c in candidates if c.status == "timed_out"} == failed[0]
+    assert all(c.fitness is None and c.reason == "timed out" for c in candidates if c.status == "timed_out")
+
+
+def _evaluate(unit: Unit) -> UnitResult:
+    from discover.evaluate import evaluate
+
+    return evaluate(unit)
+
+
+def test_events_come_in_order(space: Path, tmp_path: Path) -> None:
+    configuration = session.configure(str(space), workers=0, candidates=30)
+    with runs.create(configuration, out=tmp_path / "out") as run:
+        events = list(session.search(run))
+    numbers = [e.record.number for e in events if isinstance(e, GenerationDone)]
+    assert numbers == list(range(len(numbers)))
+    assert isinstance(events[-1], Finished)
+    assert sum(isinstance(e, Finished) for e in events) == 1

@@ -1,0 +1,211 @@
+"""A search space is read strictly: what is wrong is said in one line, with the file, the key and what was expected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from discover.durations import format_duration, parse_duration
+from discover.errors import SpaceError, UserError
+from discover.space import DIRECTORY, Rung, Space, names
+from discover.yaml_reader import read_yaml
+
+SMALL = """\
+operators: [add, sign]
+tasks: {search: [a, b], select: [c], final: [d]}
+rungs: [{tasks: [a]}]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def load(text: str) -> Space:
+    Path("small.yaml").write_text(text)
+    return Space.load("small.yaml")
+
+
+# What is wrong ----------------------------------------------------------------------------------------
+
+BAD = {
+    "unknown operator": ("operators: [sgn]", "operators: unknown operator 'sgn'; did you mean 'sign'?"),
+    "operator twice": ("operators: [add, add]", "operators: 'add' is listed twice"),
+    "no operators": ("operators: []", "operators: expected at least 1 entries, not []"),
+    "unknown key": ("opperators: [add]", "unknown key 'opperators'; did you mean 'operators'?"),
+    "unknown nested key": ("mutation: {inserts: 1.0}", "mutation: unknown key 'inserts'; did you mean 'insert'?"),
+    "unknown key in a list": (
+        "rungs: [{tasks: [a], step: 0.5}]",
+        "rungs[0]: unknown key 'step'; did you mean 'steps'?",
+    ),
+    "text for a number": ("max_statements: many", "max_statements: expected a whole number, not 'many'"),
+    "fraction for a count": ("lag: 1.5", "lag: expected a whole number, not 1.5"),
+    "number for a list": ("operators: 3", "operators: expected a list, not 3"),
+    "number for text": ("description: 3", "description: expected text, not 3"),
+    "text for a truth": ("require: {odd: perhaps}", "require.odd: expected true or false, not 'perhaps'"),
+    "list for keys": ("evolution: [200, 2]", "evolution: expected keys and values, not [200, 2]"),
+    "too small": ("proposals_per_generation: 0", "proposals_per_generation: expected at least 1, not 0"),
+    "not finite": ("learning_rates: {factor: .inf}", "learning_rates.factor: expected a finite number, not inf"),
+    "no such choice": ("algorithm: annealing", "algorithm: expected evolution or random, not 'annealing'"),
+    "interval upside down": ("loss_scales: [10.0, 1.0]", "loss_scales: expected [lowest, highest], not [10, 1]"),
+    "interval of three": ("loss_scales: [1.0, 2.0, 3.0]", "loss_scales: expected at most 2 entries"),
+    "duration": ("budget: {time: soon}", "budget.time: 'soon' is not a duration; write 90s, 10m, 2h or 1h30m"),
+    "one step": ("rungs: [{tasks: [a], steps: 1}]", "rungs[0].steps: 1 is neither a number of steps"),
+    "steps beyond the horizon": ("rungs: [{tasks: [a], steps: 1.5}]", "rungs[0].steps: 1.5 is neither"),
+    "steps as text": ("rungs: [{tasks: [a], steps: all}]", "rungs[0].steps: expected a whole number of steps or"),
+    "tournament": ("evolution: {population: 2, tournament: 3}", "tournament 3 is larger than the population of 2"),
+    "no mutation": (
+        "mutation: {insert: 0, delete: 0, argument: 0, operator: 0, constant: 0}",
+        "mutation: at least one kind of change needs a weight above 0",
+    ),
+    "overlapping tasks": (
+        "tasks: {search: [a], final: [a]}",
+        "tasks: 'a' is in search and in final; the three sets must be disjoint",
+    ),
+    "rung on another set": ("rungs: [{tasks: [c]}]", "rungs[0].tasks: 'c' is not among tasks.search"),
+    "unknown ancestor": ("ancestor: adamv", "ancestor: unknown rule 'adamv'; did you mean 'adamw'?"),
+    "missing ancestor file": ("ancestor: x.rule", "ancestor: cannot read rule file 'x.rule'"),
+    "name that is no folder": ("name: a/b", "name: expected a letter, then letters, digits, _ or -, not 'a/b'"),
+    "two mistakes": ("lag: x\nmax_statements: y", "(and 1 more)"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD.values(), ids=BAD)
+def test_a_mistake_is_one_line_that_names_file_and_key(line: str, message: str) -> None:
+    changed = yaml.safe_load(line)
+    text = yaml.safe_dump({**yaml.safe_load(SMALL), **changed})
+    with pytest.raises(SpaceError) as error:
+        load(text)
+    assert str(error.value).startswith("small.yaml: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+FILES = {
+    "empty": ("", "small.yaml: expected 'key: value' lines"),
+    "a list": ("- a\n- b\n", "small.yaml: expected 'key: value' lines"),
+    "missing key": ("operators: [add]\n", "small.yaml: tasks: is missing (and 1 more)"),
+    "not YAML": ("operators: [add\ntasks: {", "small.yaml:2: not YAML: "),
+    "a tab": ("tasks:\n\tsearch: [a]\n", "small.yaml:2: not YAML: "),
+    "a key twice": (SMALL + "lag: 1\nlag: 2\n", "small.yaml:5: not YAML: the key 'lag' stands twice"),
+    "a Python object": ("operators: !!python/object:os.system {}\n", "small.yaml:1: not YAML: could not determine"),
+    "too deep": ("a: " + "[" * 5000, "small.yaml: not YAML: "),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), FILES.values(), ids=FILES)
+def test_a_file_that_is_no_space_is_refused_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(SpaceError) as error:
+        load(text)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_files_and_names_are_refused() -> None:
+    with pytest.raises(SpaceError, match=r"cannot read 'none\.yaml': No such file"):
+        Space.load("none.yaml")
+    with pytest.raises(SpaceError, match=r"unknown search space 'lion_lik'; did you mean 'lion_like'\?"):
+        Space.load("lion_lik")
+    Path("small.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SpaceError, match="is not UTF-8 text"):
+        Space.load("small.yaml")
+
+
+def test_unknown_tasks_are_named_with_a_suggestion() -> None:
+    with pytest.raises(SpaceError, match=r"x: tasks\.select: unknown task 'c'"):
+        load(SMALL).check_tasks(["a", "b", "d"], "x")
+    load(SMALL).check_tasks("abcd", "x")
+
+
+# What is right ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_space_that_comes_with_the_engine_loads_and_knows_its_tasks(name: str) -> None:
+    import tasks
+
+    space = Space.load(name)
+    assert space.name == name
+    assert space.description
+    space.check_tasks(tasks.names(), name)
+
+
+def missing(model: type[BaseModel], data: Any, where: str = "") -> list[str]:
+    """Keys of the model that the data leave out, nested ones included."""
+    gone = []
+    for key, field in model.model_fields.items():
+        if key not in data:
+            gone.append(f"{where}{key}")
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            gone += missing(field.annotation, data[key], f"{where}{key}.")
+        elif key == "rungs":
+            gone += [name for rung in data[key] for name in missing(Rung, rung, "rungs.")]
+    return gone
+
+
+def test_lion_like_writes_every_key_out() -> None:
+    assert missing(Space, read_yaml(DIRECTORY / "lion_like.yaml")) == ["budget.candidates"]
+
+
+def test_a_space_survives_a_manifest() -> None:
+    space = Space.load("lion_like")
+    assert Space.of(space.plain(), "manifest.json") == space
+
+
+def test_numbers_are_read_as_people_write_them() -> None:
+    space = load(SMALL + "loss_scales: [1e-2, 1E+2]\nparameter_scales: [1, 2]\n")
+    assert space.loss_scales == (0.01, 100.0)
+    assert space.parameter_scales == (1.0, 2.0)
+
+
+def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
+    folder = tmp_path / "spaces"
+    folder.mkdir()
+    (folder / "mine.rule").write_text("def mine(p, g, *, lr=0.1):\n    p = p - lr * g\n")
+    (folder / "mine.yaml").write_text(
+        "ancestor: [mine.rule, adamw]\noperators: [add]\n"
+        "tasks: {search: ['own.py:Task']}\nrungs: [{tasks: ['own.py:Task']}]\n"
+    )
+    space = Space.load("spaces/mine.yaml")
+    assert [program.name for program in space.ancestors()] == ["mine", "adamw"]
+    assert space.tasks.search == ("spaces/own.py:Task",)
+
+
+def test_own_tasks_take_the_place_of_the_search_tasks() -> None:
+    space = load(SMALL).with_tasks(["own.py:Task", "c"])
+    assert space.tasks.search == ("own.py:Task", "c")
+    assert space.tasks.select == ()
+    assert space.tasks.final == ("d",)
+    assert all(rung.tasks == space.tasks.search for rung in space.rungs)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(50, 50), (0.5, 100), (1.0, 200), (0.001, 2)])
+def test_steps_are_a_number_or_a_fraction_of_the_horizon(steps: float, expected: int) -> None:
+    assert Rung(tasks=("a",), steps=steps).steps_of(200) == expected
+
+
+# Durations ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("10m", 600), ("2h", 7200), ("1h30m", 5400), ("1d", 86400), ("0.5h", 1800), (" 1m30s ", 90)],
+)
+def test_durations_are_read(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10", "m", "10x", "-5m", "0s", "30m1h", "1 h", "1e3s", "nan"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="is not a duration; write 90s"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["9.0s", "59s", "1m30s", "1h30m"])
+def test_durations_printed_are_durations_read(text: str) -> None:
+    assert format_duration(parse_duration(text)) == text
