@@ -7,10 +7,8 @@ What a command needs is imported when it runs, so that help and lists do not wai
 from __future__ import annotations
 
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,8 +19,6 @@ from typer import Argument, Exit, Option
 from discover.errors import UserError
 
 if TYPE_CHECKING:
-    from discover.events import Finished
-    from discover.runs import Run
     from dsl.program import Program
 
 app = typer.Typer(
@@ -92,6 +88,7 @@ def search(
     """Search for update rules. Without --time or --candidates, the space's own budget holds."""
     seconds = _seconds(time)
     from discover import runs, session
+    from discover.watch import watch
 
     configuration = session.configure(
         space,
@@ -105,7 +102,11 @@ def search(
         own_tasks=task or (),
     )
     with runs.create(configuration, out=out, command=["discover", *sys.argv[1:]]) as run:
-        _watch(run, json)
+        try:
+            watch(run, json)
+        except UserError:  # no Ray cluster there, say
+            run.remove_if_empty()
+            raise
 
 
 @app.command()
@@ -123,117 +124,16 @@ def resume(
     """
     seconds = _seconds(time)
     from discover import runs
+    from discover.watch import watch
 
     with runs.resume(run, candidates=candidates, seconds=seconds, workers=workers, ray_address=ray_address) as resumed:
-        _watch(resumed, json)
+        watch(resumed, json)
 
 
 def _seconds(time: str | None) -> float | None:
     from discover.durations import parse_duration
 
     return None if time is None else parse_duration(time)
-
-
-def _watch(run: Run, as_json: bool) -> None:
-    """Runs a search to its end and shows it: on stderr while it runs where stdout is for JSON."""
-    from rich.console import Console
-
-    from discover import session
-    from discover.console import ProgressView
-    from discover.events import Finished
-
-    console = Console(stderr=as_json)
-    console.print(f"run {run.name} in {run.folder}", highlight=False, markup=False, soft_wrap=True)
-    for note in run.notes:
-        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
-    finished: Finished | None = None
-    with _interruptible(console.print) as stop, ProgressView(console) as view:
-        for event in session.search(run, stop):
-            view.show(event)
-            if isinstance(event, Finished):
-                finished = event
-    assert finished is not None
-    if as_json:
-        _print_json(_summary(run, finished))
-    else:
-        _print_summary(run, finished, console)
-
-
-@contextmanager
-def _interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the search to stop after the unit of work in hand; a second one stops at once, with exit code 130.
-
-    Yields:
-        Whether it was asked to stop.
-    """
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        say("stopping when the work in hand is done; Ctrl-C again to stop at once")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _print_summary(run: Run, finished: Finished, console: Any) -> None:
-    from discover.console import leaderboard, summary
-
-    lines = ["", *leaderboard(finished.leaderboard, console.width), "", *summary(finished), ""]
-    if finished.interrupted:
-        lines += [f"interrupted; resume with: discover resume {run.handle}", ""]
-    if finished.leaderboard:
-        lines += [
-            "next:",
-            f"  discover show {run.handle}@1 --latex",
-            f"  discover register {run.handle} --name my_rule",
-            f"  discover export {run.handle}@1 -o my_rule.py",
-        ]
-    if not finished.interrupted:
-        lines += [f"  discover resume {run.handle} --time 10m"]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _summary(run: Run, finished: Finished) -> dict[str, Any]:
-    from discover.runs import program_of
-
-    totals, best = finished.totals, next(iter(finished.leaderboard), None)
-    return {
-        "run": str(run.folder),
-        "generations": totals.generations,
-        "proposed": totals.proposed,
-        "rejected": totals.rejected,
-        "duplicates": totals.duplicates,
-        "trained": totals.trained,
-        "distinct": totals.distinct,
-        "seconds": finished.elapsed,
-        "model_steps": totals.model_steps,
-        "proposed_per_second": finished.proposed / finished.elapsed if finished.elapsed else None,
-        "trained_per_second": finished.trained / finished.elapsed if finished.elapsed else None,
-        "phases": totals.seconds,
-        "interrupted": finished.interrupted,
-        "best": best and {"rule": _text(program_of(best, run.name)), "file": str(run.best_path), **_standing(best)},
-        "leaderboard": [{"rank": each.rank, **_standing(each)} for each in finished.leaderboard],
-    }
-
-
-def _standing(ranked: Any) -> dict[str, Any]:
-    confirmation = ranked.confirmation
-    return {
-        "candidate": ranked.candidate.id,
-        "score": ranked.fitness,
-        "confirmed": confirmation is not None,
-        "error": confirmation and confirmation.error,
-        "evaluations": confirmation.count if confirmation else 0,
-    }
 
 
 # Rules --------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 import dsl
 from discover.durations import format_duration
@@ -23,8 +24,6 @@ from dsl.program import Program, RuleError, assignments
 
 EVERY_SECONDS = 10.0
 """How often progress is printed where lines cannot be drawn over."""
-
-PHASES = ("propose", "train", "store", "idle")
 
 
 class ProgressView:
@@ -56,7 +55,7 @@ class ProgressView:
             case GenerationDone():
                 lines = list(self._progress(event))
                 if self._live:
-                    self._live.update("\n".join(map(escape, lines)))
+                    self._live.update(Text("\n".join(lines)))
                 elif event.elapsed - self._said >= EVERY_SECONDS or event.record.number == 0:
                     self._said = event.elapsed
                     self.console.print("  ".join(lines), highlight=False, markup=False, soft_wrap=True)
@@ -147,8 +146,8 @@ def leaderboard(places: Sequence[Ranked], width: int = 80) -> Iterator[str]:
         yield from textwrap.wrap(
             one_line(program, 1000), max(width, 40), initial_indent=" " * 6, subsequent_indent=" " * 6
         )
-    yield "fitness: mean log(loss of tuned AdamW / loss) on instances that nothing was chosen by, ± its standard error"
-    yield "(how many evaluations); above 0 is better. bytes: of state a parameter. length: in statements."
+    yield "fitness: mean log(loss of tuned AdamW / loss) on fresh instances, ± its standard error (how many of them);"
+    yield "above 0 is better. bytes: of state a parameter. length: in statements."
 
 
 def summary(event: Finished) -> Iterator[str]:

@@ -28,7 +28,8 @@ def write_whole(path: Path, text: str) -> None:
     except OSError as error:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
-        raise UserError(f"cannot write '{path}': {error.strerror}") from None
+        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror  # a parent is a file
+        raise UserError(f"cannot write '{path}': {reason}") from None
 
 
 def _umask() -> int:

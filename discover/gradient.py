@@ -162,7 +162,7 @@ def is_cached(
 
 def have_compiler() -> bool:
     """Whether there is the C++ compiler that compiling on the CPU takes: `$CXX`, else g++ (clang++ on macOS)."""
-    return shutil.which(_compiler()) is not None
+    return shutil.which(compiler()) is not None
 
 
 def cache_directory() -> Path:
@@ -235,7 +235,7 @@ def _artefact(task: Task, example: Sequence[Tensor], cache_dir: Path | str | Non
     tile (a shape), that is all that the compiled code depends on.
     """
     machine = [torch.__version__, str(_FORMAT), str(example[0].device.type)]
-    machine += _gpu(example[0].device) if example[0].is_cuda else _cpu()
+    machine += _gpu(example[0].device) if example[0].is_cuda else cpu()
     record = _Record(example)
     with record:
         results = _tile_of(task)(*example)
@@ -293,7 +293,7 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @cache
-def _cpu() -> list[str]:
+def cpu() -> list[str]:
     """What code for this very processor depends on: its model and its instructions."""
     machine = [platform.system(), platform.machine(), *platform.libc_ver(), torch.backends.cpu.get_cpu_capability()]
     try:
@@ -305,7 +305,7 @@ def _cpu() -> list[str]:
 
 
 def _gpu(device: torch.device) -> list[str]:
-    return [str(torch.version.cuda), torch.cuda.get_device_name(device), *_cpu()]
+    return [str(torch.version.cuda), torch.cuda.get_device_name(device), *cpu()]
 
 
 # --- the artefact ------------------------------------------------------------------------------------------------
@@ -371,7 +371,7 @@ def _load(path: Path, example: Sequence[Tensor]) -> _Tile | None:
 def _compile(path: Path, eager: _Tile, example: Sequence[Tensor]) -> _Tile:
     """Writes the artefact of `eager` to `path`, checks it against `eager`, and returns it loaded."""
     if not have_compiler():
-        raise _CompileError(f"no C++ compiler ('{_compiler()}' not found); install g++ or set CXX")
+        raise _CompileError(f"no C++ compiler ('{compiler()}' not found); install g++ or set CXX")
     try:
         with _quiet():
             from torch._inductor import aoti_compile_and_package
@@ -407,5 +407,5 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _compiler() -> str:
+def compiler() -> str:
     return os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")

@@ -148,10 +148,12 @@ def train(
     A program whose kernel raises an arithmetic error loses its own lanes and no others.
     """
     torch.set_flush_denormal(True)
-    return _Training(task, programs, lanes, steps, gradient, native, checkpoints).run()
+    return Training(task, programs, lanes, steps, gradient, native=native, checkpoints=checkpoints).run()
 
 
-class _Training:
+class Training:
+    """A training in progress; see `train`."""
+
     def __init__(
         self,
         task: Task,
@@ -159,6 +161,7 @@ class _Training:
         lanes: Sequence[Lane],
         steps: int,
         gradient: Gradient,
+        *,
         native: bool,
         checkpoints: Sequence[float],
     ) -> None:
@@ -187,18 +190,23 @@ class _Training:
         self.parts = self._parts(programs, codes, rows)
 
     def run(self) -> list[Trace]:
+        """All steps, then validation."""
         for t in range(1, self.steps + 1):
             if not self.order:
                 break
-            loss, grad = self._gradient(t)
-            if t == 1:
-                self.first_loss = loss.clone()
-            self._update(t, grad)
-            if t in self.looks:
-                self._look(t, loss)
+            self.step(t)
         if self.order:
             self._finish()
         return [trace for trace in self.traces if trace is not None]
+
+    def step(self, t: int) -> None:
+        """Step t, from 1, of all lanes that are left."""
+        loss, grad = self._gradient(t)
+        if t == 1:
+            self.first_loss = loss.clone()
+        self._update(t, grad)
+        if t in self.looks:
+            self._look(t, loss)
 
     def _gradient(self, t: int) -> tuple[Tensor, Tensor]:
         parameters = self.buffer * self.scale if self.scaled else self.buffer
@@ -266,8 +274,9 @@ class _Training:
         if stop:
             owners = [encoded.index(lane.program) for lane in rows[:stop]]
             encodings = [code for code in codes if code is not None]
+            sizes = [parameter.size for parameter in self.task.parameters]
             parts.append(
-                _Native(NativeRules(encodings, owners, hypers[:stop], self.buffer[:stop], self.ratios), 0, stop)
+                _Native(NativeRules(encodings, owners, hypers[:stop], self.buffer[:stop], sizes, self.ratios), 0, stop)
             )
         layout = [(parameter.shape, parameter.role) for parameter in self.task.parameters]
         while (start := stop) < len(rows):

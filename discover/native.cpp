@@ -65,7 +65,7 @@ void run(const int32_t* word, float* __restrict out, Operand a, Operand b, Opera
         case kMul: return binary(out, a, b, n, [](float x, float y) { return x * y; });
         case kDiv: return binary(out, a, b, n, [](float x, float y) { return x / y; });
         case kPow: return binary(out, a, b, n, [](float x, float y) { return std::pow(x, y); });
-        case kMod: return binary(out, a, b, n, [](float x, float y) { return x - std::floor(x / y) * y; });
+        case kMod: return binary(out, a, b, n, [](float x, float y) { const float r = std::fmod(x, y); return r != 0.0f && (r < 0.0f) != (y < 0.0f) ? r + y : r; });
         case kLt: return binary(out, a, b, n, [](float x, float y) { return x < y ? 1.0f : 0.0f; });
         case kLe: return binary(out, a, b, n, [](float x, float y) { return x <= y ? 1.0f : 0.0f; });
         case kGt: return binary(out, a, b, n, [](float x, float y) { return x > y ? 1.0f : 0.0f; });
@@ -103,47 +103,142 @@ void run(const int32_t* word, float* __restrict out, Operand a, Operand b, Opera
     }
 }
 
+// Adds up f(x) in sixteen strands, so that it is fast and the order is always the same.
+template <class F>
+inline double total(const float* x, int64_t n, F f) {
+    float strands[16] = {};
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (int64_t j = 0; j < 16; ++j) strands[j] += f(x[i + j]);
+    double sum = 0.0;
+    for (float strand : strands) sum += strand;
+    for (; i < n; ++i) sum += f(x[i]);
+    return sum;
+}
+
+// The reductions, in the order of `REDUCTIONS` in discover/native.py.
+enum Reduction : int32_t { kSum, kMean, kNorm, kLargest, kSize, kGlobalSum, kGlobalLargest };
+
+inline bool is_largest(int32_t reduction) { return reduction == kLargest || reduction == kGlobalLargest; }
+inline bool is_global(int32_t reduction) { return reduction >= kGlobalSum; }
+
+// Takes a block of n into a reduction; a scalar of the segment counts once, with its first block.
+inline void reduce(int32_t reduction, double& into, Operand x, int64_t n, bool first) {
+    if (x.number) {
+        if (!first) return;
+        n = 1;
+    }
+    if (is_largest(reduction)) {
+        for (int64_t i = 0; i < n; ++i) into = (x.at[i] > into || x.at[i] != x.at[i]) ? x.at[i] : into;
+    } else if (reduction == kNorm) {
+        into += total(x.at, n, [](float v) { return v * v; });
+    } else if (reduction == kSize) {
+        into += static_cast<double>(n);
+    } else {
+        into += total(x.at, n, [](float v) { return v; });
+    }
+}
+
+inline float finished(int32_t reduction, double value, int64_t size) {
+    if (reduction == kMean) return static_cast<float>(value / static_cast<double>(size));
+    if (reduction == kNorm) return static_cast<float>(std::sqrt(value));
+    return static_cast<float>(value);
+}
+
+constexpr int kScalars = 64;
+constexpr int kSegments = 128;
+
 }  // namespace
 
 extern "C" {
 
 // One step of every lane.
 //
-// code: all programs' words, program j's from starts[j] to starts[j + 1]. Registers 0 and 1 are p and g, 2 to 1 + slots
-//   the slots; the others hold what is computed.
-// stores: for each program 1 + slots registers, whose blocks become the new p and slots; -1 leaves a slot as it is.
+// code: all programs', program j's from starts[j]. It begins with 1 if the program treats all parameters as one, and the
+//   number of its phases; a phase is: count and words of its instructions, count and (reduction, operand, scalar) of its
+//   reductions, count and words of what is computed from their results. The last phase has no reductions; after it,
+//   1 + slots operands say what becomes the new p and slots (INT32_MIN: unchanged). Registers 0 and 1 are p and g, 2 to
+//   1 + slots the slots. An operand -1 - k is number k, and from `width` on scalar k - width of the segment.
 // programs: of each lane. parameters, gradients: [lanes, n]. state: [slots, lanes, n].
+// bounds: where the `segments` parameters begin in a lane, and n.
 // numbers: of each lane, `width` of them.
-void step(const int32_t* code, const int64_t* starts, const int32_t* stores, const int32_t* programs, int64_t lanes,
-          int64_t n, int64_t slots, int64_t width, float* parameters, const float* gradients, float* state,
-          const float* numbers) {
+void step(const int32_t* code, const int64_t* starts, const int32_t* programs, const int64_t* bounds, int64_t lanes,
+          int64_t n, int64_t slots, int64_t width, int64_t segments, float* parameters, const float* gradients,
+          float* state, const float* numbers) {
     alignas(64) static thread_local float registers[kRegisters][kBlock];
+    static thread_local float scalars[kSegments][kScalars];
+    static thread_local double sums[kSegments][kScalars];
     for (int64_t lane = 0; lane < lanes; ++lane) {
-        const int32_t program = programs[lane];
         const float* mine = numbers + lane * width;
-        const int32_t* store = stores + program * (1 + slots);
-        for (int64_t from = 0; from < n; from += kBlock) {
-            const int64_t count = std::min(kBlock, n - from);
-            auto place = [&](int64_t slot) { return state + (slot * lanes + lane) * n + from; };
-            auto operand = [&](int32_t index) -> Operand {
-                if (index < 0) return {mine - 1 - index, true};
-                if (index == 0) return {parameters + lane * n + from, false};
-                if (index == 1) return {gradients + lane * n + from, false};
-                if (index < 2 + slots) return {place(index - 2), false};
-                return {registers[index - 2 - slots], false};
-            };
-            for (int64_t at = starts[program]; at < starts[program + 1]; at += kWords) {
-                const int32_t* word = code + at;
-                run(word, registers[word[1] - 2 - slots], operand(word[2]), operand(word[3]), operand(word[4]), count);
+        const int32_t* at = code + starts[programs[lane]];
+        const bool whole = *at++ != 0;
+        const int64_t parts = whole ? 1 : segments;
+        auto begin = [&](int64_t part) { return whole ? 0 : bounds[part]; };
+        auto end = [&](int64_t part) { return whole ? n : bounds[part + 1]; };
+        auto place = [&](int64_t slot, int64_t from) { return state + (slot * lanes + lane) * n + from; };
+        auto operand = [&](int32_t index, int64_t part, int64_t from) -> Operand {
+            if (index < 0) {
+                const int64_t k = -1 - static_cast<int64_t>(index);
+                return {k < width ? mine + k : &scalars[part][k - width], true};
             }
-            for (int64_t slot = -1; slot < slots; ++slot) {
-                const int32_t from_register = store[1 + slot];
-                float* to = slot < 0 ? parameters + lane * n + from : place(slot);
-                if (from_register == INT32_MIN) continue;
-                const Operand value = operand(from_register);
-                if (value.number) std::fill(to, to + count, *value.at);
-                else if (value.at != to) std::memcpy(to, value.at, count * sizeof(float));
+            if (index == 0) return {parameters + lane * n + from, false};
+            if (index == 1) return {gradients + lane * n + from, false};
+            if (index < 2 + slots) return {place(index - 2, from), false};
+            return {registers[index - 2 - slots], false};
+        };
+        for (int32_t phase = *at++; phase > 0; --phase) {
+            const int32_t instructions = *at++;
+            const int32_t* words = at;
+            at += instructions * kWords;
+            const int32_t reductions = *at++;
+            const int32_t* reduced = at;
+            at += reductions * 3;
+            const int32_t afterwards = *at++;
+            const int32_t* later = at;
+            at += afterwards * kWords;
+            const int32_t* stores = at;
+            for (int64_t part = 0; part < parts; ++part) {
+                for (int32_t r = 0; r < reductions; ++r)
+                    sums[part][r] = is_largest(reduced[3 * r]) ? -INFINITY : 0.0;
+                for (int64_t from = begin(part); from < end(part); from += kBlock) {
+                    const int64_t count = std::min(kBlock, end(part) - from);
+                    for (int32_t i = 0; i < instructions; ++i) {
+                        const int32_t* word = words + i * kWords;
+                        run(word, registers[word[1] - 2 - slots], operand(word[2], part, from),
+                            operand(word[3], part, from), operand(word[4], part, from), count);
+                    }
+                    for (int32_t r = 0; r < reductions; ++r)
+                        reduce(reduced[3 * r], sums[part][r], operand(reduced[3 * r + 1], part, from), count,
+                               from == begin(part));
+                    if (phase > 1) continue;
+                    for (int64_t slot = -1; slot < slots; ++slot) {
+                        const int32_t stored = stores[1 + slot];
+                        if (stored == INT32_MIN) continue;
+                        float* to = slot < 0 ? parameters + lane * n + from : place(slot, from);
+                        const Operand value = operand(stored, part, from);
+                        if (value.number) std::fill(to, to + count, *value.at);
+                        else if (value.at != to) std::memcpy(to, value.at, count * sizeof(float));
+                    }
+                }
             }
+            for (int32_t r = 0; r < reductions; ++r) {
+                const int32_t reduction = reduced[3 * r];
+                double joined = is_largest(reduction) ? -INFINITY : 0.0;
+                for (int64_t part = 0; part < parts; ++part) {
+                    const double value = sums[part][r];
+                    if (reduction == kGlobalSum) joined += value;
+                    else if (value > joined || value != value) joined = value;
+                }
+                for (int64_t part = 0; part < parts; ++part)
+                    scalars[part][reduced[3 * r + 2]] =
+                        finished(reduction, is_global(reduction) ? joined : sums[part][r], end(part) - begin(part));
+            }
+            for (int64_t part = 0; part < parts; ++part)
+                for (int32_t i = 0; i < afterwards; ++i) {
+                    const int32_t* word = later + i * kWords;
+                    run(word, &scalars[part][word[1]], operand(word[2], part, 0), operand(word[3], part, 0),
+                        operand(word[4], part, 0), 1);
+                }
         }
     }
 }

@@ -1,9 +1,10 @@
 """Steps all elementwise rules of a batch by one call into a small C++ program, instead of one torch call an operator.
 
 The C++ (native.cpp) interprets short codes block by block, so a rule that was never seen before costs nothing to prepare,
-and the memory of parameters and state is touched once a step. It is compiled once on a machine (about two seconds) and
-kept in the cache. Rules that need more than one element at a time (norms, matrices, globals) and machines without a
-compiler use the generated PyTorch code (`dsl.lane_rule`); both follow the reference to float32 rounding.
+and the memory of parameters and state is touched once a step. It is compiled once on a machine (some seconds) and kept in
+the cache. A rule may use reductions over a tensor or over all parameters (norm, mean, global_norm, ...): each is a phase
+that goes over the elements once more. Rules that see rows, columns or matrices, and machines without a compiler, use the
+generated PyTorch code (`dsl.lane_rule`); both follow the reference to float32 rounding.
 """
 
 from __future__ import annotations
@@ -24,33 +25,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from discover.gradient import _compiler as compiler
-from discover.gradient import _cpu as machine
-from discover.gradient import cache_directory
+from discover.gradient import cache_directory, compiler, cpu
 from dsl import Program
-from dsl.graph import CONSTANT, INPUT, Graph, lower
+from dsl.graph import CONSTANT, INPUT, Graph, Node, lower
 from dsl.ops import OPS
 from dsl.program import all_facts
+from dsl.types import FULL, SCALAR
 
 OPERATIONS = (
     *("add", "sub", "mul", "div", "pow", "neg", "lt", "le", "gt", "ge", "eq", "ne", "where", "abs", "sign", "square"),
     *("sqrt", "rsqrt", "reciprocal", "exp", "log", "tanh", "sigmoid", "min", "max", "clip", "lerp", "number", "mod"),
 )
-"""What the C++ can do, in the order of its `Operation`."""
+"""What the C++ can do element by element, in the order of its `Operation`."""
+
+REDUCTIONS = ("sum", "mean", "norm", "amax", "size", "global_sum", "global_amax")
+"""What it can do over a tensor or over all parameters, in the order of its `Reduction`."""
 
 _FLAGS = (
-    "-std=c++17",
-    "-O3",
-    "-march=native",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-ffp-contract=off",
-    "-shared",
-    "-fPIC",
+    *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
+    *("-shared", "-fPIC"),
 )
 _SOURCE = Path(__file__).with_name("native.cpp")
-_KEEP = -(2**31)
-_REGISTERS = 96
+_UNCHANGED = -(2**31)
+_REGISTERS, _SCALARS, _SEGMENTS = 96, 64, 128
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """What an instruction reads or writes: a register (p, g, the slots, then temporaries), a number, or a scalar."""
+
+    kind: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    operation: int
+    target: Operand
+    operands: tuple[Operand, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One pass over the elements, what it adds up, and what is computed from the sums."""
+
+    instructions: tuple[Instruction, ...]
+    reductions: tuple[tuple[int, Operand, int], ...]
+    afterwards: tuple[Instruction, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,108 +79,206 @@ class Code:
     """A rule for the C++.
 
     Attributes:
-        words: operation, destination and three operands of each instruction; an operand below 0 is a number.
-        stores: the register that becomes the new p, and each slot's; `_KEEP` where a slot does not change.
+        phases: in order; the last stores.
+        stores: what becomes the new p and each slot; None where a slot does not change.
+        whole: all parameters may be treated as one tensor.
         slots: name and initial value of each.
-        numbers: graph and position of each number that the instructions read; it is evaluated for all steps at once.
+        graph: of the rule; `numbers` are positions in it, evaluated for all steps at once.
         result: which slot is the point to evaluate; None for p.
     """
 
-    words: tuple[int, ...]
-    stores: tuple[int, ...]
+    phases: tuple[Phase, ...]
+    stores: tuple[Operand | None, ...]
+    whole: bool
     slots: tuple[tuple[str, float | str], ...]
     graph: Graph
     numbers: tuple[int, ...]
     result: int | None
 
+    def words(self, slots: int, width: int) -> list[int]:
+        """The code as the C++ reads it, in a batch where rules have up to `slots` slots and `width` numbers."""
+        own = len(self.slots)
+
+        def word(operand: Operand | None) -> int:
+            match operand:
+                case None:
+                    return _UNCHANGED
+                case Operand("number", index):
+                    return -1 - index
+                case Operand("scalar", index):
+                    return -1 - width - index
+                case Operand(_, index):
+                    return index + slots - own if index >= 2 + own else index
+
+        def line(instruction: Instruction) -> list[int]:
+            target = instruction.target
+            operands = [word(operand) for operand in instruction.operands]
+            into = target.index if target.kind == "scalar" else word(target)
+            return [instruction.operation, into, *operands, *[0] * (3 - len(operands))]
+
+        code = [int(self.whole), len(self.phases)]
+        for phase in self.phases:
+            code += [len(phase.instructions), *(w for each in phase.instructions for w in line(each))]
+            code += [len(phase.reductions), *(w for r, x, into in phase.reductions for w in (r, word(x), into))]
+            code += [len(phase.afterwards), *(w for each in phase.afterwards for w in line(each))]
+        stores = [word(store) for store in self.stores]
+        return [*code, *stores, *[_UNCHANGED] * (1 + slots - len(stores))]
+
 
 @lru_cache(maxsize=1024)
 def encode(program: Program) -> Code | None:
-    """The rule for the C++; None if it needs more than the C++ does."""
+    """The rule for the C++; None if it needs what the C++ has not."""
     graphs = [lower(program, facts) for facts in all_facts(program)]
     graph = graphs[0]
-    if any(each != graph for each in graphs) or any(
-        slot.extent != ("r", "c") or slot.init == "eye" for slot in program.slots
-    ):
+    if any(each != graph for each in graphs):
         return None
     slots = [slot for slot in program.slots if slot.name in graph.inputs or slot.name in graph.outputs]
-    registers = {"p": 0, "g": 1, **{slot.name: 2 + index for index, slot in enumerate(slots)}}
-    coder = _Coder(graph, registers, first=2 + len(slots))
-    if not coder.possible:
+    if any(slot.extent != FULL.extent or slot.init == "eye" for slot in slots):
         return None
-    words = coder.instructions()
-    stores = []
-    for name in ("p", *(slot.name for slot in slots)):
-        stores.append(coder.store(name) if name in graph.outputs else _KEEP)
+    if not all(_possible(node) for node in graph.nodes) or _reduces_a_scalar(graph):
+        return None
     result = None
     if "result" in graph.outputs:
         same = [i for i, slot in enumerate(slots) if graph.outputs.get(slot.name) == graph.outputs["result"]]
         if not same:
             return None
         result = same[0]
-    if coder.used > _REGISTERS:
+    coder = _Coder(graph, [slot.name for slot in slots])
+    phases, stores = coder.phases()
+    if coder.registers > _REGISTERS or len(coder.scalars) > _SCALARS:
         return None
+    whole = not any(node.op in REDUCTIONS and not OPS[node.op].combine for node in graph.nodes)
     inits = tuple((slot.name, slot.init) for slot in slots)
-    return Code(tuple(words), tuple(stores), inits, graph, tuple(coder.numbers), result)
+    return Code(tuple(phases), tuple(stores), whole, inits, graph, tuple(coder.numbers), result)
+
+
+def _possible(node: Node) -> bool:
+    if node.op in (INPUT, CONSTANT):
+        return node.type.is_number or node.type.extent == FULL.extent
+    if node.type.is_number:
+        return not OPS[node.op].matrix
+    return node.op in REDUCTIONS or (node.op in OPERATIONS and node.type.extent in (FULL.extent, SCALAR.extent))
+
+
+def _reduces_a_scalar(graph: Graph) -> bool:
+    """Whether a reduction over a tensor is given what is one value already; over all parameters that has a meaning."""
+    return any(
+        node.op in REDUCTIONS and not OPS[node.op].combine and graph.nodes[node.args[0]].type.extent == SCALAR.extent
+        for node in graph.nodes
+    )
 
 
 class _Coder:
-    """Gives each value a register, and each register back when its value was read for the last time."""
+    """Orders a graph's values into phases, and gives each a register or a scalar."""
 
-    def __init__(self, graph: Graph, registers: Mapping[str, int], first: int) -> None:
-        self.graph, self.first = graph, first
+    def __init__(self, graph: Graph, slots: Sequence[str]) -> None:
+        self.graph, self.slots = graph, slots
         self.numbers: list[int] = []
-        self.register: dict[int, int] = {
-            index: registers[name] for name, index in graph.inputs.items() if name in registers
-        }
-        self.free: list[int] = []
-        self.used = 0
-        self.words: list[int] = []
-        self.kept = set(graph.outputs.values())
-        self.copies: dict[str, int] = {}
-        """Outputs that are another input's old value, which is copied aside before anything is stored."""
+        self.scalars: list[int] = []
+        self.registers = 0
+        self.level = self._levels()
 
-    @property
-    def possible(self) -> bool:
-        return all(
-            node.type.is_number or node.op == INPUT or (node.op in OPERATIONS and node.type.elementwise)
-            for node in self.graph.nodes
-        ) and all(node.op in (INPUT, CONSTANT) or not OPS[node.op].matrix for node in self.graph.nodes)
-
-    def instructions(self) -> list[int]:
-        last = {arg: index for index, node in enumerate(self.graph.nodes) for arg in node.args}
-        for index, node in enumerate(self.graph.nodes):
-            if node.type.is_number or node.op == INPUT:
+    def phases(self) -> tuple[list[Phase], list[Operand | None]]:
+        nodes, outputs = self.graph.nodes, self.graph.outputs
+        phases = []
+        for level in range(1, 1 + max(self.level.values(), default=0)):
+            reductions = [i for i, node in enumerate(nodes) if node.op in REDUCTIONS and self.level[i] == level]
+            instructions, place = self._compute([nodes[i].args[0] for i in reductions])
+            sums = [
+                (REDUCTIONS.index(nodes[i].op), self._read(nodes[i].args[0], place), self._scalar(i))
+                for i in reductions
+            ]
+            later = [
+                i
+                for i, node in enumerate(nodes)
+                if self._is_scalar(i) and node.op not in REDUCTIONS and self.level[i] == level
+            ]
+            afterwards = [
+                Instruction(
+                    OPERATIONS.index(nodes[i].op),
+                    Operand("scalar", self._scalar(i)),
+                    tuple(self._read(a, {}) for a in nodes[i].args),
+                )
+                for i in later
+            ]
+            phases.append(Phase(tuple(instructions), tuple(sums), tuple(afterwards)))
+        instructions, place = self._compute([index for name, index in outputs.items() if name != "result"])
+        stores: list[Operand | None] = []
+        for name in ("p", *self.slots):
+            if name not in outputs:
+                stores.append(None)
                 continue
-            operands = [self._operand(arg) for arg in node.args]
-            target = self._take()
-            self.words += [OPERATIONS.index(node.op), target, *operands, *[0] * (3 - len(operands))]
-            self.register[index] = target
-            for arg in set(node.args):
-                if last[arg] == index and arg not in self.kept and self.register.get(arg, 0) >= self.first:
-                    self.free.append(self.register[arg])
-        for name, index in self.graph.outputs.items():
-            if self.graph.nodes[index].op == INPUT and self.graph.nodes[index].payload != name and name != "result":
-                target = self._take()
-                self.words += [OPERATIONS.index("number"), target, self._operand(index), 0, 0]
-                self.copies[name] = target
-        return self.words
+            stored = self._read(outputs[name], place)
+            source = nodes[outputs[name]]
+            if source.op == INPUT and not source.type.is_number and source.payload != name:
+                copy = Operand("register", 2 + len(self.slots) + len(set(place.values())))
+                place[-1 - len(place)] = copy.index
+                self.registers = max(self.registers, copy.index - 1 - len(self.slots))
+                instructions.append(Instruction(OPERATIONS.index("number"), copy, (stored,)))
+                stored = copy
+            stores.append(stored)
+        phases.append(Phase(tuple(instructions), (), ()))
+        return phases, stores
 
-    def store(self, name: str) -> int:
-        return self.copies[name] if name in self.copies else self._operand(self.graph.outputs[name])
+    def _levels(self) -> dict[int, int]:
+        """After how many rounds of reductions each value is known."""
+        level: dict[int, int] = {}
+        for index, node in enumerate(self.graph.nodes):
+            level[index] = max((level[arg] for arg in node.args), default=0) + (node.op in REDUCTIONS)
+        return level
 
-    def _operand(self, index: int) -> int:
-        if not self.graph.nodes[index].type.is_number:
-            return self.register[index]
-        if index not in self.numbers:
-            self.numbers.append(index)
-        return -1 - self.numbers.index(index)
+    def _is_scalar(self, index: int) -> bool:
+        kind = self.graph.nodes[index].type
+        return not kind.is_number and kind.extent == SCALAR.extent
 
-    def _take(self) -> int:
-        if self.free:
-            return self.free.pop()
-        self.used += 1
-        return self.first + self.used - 1
+    def _compute(self, wanted: Sequence[int]) -> tuple[list[Instruction], dict[int, int]]:
+        """Instructions for some values and all that they need, and the register of each."""
+        nodes = self.graph.nodes
+        needed: set[int] = set()
+        stack = list(wanted)
+        while stack:
+            index = stack.pop()
+            if index in needed or nodes[index].type.is_number or self._is_scalar(index) or nodes[index].op == INPUT:
+                continue
+            needed.add(index)
+            stack.extend(nodes[index].args)
+        last = {arg: index for index in sorted(needed) for arg in nodes[index].args}
+        place: dict[int, int] = {}
+        free: list[int] = []
+        used = 0
+        instructions = []
+        for index in sorted(needed):
+            operands = tuple(self._read(arg, place) for arg in nodes[index].args)
+            if free:
+                register = free.pop()
+            else:
+                register, used = 2 + len(self.slots) + used, used + 1
+            instructions.append(Instruction(OPERATIONS.index(nodes[index].op), Operand("register", register), operands))
+            place[index] = register
+            free += [
+                place[arg]
+                for arg in set(nodes[index].args)
+                if arg in place and last[arg] == index and arg not in wanted
+            ]
+        self.registers = max(self.registers, used)
+        return instructions, place
+
+    def _read(self, index: int, place: Mapping[int, int]) -> Operand:
+        node = self.graph.nodes[index]
+        if node.type.is_number:
+            if index not in self.numbers:
+                self.numbers.append(index)
+            return Operand("number", self.numbers.index(index))
+        if self._is_scalar(index):
+            return Operand("scalar", self._scalar(index))
+        if node.op == INPUT:
+            return Operand("register", ("p", "g", *self.slots).index(str(node.payload)))
+        return Operand("register", place[index])
+
+    def _scalar(self, index: int) -> int:
+        if index not in self.scalars:
+            self.scalars.append(index)
+        return self.scalars.index(index)
 
 
 class NativeRules:
@@ -170,6 +289,7 @@ class NativeRules:
         rows: for each row of the buffer, which of them.
         hypers: for each row, its hyperparameters.
         parameters: [K, N] float32, contiguous, on the CPU; `step` changes it.
+        sizes: of the task's parameters, in order; they add up to N.
         ratios: lr over its peak, for each step from 1.
     """
 
@@ -179,33 +299,36 @@ class NativeRules:
         rows: Sequence[int],
         hypers: Sequence[Mapping[str, float]],
         parameters: Tensor,
+        sizes: Sequence[int],
         ratios: Sequence[float],
     ) -> None:
         self._library = library()
         self._slots = max(len(code.slots) for code in codes)
         self._width = max(1, *(len(code.numbers) for code in codes))
-        words = [self._moved(code) for code in codes]
+        words = [code.words(self._slots, self._width) for code in codes]
         self._code = np.array([word for each in words for word in each], np.int32)
         self._starts = np.cumsum([0, *(len(each) for each in words)], dtype=np.int64)
-        self._stores = np.array([self._padded_stores(code) for code in codes], np.int32)
+        self._bounds = np.cumsum([0, *sizes], dtype=np.int64)
         self._codes = codes
         self._rows = np.array(rows, np.int32)
         self.state = torch.zeros(self._slots, *parameters.shape)
         self._numbers = np.zeros((len(ratios), len(rows), self._width), np.float32)
         for index, code in enumerate(codes):
-            mine = np.flatnonzero(self._rows == index)
+            mine = np.flatnonzero(self._rows == index).tolist()
             for slot, (_, init) in enumerate(code.slots):
                 value = parameters[mine] if init == "p" else torch.tensor(float(init))
-                self.state[slot, torch.from_numpy(mine)] = value
+                self.state[slot, mine] = value
             self._numbers[:, mine, : len(code.numbers)] = _numbers(code, [hypers[row] for row in mine], ratios)
 
     def step(self, parameters: Tensor, gradients: Tensor, t: int) -> None:
         """Step t, from 1, of every row: parameters [K, N] change in place; gradients [K, N] are only read."""
         lanes, n = parameters.shape
         self._library.step(
-            _at(self._code), _at(self._starts), _at(self._stores), _at(self._rows), lanes, n, self._slots, self._width,
-            parameters.data_ptr(), gradients.data_ptr(), self.state.data_ptr(), _at(self._numbers[t - 1]),
-        )  # fmt: skip
+            *(_at(array) for array in (self._code, self._starts, self._rows, self._bounds)),
+            *(lanes, n, self._slots, self._width, len(self._bounds) - 1),
+            *(tensor.data_ptr() for tensor in (parameters, gradients, self.state)),
+            _at(self._numbers[t - 1]),
+        )
 
     def keep(self, rows: Tensor) -> None:
         """Keeps some rows, in order."""
@@ -220,21 +343,6 @@ class NativeRules:
             if (slot := self._codes[index].result) is not None:
                 points[row] = self.state[slot, row]
         return points
-
-    def _moved(self, code: Code) -> list[int]:
-        """The code with its registers moved up, where another rule of the batch has more slots."""
-        moved = []
-        for at in range(0, len(code.words), 5):
-            operation, *registers = code.words[at : at + 5]
-            moved += [operation, *(self._register(code, register) for register in registers)]
-        return moved
-
-    def _padded_stores(self, code: Code) -> list[int]:
-        stores = [store if store == _KEEP else self._register(code, store) for store in code.stores]
-        return stores + [_KEEP] * (1 + self._slots - len(stores))
-
-    def _register(self, code: Code, register: int) -> int:
-        return register + self._slots - len(code.slots) if register >= 2 + len(code.slots) else register
 
 
 def _numbers(code: Code, hypers: Sequence[Mapping[str, float]], ratios: Sequence[float]) -> Any:
@@ -283,7 +391,7 @@ class NativeError(RuntimeError):
 def library() -> Any:
     """The compiled C++, from the cache, or made now. Raises NativeError."""
     source = _SOURCE.read_bytes()
-    key = hashlib.sha256(b"\0".join([source, repr(_FLAGS).encode(), repr(machine()).encode()])).hexdigest()[:24]
+    key = hashlib.sha256(b"\0".join([source, repr(_FLAGS).encode(), repr(cpu()).encode()])).hexdigest()[:24]
     try:
         directory = cache_directory()
         directory.mkdir(parents=True, exist_ok=True)
@@ -295,7 +403,7 @@ def library() -> Any:
     except (OSError, filelock.Timeout) as error:
         raise NativeError(str(error)) from None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    loaded.step.argtypes = [pointer] * 4 + [size] * 4 + [pointer] * 4
+    loaded.step.argtypes = [pointer] * 4 + [size] * 5 + [pointer] * 4
     loaded.step.restype = None
     return loaded
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 import inspect
 import math
+import operator
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from dsl.parse import suggest
 from dsl.program import ROLES, Facts, Program, Slot
 from dsl.types import EXTENTS
 
-_COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"sum": torch.add, "amax": torch.maximum}
+_COMBINE: dict[str, Callable[[Any, Any], Any]] = {"sum": operator.add, "amax": torch.maximum}
 _OWN_KEYS = ("role", "maximize", "reference_lr", "evaluating")
 """What a parameter group holds beside its parameters and the rule's hyperparameters."""
 
@@ -236,8 +237,9 @@ class _Work:
         function, params, barrier = self.kind.shares[level]
         shares = function(self.p, self.grad, *[self.numbers[name] for name in params])
         for name, how, share in zip(barrier.totals, barrier.combine, shares, strict=True):
-            share = share.reshape(()) if isinstance(share, Tensor) else share
-            totals[name] = _COMBINE[how](totals[name], share.to(totals[name])) if name in totals else share
+            if isinstance(share, Tensor):
+                share = share.reshape(()).to(totals.get(name, share).device)
+            totals[name] = _COMBINE[how](totals[name], share) if name in totals else share
 
     def update(self) -> None:
         self.kind.update(self.p, self.grad, *[self.numbers[name] for name in self.kind.params])

@@ -64,6 +64,13 @@ class Run:
         """Keeps the head of the leaderboard as a rule file."""
         write_whole(self.best_path, dsl.format(program_of(best, self.name)))
 
+    def remove_if_empty(self) -> None:
+        """Deletes the folder if nothing was learned: of a search that could not start, nothing is left."""
+        with Archive.read(self.folder / ARCHIVE) as archive:
+            empty = not archive.totals().generations
+        if empty:
+            shutil.rmtree(self.folder)
+
     def close(self) -> None:
         self._lock.close()
 

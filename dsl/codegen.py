@@ -1,12 +1,12 @@
 """From a program to PyTorch source, as a good engineer would write it by hand.
 
-One generator, two styles. `tensor`: one parameter of any shape, numbers are Python floats, `t` an int; what the optimizer
-runs and what an exported file carries. `lanes`: values are [K, rows, cols] for K trainings side by side, and a
-hyperparameter may be a tensor of one value a lane, [K, 1, 1].
+One generator, two styles. `tensor`: one parameter of any shape, numbers are Python floats, `t` an int; what the
+optimizer runs and what an exported file carries. `lanes`: values are [K, rows, cols] for K trainings side by side, and
+a hyperparameter may be a tensor of one value a lane, [K, 1, 1].
 
 A program without global operators is one function, `update`. A global operator is a barrier: what comes before it is
-first computed for all parameters. For each level of global values there is a function `share_N` that changes nothing and
-gives one parameter's share of each total; the caller joins the shares and hands the totals to what comes after.
+first computed for all parameters. For each level of global values there is a function `share_N` that changes nothing
+and gives one parameter's share of each total; the caller joins the shares and hands the totals to what comes after.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dsl.codegen_plan import Atom, Call, Expr, Fill, Fn, Guard, Num, Plan, State
 from dsl.graph import INPUT, Graph, lower
 from dsl.ops import OPS, Op
 from dsl.program import BUILTINS, Facts, Program, Slot
-from dsl.types import EXTENTS, Scope
+from dsl.types import EXTENTS
 
 EVALUATION = "evaluation"
 """The slot that is added where a rule returns a value that no slot holds."""
@@ -67,11 +67,13 @@ class Barrier:
         share: gives one parameter's share of each total, a tuple.
         totals: the totals' names.
         combine: how the shares of each join, "sum" or "amax".
+        plain: whether each is a Python number, as a count of elements is.
     """
 
     share: Function
     totals: tuple[str, ...]
     combine: tuple[str, ...]
+    plain: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,8 @@ def _generate(program: Program, facts: Facts, style: Style) -> Code:
         plan = Plan(graph, {}, external=known, lanes=style.lanes, per_lane=style.per_lane, results=mine)
         share = _Printer(plan, program, order, keepdim).function(f"share_{level + 1}")
         combine = tuple(OPS[graph.nodes[index].op].combine for index in mine)
-        barriers.append(Barrier(share, tuple(names[index] for index in mine), combine))
+        plain = tuple(plan.is_global_size(index) for index in mine)
+        barriers.append(Barrier(share, tuple(names[index] for index in mine), combine, plain))
     plan = Plan(graph, outputs, external=names, lanes=style.lanes, per_lane=style.per_lane)
     update = _Printer(plan, program, order, keepdim).function("update")
     return Code(tuple(barriers), update, slots, evaluation, matrix)
@@ -359,14 +362,25 @@ class _Printer:
             assert value is not None
             text, _, fresh = self._render(expr, statement)
             if value not in self.names:
-                self.names[value] = self._local(value, expr)
-            lines = [f"{self.names[value]} = {text}"]
+                self.names[value] = self._local(value, expr, statement)
+            name, later = self.names[value], []
+            while len(name) + len(text) > _WIDTH and isinstance(expr, Call) and self._continues(expr, statement):
+                later.insert(0, f"{name}.{expr.method}_({self._arguments(expr, statement)})")
+                expr = expr.receiver
+                text = self._render(expr, statement)[0]
+            lines = [f"{name} = {text}", *later]
             if fresh and value not in self.aliased and value not in self.plan.aliases:
                 self.owned.add(value)
         if value is not None and store is not None:
             self.names[value] = store
         self.left.subtract(statement.reads)
         return lines
+
+    def _continues(self, expr: Call, statement: Statement) -> bool:
+        """Whether a chain may be cut before this call: what it is called on is ours."""
+        receiver = expr.receiver
+        fits = isinstance(receiver, Call | Fn) and receiver.extent == expr.extent
+        return fits and self._render(receiver, statement)[2]
 
     def _stored(self, store: str, expr: Expr, statement: Statement) -> str:
         if isinstance(expr, Num):
@@ -385,8 +399,12 @@ class _Printer:
             return [store + step for step in steps]
         return [store + "".join(steps)]
 
-    def _local(self, value: int, expr: Expr) -> str:
+    def _local(self, value: int, expr: Expr, statement: Statement) -> str:
         name = self.plan.hints.get(value)
+        if name == "g":  # the program goes on with another gradient; so may the code, once the first is read no more
+            first = next((i for i, node in enumerate(self.plan.nodes) if node.op == INPUT and node.payload == "g"), -1)
+            if self.left[first] == statement.reads[first] and "g" not in self.plan.outputs:
+                return "g"
         if name is None:
             name = self.plan.default_names.get(value)
         if name is None and isinstance(expr, Fn) and expr.op in OPS:
@@ -455,6 +473,9 @@ class _Printer:
         return f"({text})" if own < precedence else text
 
     def _template(self, expr: Fn, statement: Statement | None) -> tuple[str, int, bool]:
+        if expr.op == "expand":
+            like = {_FULL: "p", EXTENTS["rows"]: "p[..., :1]", EXTENTS["cols"]: "p[..., :1, :]"}[expr.extent]
+            return f"{self._text(expr.args[0], 9, statement)}.expand_as({like})", 9, False
         if expr.op == "power":
             self.helpers["power"] = None
             return f"power({', '.join(self._text(arg, 0, statement) for arg in expr.args)})", 9, True

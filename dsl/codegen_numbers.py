@@ -1,6 +1,6 @@
 """Number expressions of generated code: what is known before a tensor is touched, as Python arithmetic.
 
-Every distinct expression is kept once. A number is plain (a Python float) or, in the lanes variant, *per lane*: a tensor
+Every distinct expression is kept once. A number is plain (a Python float) or, in the lanes style, *per lane*: a tensor
 of one value a lane, which any hyperparameter declared so makes of the expressions that read it.
 """
 

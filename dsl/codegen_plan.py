@@ -169,6 +169,7 @@ class Plan:
         self._count_uses()
         self._find_guards()
         self.fixed: set[str] = set()
+        self.buffered: set[str] = set()
         while True:
             self._find_homes()
             self.statements: list[Statement] = []
@@ -191,10 +192,10 @@ class Plan:
                     and "tensor" not in op.kinds.values()
                     and all(self.is_number[arg] for arg in node.args)
                 )
-                number = number or self._is_global_size(index)
-            self.is_number.append(number)
+            self.is_number.append(number or self.is_global_size(index))
 
-    def _is_global_size(self, index: int) -> bool:
+    def is_global_size(self, index: int) -> bool:
+        """Whether it counts the elements of all parameters: a plain number, joined as other totals are."""
         node = self.nodes[index]
         return node.op == "global_sum" and self.nodes[node.args[0]].op == "size"
 
@@ -221,7 +222,7 @@ class Plan:
             if self.nodes[node.args[0]].type.extent == _FULL:
                 return numbers.name("p[0].numel()" if self.lanes else "p.numel()")
             return numbers.mul(rows, cols)
-        if self._is_global_size(index):
+        if self.is_global_size(index):
             return self.number(node.args[0])
         return numbers.apply(node.op, *(self.number(arg) for arg in node.args))
 
@@ -414,6 +415,8 @@ class Plan:
         node, numbers = self.nodes[index], self.numbers
         if node.op == "square":
             coefficient, x = self._strip(node.args[0], top=False)
+            if self.inline(x):  # computed here, once: squared in place
+                return None
             return numbers.mul(coefficient, coefficient), "*", x, x
         if node.op not in ("mul", "div") or any(self.is_number[arg] or self._is_mask(arg) for arg in node.args):
             return None
@@ -475,7 +478,9 @@ class Plan:
         forms = op.torch if not isinstance(op.torch, str) else None
         for position, kind in enumerate(kinds):
             tensor = op.kinds.get(op.params[position]) == "tensor"
-            free = (op.infix and not tensor) or op.kinds.get(op.params[position]) == "number" or (forms and kinds in forms)
+            free = (
+                (op.infix and not tensor) or op.kinds.get(op.params[position]) == "number" or (forms and kinds in forms)
+            )
             if kind == "n" and not free:
                 reduced = "tensor" in op.kinds.values()
                 args[position] = Fill(self.number(node.args[position]), _SCALAR if reduced else extent)
@@ -535,13 +540,20 @@ class Plan:
         extent = self.nodes[index].type.extent
         terms = self._terms(index)
         chosen = self._first(index, terms)
+        if chosen is not None and len(terms) == 2 and index not in self.base:
+            other = terms[1] if terms[0] is chosen else terms[0]
+            if other.x is None and self.numbers.negated(chosen.coefficient) and chosen.kind == "":
+                assert chosen.x is not None
+                taken = self._scaled(self.expr(chosen.x), self.numbers.neg(chosen.coefficient))
+                return Fn("sub", [Num(other.coefficient), taken], extent)
         if chosen is None:  # no term has all of the sum's extent: two of them broadcast
             return Fn(self.nodes[index].op, [self.expr(arg) for arg in self.nodes[index].args], extent)
         if chosen.kind == "":
             assert chosen.x is not None
             start = self.expr(chosen.x)
         else:
-            assert chosen.x is not None and chosen.y is not None
+            assert chosen.x is not None
+            assert chosen.y is not None
             start = self._times(chosen.kind, chosen.x, chosen.y, extent)
         result = self._scaled(start, chosen.coefficient)
         others = [term for term in terms if term is not chosen]
@@ -651,6 +663,8 @@ class Plan:
         self._add(Statement(value, store, expr, guard, order, overwrites=over))
 
     def _copy(self, store: str, expr: Expr, guard: Guard, order: float) -> None:
+        if store in self.buffered and not isinstance(expr, Num):
+            expr = self._named(expr, guard, order, -1, force=True)
         self._settle(expr, guard, order, None)
         old = {index for index, home in self.home.items() if home == store} | self._old(store)
         self._add(Statement(None, store, expr, guard, order, copy=True, overwrites=frozenset(old)))
@@ -688,12 +702,12 @@ class Plan:
             if store is None:
                 if isinstance(expr, Num):
                     expr = Fill(expr.number, extent)
+                elif expr.extent != extent:
+                    expr = Fn("expand", [expr], extent)
                 self._settle(expr, guard, index, None)
                 self.aliases[index] += [each.value for each in parts(expr) if isinstance(each, Atom)]
                 self._add(Statement(index, None, expr, guard, index))
-            elif isinstance(expr, Atom) and self.home.get(value) == store and value in (under, resident):
-                self._add(Statement(index, store, expr, guard, index))
-            elif isinstance(expr, Atom) and self.home.get(value) == store and value in self.base:
+            elif isinstance(expr, Atom) and self.home.get(value) == store and (value in self.base or value == resident):
                 self._add(Statement(index, store, expr, guard, index))
             else:
                 start = self._start(expr)
@@ -702,7 +716,9 @@ class Plan:
                     self._add(Statement(index, store, expr, guard, index, overwrites=frozenset({start.value})))
                 else:
                     self._settle(expr, guard, index, None)
-                    self._add(Statement(index, store, expr, guard, index, copy=True, overwrites=self._below(index, store)))
+                    self._add(
+                        Statement(index, store, expr, guard, index, copy=True, overwrites=self._below(index, store))
+                    )
 
     def _start(self, expr: Expr) -> Expr:
         while isinstance(expr, Call) and self._receiver_fits(expr):
@@ -807,10 +823,12 @@ class Plan:
             self.statements = [statements[i] for i in ordered]
             return True
         stuck = set(range(len(statements))) - set(ordered)
-        stores = [s.store for i, s in enumerate(statements) if i in stuck and s.store and s.store not in self.fixed]
-        assert stores, "statements that wait for each other without writing anything"
-        self.fixed.add(stores[-1])
-        return False
+        stores = [s.store for i, s in enumerate(statements) if i in stuck and s.store]
+        for given_up in (self.fixed, self.buffered):
+            if left := [store for store in stores if store not in given_up]:
+                given_up.add(left[-1])
+                return False
+        raise AssertionError("statements that wait for each other without writing anything")
 
     def _reached(self, statement: Statement) -> set[int]:
         """The values it reads, those included that a name it reads may stand for."""

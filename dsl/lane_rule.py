@@ -10,6 +10,7 @@ depend on other lanes either: it is the caller's, by what he passes.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from dsl.codegen import Code, Style, compiled, generate, is_flat
 from dsl.graph import lower
 from dsl.program import Facts, Program, Slot
 
-_COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"sum": torch.add, "amax": torch.maximum}
+_COMBINE: dict[str, Callable[[Any, Any], Any]] = {"sum": operator.add, "amax": torch.maximum}
 
 
 @dataclass(slots=True)
@@ -74,7 +75,7 @@ class LaneRule:
             shapes = [_as_matrix(shape) for shape, _ in layout]
             self.units = [_Unit(*shape, each, {}) for shape, each in zip(shapes, facts, strict=True)]
         self._started = False
-        self._per_lane: frozenset[str] | None = None
+        self._per_lane: frozenset[str] = frozenset()
         self._expanded: dict[str, tuple[Tensor, Tensor]] = {}
 
     def start(self, P: Tensor) -> None:  # noqa: N803
@@ -83,7 +84,7 @@ class LaneRule:
             code = generate(self.program, unit.facts, Style(lanes=True, flat=self.flat))
             unit.state = {slot.name: _initial(slot, p) for slot in code.slots}
         self._started = True
-        self._bind(self._per_lane or frozenset())
+        self._bind(self._per_lane)
 
     def step(
         self,
@@ -108,12 +109,8 @@ class LaneRule:
         """
         if not self._started:
             self.start(P)
-        if self._per_lane is None or not self._fits(hypers):
-            self._bind(frozenset(name for name, value in hypers.items() if isinstance(value, Tensor)))
-        numbers: dict[str, Any] = {"t": t, "lr_ratio": lr_ratio}
-        for name in self._read:
-            value = hypers[name]
-            numbers[name] = self._column(name, value) if isinstance(value, Tensor) else value
+        numbers = self._numbers(hypers)
+        numbers["t"], numbers["lr_ratio"] = t, lr_ratio
         if self.flat:
             update, names, state = self._calls[0]
             update(P.unsqueeze(1), G.unsqueeze(1), *state, *[numbers[name] for name in names])
@@ -138,7 +135,7 @@ class LaneRule:
         if self._started:
             for unit in self.units:
                 unit.state = {name: value[index] for name, value in unit.state.items()}
-            self._bind(self._per_lane or frozenset())
+            self._bind(self._per_lane)
 
     def evaluation(self, P: Tensor) -> Tensor:  # noqa: N803
         """The point to evaluate, [K, N]: P itself, or a new tensor where the rule returns another value than p."""
@@ -160,16 +157,22 @@ class LaneRule:
         pieces = zip(flat.split(self.sizes, dim=1), self.units, strict=True)
         return [piece.view(lanes, unit.rows, unit.cols) for piece, unit in pieces]
 
-    def _column(self, name: str, value: Tensor) -> Tensor:
-        """A hyperparameter [K] as [K, 1, 1] of the buffer's dtype; made once for each tensor."""
-        known = self._expanded.get(name)
-        if known is None or known[0] is not value:
-            known = self._expanded[name] = (value, value.to(self.device, self.dtype).view(-1, 1, 1))
-        return known[1]
-
-    def _fits(self, hypers: Mapping[str, float | Tensor]) -> bool:
-        per_lane = self._per_lane or ()
-        return all(isinstance(hypers[name], Tensor) == (name in per_lane) for name in self._read)
+    def _numbers(self, hypers: Mapping[str, float | Tensor]) -> dict[str, Any]:
+        """The hyperparameters that the code reads: numbers as they are, tensors [K] as [K, 1, 1], each made once."""
+        numbers: dict[str, Any] = {}
+        for name, lane in self._read:
+            value = hypers[name]
+            if isinstance(value, Tensor) is not lane:
+                self._bind(frozenset(name for name, value in hypers.items() if isinstance(value, Tensor)))
+                return self._numbers(hypers)
+            if lane:
+                known = self._expanded.get(name)
+                if known is None or known[0] is not value:
+                    assert isinstance(value, Tensor)
+                    known = self._expanded[name] = (value, value.to(self.device, self.dtype).view(-1, 1, 1))
+                value = known[1]
+            numbers[name] = value
+        return numbers
 
     def _bind(self, per_lane: frozenset[str]) -> None:
         """Fetches the generated functions, with the state that each takes."""
@@ -186,7 +189,7 @@ class LaneRule:
             for level in range(depth)
         ]
         read = {name for code in codes for function in code.functions for name in function.params}
-        self._read = [name for name in self.program.defaults if name in read]
+        self._read = [(name, name in self._per_lane) for name in self.program.defaults if name in read]
 
     def _share(self, unit: _Unit, code: Code, level: int) -> Any:
         if level >= len(code.barriers):

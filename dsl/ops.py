@@ -147,7 +147,8 @@ _infix("add", "+", 4, "arithmetic", "a plus b.", np.add, commutative=True, degre
 _infix("sub", "-", 4, "arithmetic", "a minus b.", np.subtract, degree="linear", parity="linear")
 _infix("mul", "*", 5, "arithmetic", "a times b.", np.multiply, commutative=True, degree="product", parity="product")
 _infix("div", "/", 5, "arithmetic", "a over b.", np.divide, degree="quotient", parity="product")
-_infix("mod", "%", 5, "arithmetic", "The remainder of a over b, of b's sign.", np.remainder, cost=2.0)
+_infix("mod", "%", 5, "arithmetic", "The remainder of a over b, of b's sign.", np.remainder, cost=2.0,
+       special="nan in torch where a / b overflows")
 _infix("pow", "**", 7, "arithmetic", "a to the power b; nan for a negative a and a fractional b.", np.power,
        cost=8.0, degree="power", parity="power")
 define("neg", "a", "arithmetic", "Minus a.", ref=np.negative, torch="-{0}", number="-{0}", precedence=6,
@@ -266,7 +267,7 @@ def _newton_schulz(a: Array, steps: float) -> Array:
     x = a / (np.sqrt(np.sum(np.square(a), axis=(-2, -1), keepdims=True)) + 1e-7)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
-    for _ in range(int(np.nan_to_num(np.clip(steps, 0, 32)))):
+    for _ in range(int(min(max(0, steps), 32))):
         s = x @ x.mT
         x = 3.4445 * x + (-4.7750 * s + 2.0315 * (s @ s)) @ x
     return np.asarray(x.mT if tall else x)

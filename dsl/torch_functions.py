@@ -11,7 +11,7 @@ def newton_schulz(x: torch.Tensor, steps: float) -> torch.Tensor:
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    for _ in range(int(steps)):
+    for _ in range(int(min(max(0, steps), 32))):
         s = x @ x.mT
         x = 3.4445 * x + (-4.7750 * s + 2.0315 * (s @ s)) @ x
     return x.mT if tall else x

@@ -40,12 +40,11 @@ class DigitsCNN(Task):
         super().__init__(split.train, split.held_out, split.data_sha256)
 
     def loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        x, y = batch
-        image = x.view(*x.shape[:2], 8, 8, 1)
+        x, y = batch  # [K, B, 64], [K, B]
+        image = x.to(parameters["conv1.weight"].dtype).mT.reshape(len(x), 1, 8, 8, -1)
         wide = convolve3x3(parameters, "conv1", image).relu()
         deep = convolve3x3(parameters, "conv2", wide, stride=2).relu()
-        features = deep.movedim(-1, 2).flatten(2)  # channels first, as torch flattens
-        return cross_entropy(linear(parameters, "head", features), y)
+        return cross_entropy(linear(parameters, "head", deep.flatten(1, 3).mT), y)
 
     @property
     def flops(self) -> int:

@@ -24,29 +24,29 @@ def dense(
 
 
 def linear(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
-    """x @ weight^T + bias in every lane: [K, B, in] -> [K, B, out]."""
+    """x @ weight^T + bias in every lane: [K, B, in] -> [K, B, out].
+
+    Computed as (weight @ x^T)^T, whose gradient by the weight is contiguous: compiled, `digits_mlp` makes 1.45 times as
+    many model-steps a second for it, `bytes_mlp` 1.15 times.
+    """
     weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
-    return torch.baddbmm(bias.unsqueeze(1), x.to(weight.dtype), weight.mT)
+    return torch.baddbmm(bias.unsqueeze(2), weight, x.to(weight.dtype).mT).mT
 
 
 def convolve3x3(parameters: Mapping[str, Tensor], name: str, x: Tensor, *, stride: int = 1) -> Tensor:
-    """3x3 convolution with a border of zeros, channels last: [K, B, H, W, in] -> [K, B, H/stride, W/stride, out].
+    """3x3 convolution with a border of zeros, examples last: [K, in, H, W, B] -> [K, out, H/stride, W/stride, B].
 
-    Picks out all patches with one index and multiplies once. Measured on one core with 16 lanes of `digits_cnn`, loss
-    and gradient, model-steps/s eager and compiled: this 2.8k and 6.1k, grouped F.conv2d 3.3k and 3.5k, F.unfold and
-    bmm 1.7k and 4.3k, nine shifted slices 2.3k and 4.5k.
+    Nine shifted copies of the image, one product. With the examples last every copy, and every sum of the gradient, is
+    over contiguous numbers. Measured on one core with `digits_cnn` (batch 64), loss and gradient, compiled, in one run:
+    this 5.9k model-steps/s; patches picked by an index, channels last, 2.7k; a loop over torch.nn.Conv2d models 0.9k.
     """
     weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]  # [K, out, in, 3, 3], [K, out]
-    lanes, examples, height, width, channels = x.shape
-    rows = torch.arange(0, height, stride, device=x.device)
-    columns = torch.arange(0, width, stride, device=x.device)
-    near = torch.arange(3, device=x.device)
-    row = (rows.view(-1, 1, 1, 1) + near.view(3, 1)) * (width + 2)
-    patches = row + columns.view(-1, 1, 1) + near  # [H/stride, W/stride, 3, 3]: places in the bordered image
-    bordered = functional.pad(x.to(weight.dtype), (0, 0, 1, 1, 1, 1)).flatten(2, 3)
-    taken = bordered[:, :, patches.flatten()].reshape(lanes, -1, 9 * channels)
-    y = torch.baddbmm(bias.unsqueeze(1), taken, weight.permute(0, 3, 4, 2, 1).flatten(1, 3))
-    return y.view(lanes, examples, len(rows), len(columns), -1)
+    lanes, channels, height, width, examples = x.shape
+    bordered = functional.pad(x, (0, 0, 1, 1, 1, 1))
+    shifted = [bordered[:, :, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
+    patches = torch.stack(shifted, 2).view(lanes, channels * 9, -1)
+    y = torch.baddbmm(bias.unsqueeze(2), weight.reshape(lanes, -1, channels * 9), patches)
+    return y.view(lanes, -1, height // stride, width // stride, examples)
 
 
 def embed(table: Tensor, symbols: Tensor) -> Tensor:

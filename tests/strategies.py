@@ -39,7 +39,9 @@ HYPERS = ("lr", "beta1", "eps")
 TEMPORARIES = ("u", "x1", "momentum_")
 
 numbers = st.one_of(
-    st.integers(-(10**18), 10**18).map(float), st.floats(-1e299, 1e299, allow_nan=False), st.sampled_from([0.0, -0.0, 1e-8])
+    st.integers(-(10**18), 10**18).map(float),
+    st.floats(-1e299, 1e299, allow_nan=False),
+    st.sampled_from([0.0, -0.0, 1e-8]),
 )
 names = st.sampled_from(["p", "g", "t", "lr_ratio", *SLOTS, *HYPERS, *TEMPORARIES])
 docs = st.text(max_size=60).map(inspect.cleandoc)
@@ -82,7 +84,9 @@ def _ranges(draw: st.DrawFn) -> Range | None:
     if draw(st.booleans()):
         return None
     log = draw(st.booleans())
-    low, high = sorted(draw(st.tuples(st.floats(1e-9, 1e9), st.floats(1e-9, 1e9)).filter(lambda pair: pair[0] != pair[1])))
+    low, high = sorted(
+        draw(st.tuples(st.floats(1e-9, 1e9), st.floats(1e-9, 1e9)).filter(lambda pair: pair[0] != pair[1]))
+    )
     return Range(low if log else -low, high, log)
 
 
@@ -120,7 +124,19 @@ def programs(draw: st.DrawFn) -> Program:
 
 _MAPS = ("neg", "abs", "sign", "square", "tanh", "sigmoid", "sqrt", "exp", "log", "rsqrt", "reciprocal")
 _PAIRS = ("add", "sub", "mul", "div", "min", "max", "mod", "pow")
-_REDUCTIONS = ("sum", "mean", "norm", "amax", "rms", "row_mean", "row_norm", "col_mean", "col_norm", "row_amax", "global_sum")
+_REDUCTIONS = (
+    "sum",
+    "mean",
+    "norm",
+    "amax",
+    "rms",
+    "row_mean",
+    "row_norm",
+    "col_mean",
+    "col_norm",
+    "row_amax",
+    "global_sum",
+)
 _literals = st.floats(-4, 4).map(lambda value: float(f"{value:.3g}"))
 
 
@@ -146,7 +162,11 @@ def _values(draw: st.DrawFn, tensors: tuple[str, ...], matrix: bool) -> Expr:
             return Call("debias", (draw(full), Name("beta")))
         case "matrix" if matrix:
             product = Call("matmul", (draw(full), Call("transpose", (draw(full),))))
-            return draw(st.sampled_from([Call("matmul", (product, draw(full))), Call("newton_schulz", (draw(full), Number(2.0)))]))
+            return draw(
+                st.sampled_from(
+                    [Call("matmul", (product, draw(full))), Call("newton_schulz", (draw(full), Number(2.0)))]
+                )
+            )
     args = (draw(operand), draw(operand))
     return Call(draw(st.sampled_from(_PAIRS)), args)
 

@@ -81,7 +81,10 @@ MISTAKES = {
     "option without its value": ("search --space tiny.yaml --time", "--time"),
     "missing option": ("search", "Missing option '--space'"),
     "missing argument": ("show", "Missing argument 'RULE'"),
-    "text for a number": ("search --space tiny.yaml --candidates many", "'--candidates': Input should be a valid integer"),
+    "text for a number": (
+        "search --space tiny.yaml --candidates many",
+        "'--candidates': Input should be a valid integer",
+    ),
     "too small": ("search --space tiny.yaml --candidates 0", "--candidates"),
     "negative workers": ("search --space tiny.yaml --workers -1", "--workers"),
     "negative seed": ("search --space tiny.yaml --seed -1", "--seed"),
@@ -317,6 +320,22 @@ def test_a_search_shows_its_progress_its_leaderboard_and_what_to_do_next(capsys:
     code, out, _ = run(capsys, "resume", "o", "--candidates", "16")
     assert code == 0
     assert "goes on after " in out
+
+
+def test_a_search_that_cannot_start_leaves_no_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from discover import workers
+    from discover.errors import UserError
+
+    def no_cluster(*_: object) -> None:
+        raise UserError("--ray-address nowhere: no Ray cluster answers there")
+
+    monkeypatch.setattr(workers, "start", no_cluster)
+    Path("tiny.yaml").write_text(TINY)
+    code, _, err = run(capsys, "search", "--space", "tiny.yaml", "--ray-address", "nowhere", "--out", "out")
+    assert (code, err) == (2, "discover: --ray-address nowhere: no Ray cluster answers there\n")
+    assert not Path("out").exists()
 
 
 def test_own_tasks_are_searched_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,9 +14,9 @@ import dsl
 from dsl import reference
 from dsl.graph import CONSTANT, INPUT, lower
 from dsl.ops import OPS
-from dsl.program import Assign, Call, Facts, If, Name, Number, Program, RuleError, Slot, assignments, names_read
+from dsl.program import Assign, Call, Facts, If, IsMatrix, Name, Number, Program, RuleError, assignments, names_read
 from dsl.reference import Machine, extent_shape
-from dsl.types import EXTENTS, FLIPPED, FULL, NUMBER, ROWS, SCALAR, MismatchError, broadcast, fits
+from dsl.types import FLIPPED, FULL, NUMBER, ROWS, SCALAR, MismatchError, broadcast, fits
 from tests.strategies import programs, rules
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -46,7 +46,7 @@ def test_any_text_is_a_program_or_an_error_with_a_place(text: str) -> None:
     try:
         dsl.parse(f"def f(p, g):\n    p = {text}\n", "case.rule")
     except RuleError as error:
-        assert str(error).startswith("case.rule:")
+        assert error.source == "case.rule"  # noqa: PT017
 
 
 @pytest.mark.parametrize("name", dsl.names())
@@ -320,7 +320,9 @@ def test_every_wrapper_takes_every_rule(wrapper: str, base: str) -> None:
 @given(rules())
 def test_wrapping_is_the_base_on_what_the_wrapper_gives_it(base: Program) -> None:
     """A wrapper that doubles the gradient and halves the step, over any base, step by step against doing so by hand."""
-    wrapper = dsl.parse("def half(p, g, m: zeros, base: rule, *, beta=2):\n    m = base(p, beta * g)\n    p = p + (m - p) / 2\n")
+    wrapper = dsl.parse(
+        "def half(p, g, m: zeros, base: rule, *, beta=2):\n    m = base(p, beta * g)\n    p = p + (m - p) / 2\n"
+    )
     composed = dsl.check(dsl.apply(wrapper, {"base": base}))
     rng = np.random.default_rng(0)
     start = {"w": rng.standard_normal((3, 2)), "b": rng.standard_normal(3)}
@@ -333,7 +335,9 @@ def test_wrapping_is_the_base_on_what_the_wrapper_gives_it(base: Program) -> Non
 
 
 def test_names_that_clash_are_prefixed_with_the_base() -> None:
-    wrapper = dsl.parse("def slow(p, g, m: like(p), base: rule, *, beta1=0.5):\n    x = base(p, g)\n    m = lerp(m, x, beta1)\n    p = m\n")
+    wrapper = dsl.parse(
+        "def slow(p, g, m: like(p), base: rule, *, beta1=0.5):\n    x = base(p, g)\n    m = lerp(m, x, beta1)\n    p = m\n"
+    )
     program = dsl.apply(wrapper, {"base": dsl.load("adamw")})
     assert [slot.name for slot in program.slots] == ["m", "adamw_m", "v"]
     assert list(program.defaults) == ["lr", "beta1", "adamw_beta1", "beta2", "eps", "weight_decay"]
@@ -362,7 +366,7 @@ def test_composition_refused(wrapper: str, bases: dict[str, str], message: str) 
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("adamv", "unknown rule 'adamv'; did you mean 'adamw'\\?"),
+        ("adamww", "unknown rule 'adamww'; did you mean 'adamw'\\?"),
         ("adamw(lion)", "'adamw' takes 0 rules, 'adamw\\(lion\\)' gives 1"),
         ("clip_global(", "is not a rule"),
         ("clip_global(1)", "is not a rule"),
@@ -385,7 +389,7 @@ def test_a_registered_rule_is_found_by_name(tmp_path: Path, monkeypatch: pytest.
 def test_a_file_that_is_no_rule_is_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.rule"
     path.write_text("def bad(p, g):\n    p = p * 2\n")
-    with pytest.raises(RuleError, match="bad.rule:1: the gradient g is not used"):
+    with pytest.raises(RuleError, match=r"bad\.rule:1: the gradient g is not used"):
         dsl.load(str(path))
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(RuleError, match="is not UTF-8 text"):
@@ -406,7 +410,6 @@ def test_slots_read_before_their_assignment_hold_the_last_steps_value() -> None:
 
 
 def test_walking_covers_both_branches() -> None:
-    body = (If(dsl.load("muon").body[1].test, (Assign("u", Name("g")),), (Assign("p", Call("neg", (Name("u"),))),)),)  # type: ignore[union-attr]
+    body = (If(IsMatrix(), (Assign("u", Name("g")),), (Assign("p", Call("neg", (Name("u"),))),)),)
     assert [statement.target for statement in assignments(body)] == ["u", "p"]
     assert names_read(Call("add", (Name("u"), Number(1.0)))) == {"u"}
-    assert Slot("m", EXTENTS["full"]) == Slot("m", ("r", "c"), 0.0)

@@ -63,14 +63,22 @@ def assert_torch_agrees(op: Op, values: tuple[float, ...]) -> None:
     columns = grid(op, values)
     for kinds, template in forms(op):
         numbers = [position for position, kind in enumerate(kinds) if kind == "n"]
-        fixed = sorted({tuple(columns[position][row] for position in numbers) for row in range(len(columns[0]))}, key=str)
+        fixed = sorted(
+            {tuple(columns[position][row] for position in numbers) for row in range(len(columns[0]))}, key=str
+        )
         for choice in fixed:
             given: dict[int, Any] = dict(zip(numbers, choice, strict=True))
             rows = columns if not numbers else _rows(columns, given)
             expected = reference(op, *(given.get(i, rows[i]) for i in range(len(rows))))
-            result = evaluate(template, *(given[i].item() if i in given else torch.tensor(rows[i]) for i in range(len(rows))))
+            result = evaluate(
+                template, *(given[i].item() if i in given else torch.tensor(rows[i]) for i in range(len(rows)))
+            )
             np.testing.assert_allclose(
-                np.asarray(result, np.float64), np.asarray(expected, np.float64), RTOL, 1e-300, err_msg=f"{template} {choice}"
+                np.asarray(result, np.float64),
+                np.asarray(expected, np.float64),
+                RTOL,
+                1e-300,
+                err_msg=f"{template} {choice}",
             )
 
 
@@ -126,7 +134,9 @@ def matrices(op: Op, *values: float) -> list[Any]:
 
 
 @each(WHOLE)
-@pytest.mark.parametrize("values", [(), (0.0, -0.0), (math.inf,), (math.inf, -math.inf), (math.nan,), (1e-310, 1e200)], ids=str)
+@pytest.mark.parametrize(
+    "values", [(), (0.0, -0.0), (math.inf,), (math.inf, -math.inf), (math.nan,), (1e-310, 1e200)], ids=str
+)
 def test_operator_on_whole_tensors_agrees_with_reference_alone_and_in_lanes(op: Op, values: tuple[float, ...]) -> None:
     if op.name == "newton_schulz" and not all(abs(value) < 1e100 for value in values):
         pytest.skip("a norm that overflows leaves nothing to orthogonalise")
@@ -139,9 +149,11 @@ def test_operator_on_whole_tensors_agrees_with_reference_alone_and_in_lanes(op: 
         one = [a[lane] if isinstance(a, np.ndarray) else a for a in args]
         alone = reference(op, *one)
         result = evaluate(op.torch, *(torch.tensor(a) if isinstance(a, np.ndarray) else a for a in one))
-        np.testing.assert_allclose(np.asarray(result), np.squeeze(alone) if np.ndim(result) == 0 else alone, 1e-9, 1e-12)
-        if np.ndim(expected):
-            np.testing.assert_allclose(np.broadcast_to(expected, (2, *np.shape(expected)[1:]))[lane], alone, 1e-9, 1e-12)
+        np.testing.assert_allclose(
+            np.asarray(result), np.squeeze(alone) if np.ndim(result) == 0 else alone, 1e-9, 1e-12
+        )
+        if np.ndim(expected) == 3:
+            np.testing.assert_allclose(expected[lane], alone, 1e-9, 1e-12)
 
 
 @pytest.mark.parametrize("steps", [math.nan, -1.0, 0.0, 2.9, 1e9, math.inf])
@@ -169,7 +181,7 @@ def test_degree_of_one_argument(op: Op) -> None:
     args = _positive(op)
     scaled = [3.0 * arg if isinstance(arg, np.ndarray) else arg for arg in args]
     expected = 3.0 ** float(op.degree) * np.asarray(reference(op, *args), float)
-    np.testing.assert_allclose(np.asarray(reference(op, *scaled), float), expected, 1e-6)
+    np.testing.assert_allclose(np.asarray(reference(op, *scaled), float), expected, 1e-5)
 
 
 @each([op for op in GIVEN if op.degree in ("linear", "product", "quotient", "constant")])
@@ -202,8 +214,14 @@ def test_law_gives_the_references_shape(op: Op) -> None:
 @each(ABBREVIATIONS)
 def test_abbreviation_is_typed_as_what_it_stands_for(op: Op) -> None:
     arguments = [Name("g"), Name("p"), Name("g")][: len(op.params)]
-    values = [Number(0.5) if op.kinds.get(param) in ("number", "scalar") else arg for param, arg in zip(op.params, arguments, strict=True)]
-    body = (Assign("u", Call(op.name, tuple(values))), Assign("p", Call("sub", (Name("p"), Call("mul", (Name("u"), Name("g")))))))
+    values = [
+        Number(0.5) if op.kinds.get(param) in ("number", "scalar") else arg
+        for param, arg in zip(op.params, arguments, strict=True)
+    ]
+    body = (
+        Assign("u", Call(op.name, tuple(values))),
+        Assign("p", Call("sub", (Name("p"), Call("mul", (Name("u"), Name("g")))))),
+    )
     graph = lower(Program("rule", (), (Hyper("lr", 1.0),), body), Facts(True, "hidden"))
     types = {node.type for node in graph.nodes}
     if op.law is not OPS["debias"].law:

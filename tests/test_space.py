@@ -68,7 +68,7 @@ BAD = {
         "tasks: 'a' is in search and in final; the three sets must be disjoint",
     ),
     "rung on another set": ("rungs: [{tasks: [c]}]", "rungs[0].tasks: 'c' is not among tasks.search"),
-    "unknown ancestor": ("ancestor: adamv", "ancestor: unknown rule 'adamv'; did you mean 'adamw'?"),
+    "unknown ancestor": ("ancestor: adamww", "ancestor: unknown rule 'adamww'; did you mean 'adamw'?"),
     "missing ancestor file": ("ancestor: x.rule", "ancestor: cannot read rule file 'x.rule'"),
     "name that is no folder": ("name: a/b", "name: expected a letter, then letters, digits, _ or -, not 'a/b'"),
     "two mistakes": ("lag: x\nmax_statements: y", "(and 1 more)"),

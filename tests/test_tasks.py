@@ -19,79 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tasks
 from tasks import Task, data
-
-Twin = Callable[[], tuple[nn.Module, Callable[[nn.Module, tuple[Tensor, ...]], Tensor]]]
-
-
-class Transformer(nn.Module):
-    """`bytes_transformer` as one would write it with torch.nn; parameters are made in the task's order."""
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm1 = nn.RMSNorm(32, eps=1e-5)
-            self.query, self.key, self.value, self.mix = (nn.Linear(32, 32, bias=False) for _ in range(4))
-            self.norm2 = nn.RMSNorm(32, eps=1e-5)
-            self.up, self.down = nn.Linear(32, 64, bias=False), nn.Linear(64, 32, bias=False)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.norm1(x)
-            query, key, value = (
-                part(y).unflatten(-1, (2, 16)).transpose(1, 2) for part in (self.query, self.key, self.value)
-            )
-            y = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-            x = x + self.mix(y.transpose(1, 2).flatten(2))
-            return x + self.down(self.up(self.norm2(x)).relu() ** 2)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding, self.position = nn.Embedding(97, 32), nn.Embedding(32, 32)
-        self.blocks = nn.Sequential(self.Block(), self.Block())
-        self.norm, self.head = nn.RMSNorm(32, eps=1e-5), nn.Linear(32, 97, bias=False)
-
-    def forward(self, symbols: Tensor) -> Tensor:
-        x = self.embedding(symbols) + self.position.weight
-        return self.head(self.norm(self.blocks(x)))
-
-
-def classifies(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    return functional.cross_entropy(model(batch[0].double()), batch[1])
-
-
-def breast_cancer_twin() -> tuple:
-    return nn.Linear(30, 1), lambda model, batch: functional.binary_cross_entropy_with_logits(
-        model(batch[0].double()).flatten(), batch[1].double()
-    )
-
-
-def mlp_twin() -> tuple:
-    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), classifies
-
-
-def cnn_twin() -> tuple:
-    wide, deep = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1, stride=2)
-    image = nn.Unflatten(1, (1, 8, 8))
-    return nn.Sequential(image, wide, nn.ReLU(), deep, nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)), classifies
-
-
-def autoencoder_twin() -> tuple:
-    encoder = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 8))
-    decoder = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 64))
-    return nn.Sequential(encoder, decoder), lambda model, batch: functional.mse_loss(
-        model(batch[0].double()), batch[0].double()
-    )
-
-
-def bytes_mlp_twin() -> tuple:
-    embedding, hidden, head = nn.Embedding(97, 8), nn.Linear(64, 28), nn.Linear(28, 97)
-    model = nn.Sequential(embedding, nn.Flatten(), hidden, nn.Tanh(), head)
-    return model, lambda model, batch: functional.cross_entropy(model(batch[0][:, :-1]), batch[0][:, -1])
-
-
-def transformer_twin() -> tuple:
-    return Transformer(), lambda model, batch: functional.cross_entropy(
-        model(batch[0][:, :-1]).transpose(1, 2), batch[0][:, 1:]
-    )
+from tests import twins
 
 
 @dataclass(frozen=True)
@@ -111,7 +39,7 @@ class Case:
     size: int
     knows_nothing: float
     learned: float
-    twin: Twin | None
+    twin: twins.Twin | None
     repeats: float = 0.0
     sha256: str | None = None
 
@@ -119,12 +47,12 @@ class Case:
 DIGITS = "faf2d98f61250c1cdc0b114323133d3c58da04f5c5d28bb78e4bde3c936a75b1"
 CASES = [
     Case("quadratic", 100, knows_nothing=14.0, learned=0.1, twin=None),
-    Case("breast_cancer", 31, knows_nothing=0.66, learned=0.15, twin=breast_cancer_twin),
-    Case("digits_mlp", 2410, knows_nothing=2.3, learned=0.3, twin=mlp_twin, sha256=DIGITS),
-    Case("digits_autoencoder", 4744, knows_nothing=0.53, learned=0.3, twin=autoencoder_twin, sha256=DIGITS),
-    Case("bytes_mlp", 5409, knows_nothing=3.2, learned=2.75, twin=bytes_mlp_twin, repeats=0.46),
-    Case("digits_cnn", 3818, knows_nothing=2.3, learned=0.2, twin=cnn_twin, sha256=DIGITS),
-    Case("bytes_transformer", 23776, knows_nothing=3.2, learned=2.8, twin=transformer_twin),
+    Case("breast_cancer", 31, knows_nothing=0.66, learned=0.15, twin=twins.breast_cancer),
+    Case("digits_mlp", 2410, knows_nothing=2.3, learned=0.3, twin=twins.mlp, sha256=DIGITS),
+    Case("digits_autoencoder", 4744, knows_nothing=0.53, learned=0.3, twin=twins.autoencoder, sha256=DIGITS),
+    Case("bytes_mlp", 5409, knows_nothing=3.2, learned=2.75, twin=twins.bytes_mlp, repeats=0.46),
+    Case("digits_cnn", 3818, knows_nothing=2.3, learned=0.2, twin=twins.cnn, sha256=DIGITS),
+    Case("bytes_transformer", 23776, knows_nothing=3.2, learned=2.8, twin=twins.transformer),
 ]
 
 

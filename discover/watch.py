@@ -1,0 +1,111 @@
+"""Runs a search in the foreground: shows it, lets Ctrl-C end it cleanly, and says at the end what came of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+import dsl
+from discover import session
+from discover.console import ProgressView, leaderboard, summary
+from discover.events import Finished
+from discover.records import Ranked
+from discover.runs import Run, program_of
+
+
+def watch(run: Run, as_json: bool) -> None:
+    """Runs a search to its end and shows it: on stderr while it runs where stdout is for JSON."""
+    console = Console(stderr=as_json)
+    console.print(f"run {run.name} in {run.folder}", highlight=False, markup=False, soft_wrap=True)
+    for note in run.notes:
+        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    finished: Finished | None = None
+    with _interruptible(console.print) as stop, ProgressView(console) as view:
+        for event in session.search(run, stop):
+            view.show(event)
+            if isinstance(event, Finished):
+                finished = event
+    assert finished is not None
+    if as_json:
+        print(json.dumps(_summary(run, finished), indent=2))
+    else:
+        _print_summary(run, finished, console)
+
+
+@contextmanager
+def _interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks the search to stop after the unit of work in hand; a second one stops at once, with exit code 130.
+
+    Yields:
+        Whether it was asked to stop.
+    """
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        say("stopping when the work in hand is done; Ctrl-C again to stop at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _print_summary(run: Run, finished: Finished, console: Console) -> None:
+    lines = ["", *leaderboard(finished.leaderboard, console.width), "", *summary(finished), ""]
+    if finished.interrupted:
+        lines += [f"interrupted; resume with: discover resume {run.handle}", ""]
+    if finished.leaderboard:
+        lines += [
+            "next:",
+            f"  discover show {run.handle}@1 --latex",
+            f"  discover register {run.handle} --name my_rule",
+            f"  discover export {run.handle}@1 -o my_rule.py",
+        ]
+    if not finished.interrupted:
+        lines += [f"  discover resume {run.handle} --time 10m"]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _summary(run: Run, finished: Finished) -> dict[str, Any]:
+    totals, best = finished.totals, next(iter(finished.leaderboard), None)
+    return {
+        "run": str(run.folder),
+        "generations": totals.generations,
+        "proposed": totals.proposed,
+        "rejected": totals.rejected,
+        "duplicates": totals.duplicates,
+        "trained": totals.trained,
+        "distinct": totals.distinct,
+        "seconds": finished.elapsed,
+        "model_steps": totals.model_steps,
+        "proposed_per_second": finished.proposed / finished.elapsed if finished.elapsed else None,
+        "trained_per_second": finished.trained / finished.elapsed if finished.elapsed else None,
+        "phases": totals.seconds,
+        "interrupted": finished.interrupted,
+        "best": best
+        and {"rule": dsl.format(program_of(best, run.name)), "file": str(run.best_path), **_standing(best)},
+        "leaderboard": [{"rank": each.rank, **_standing(each)} for each in finished.leaderboard],
+    }
+
+
+def _standing(ranked: Ranked) -> dict[str, Any]:
+    confirmation = ranked.confirmation
+    return {
+        "candidate": ranked.candidate.id,
+        "score": ranked.fitness,
+        "confirmed": confirmation is not None,
+        "error": confirmation and confirmation.error,
+        "evaluations": confirmation.count if confirmation else 0,
+    }

@@ -1,0 +1,211 @@
+"""Generated code means what the reference says, changes nothing but its own state, and reads as if written by hand."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import dsl
+from discover import optim
+from dsl import reference
+from dsl.codegen import Style, compiled, generate, is_flat
+from dsl.graph import lower
+from dsl.lane_rule import LaneRule
+from dsl.ops import OPS, Op
+from dsl.program import Assign, Call, Expr, Facts, Name, Number, Program, RuleError
+from tests.strategies import rules
+
+GOLDEN = Path(__file__).parent / "golden"
+MATRIX = Facts(True, "hidden")
+BASES = [name for name in dsl.names() if not dsl.load(name).rules]
+RULES = [*BASES, *(f"{name}(adamw)" for name in dsl.names() if dsl.load(name).rules)]
+SHAPES = {"matrix": (4, 3), "kernel": (2, 2, 3), "vector": (5,), "scalar": ()}
+
+
+# Against the reference --------------------------------------------------------------------------------------------
+
+
+def by_reference(program: Program, seed: int, steps: int) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
+    rng = np.random.default_rng(seed)
+    params = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
+    return params, [{name: rng.normal(size=shape) for name, shape in SHAPES.items()} for _ in range(steps)]
+
+
+def close(mine: Tensor, want: np.ndarray) -> bool:
+    size = float(np.max(np.abs(want), initial=1e-3))
+    return bool(np.allclose(mine.detach().numpy(), want, rtol=1e-7, atol=1e-9 * size))
+
+
+@given(rules(), st.integers(0, 5))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+def test_random_programs_follow_the_reference(program: Program, seed: int) -> None:
+    """As an optimizer, and as two lanes; a program that leaves the finite numbers proves nothing from there on."""
+    params, gradients = by_reference(program, seed, 5)
+    with np.errstate(all="ignore"):
+        states = reference.run(program, params, gradients)
+    tensors = [torch.tensor(value, requires_grad=True) for value in params.values()]
+    opt = optim.create(program, tensors)
+    layout = [(shape, Facts.of(len(shape)).role) for shape in SHAPES.values()]
+    lanes = LaneRule(program, layout, lanes=2, dtype=torch.float64)
+    P = torch.tensor(np.concatenate([value.ravel() for value in params.values()])).repeat(2, 1)  # noqa: N806
+    for t, (gradient, state) in enumerate(zip(gradients, states, strict=True), start=1):
+        assume(all(np.isfinite(value).all() and np.abs(value).max() < 1e8 for value in state.parameters.values()))
+        flat = torch.tensor(np.concatenate([gradient[name].ravel() for name in SHAPES]))
+        for p, value in zip(tensors, gradient.values(), strict=True):
+            p.grad = torch.tensor(value)
+        try:
+            opt.step()
+            lanes.step(P, flat.repeat(2, 1), t, program.defaults)
+        except (ArithmeticError, ValueError) as error:
+            assume(isinstance(error, ArithmeticError) or "math domain" not in str(error))
+            raise
+        for p, want in zip(tensors, state.parameters.values(), strict=True):
+            assert close(p, want), f"{dsl.format(program)}\n{generate(program, Facts.of(p.ndim)).source}"
+        whole = np.concatenate([value.ravel() for value in state.parameters.values()])
+        assert close(P[0], whole), dsl.format(program)
+        assert torch.equal(P[0], P[1])
+
+
+def operator_program(op: Op) -> Program | None:
+    """p = op(p, g, ...), arguments made to fit; None for an operator that has no value in p."""
+    values: list[Expr] = [Name("p"), Name("g"), Number(0.3)]
+    args: list[Expr] = []
+    for position, param in enumerate(op.params):
+        kind = op.kinds.get(param, "value")
+        if kind == "mask":
+            args.append(Call("gt", (Name("g"), Name("p"))))
+        elif kind in ("number", "scalar"):
+            args.append(Number(3) if kind == "number" else Number(0.3))
+        else:
+            args.append(values[min(position, 2)])
+    if op.name == "where" or op.name == "every":
+        args[1:] = [Name("p"), Name("g")]
+    if op.name == "matmul":
+        args[1] = Call("transpose", (Name("g"),))
+    used = Call("mul", (Number(0), Name("g")))
+    for wrap in (lambda e: e, lambda e: Call("matmul", (e, Name("g"))), lambda e: Call("transpose", (e,))):
+        body = (Assign("x", wrap(Call(op.name, tuple(args)))), Assign("p", Call("add", (used, Name("x")))))
+        program = Program("operator", (), (), body)
+        try:
+            lower(program, MATRIX)
+            return program
+        except RuleError:
+            continue
+    return None
+
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 3.7, -2.5, 1e-310, -1e-310, 1e300, -1e300]
+INFINITE = [np.inf, -np.inf, np.nan]
+
+
+@pytest.mark.parametrize("infinite", [False, True], ids=["finite", "infinite"])
+@pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+def test_operator_is_lowered_to_what_the_reference_says_on_special_values(op: Op, infinite: bool) -> None:
+    if infinite and op.special:
+        pytest.skip(op.special)
+    program = operator_program(op)
+    if program is None:
+        pytest.skip("has no value in p")
+    values = np.array([x for x in SPECIAL if not op.special or 1e-3 < abs(x) < 1e3] + (INFINITE if infinite else []))
+    pairs = np.stack(np.meshgrid(values, values)).reshape(2, len(values), len(values))
+    elementwise = op.group in ("arithmetic", "elementwise", "comparison")
+    p, g = pairs if elementwise else (np.arange(12.0).reshape(4, 3) - 4, np.sin(np.arange(12.0)).reshape(4, 3))
+    g = np.where(np.isfinite(g), g, 1.0) if infinite and elementwise else g  # 0 * g keeps what is finite
+    with np.errstate(all="ignore"):
+        want = reference.run(program, {"p": p}, [{"p": g}])[0].parameters["p"]
+    code = generate(program, MATRIX)
+    mine = torch.tensor(p)
+    numbers = {"t": 1, "lr_ratio": 1.0}
+    totals: dict[str, Tensor] = {}
+    for barrier in code.barriers:
+        shares = compiled(barrier.share)(mine, torch.tensor(g), *[numbers[name] for name in barrier.share.params[2:]])
+        totals.update(zip(barrier.totals, shares, strict=True))
+    compiled(code.update)(mine, torch.tensor(g), *[(numbers | totals)[name] for name in code.update.params[2:]])
+    np.testing.assert_allclose(mine.numpy(), want, rtol=1e-12, atol=0 if elementwise else 1e-12, err_msg=code.source)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gradients_are_left_as_they_are(rule: str) -> None:
+    params = [torch.randn(shape, requires_grad=True) for shape in SHAPES.values()]
+    opt = optim.create(rule, params)
+    for _ in range(5):
+        for p in params:
+            p.grad = torch.randn(p.shape)
+        before = [p.grad.clone() for p in params if p.grad is not None]
+        opt.step()
+        assert all(torch.equal(a, b) for a, b in zip(before, (p.grad for p in params), strict=True))  # type: ignore[arg-type]
+
+
+# The text ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rule", ["adamw", "lion", "muon", "nadam", "lookahead_adam", "clip_global_sgd", "ema_nesterov_adamw"]
+)
+def test_code_reads_as_its_golden_file_says(rule: str) -> None:
+    names = {"lookahead_adam": "lookahead(adam)", "clip_global_sgd": "clip_global(sgd)"}
+    program = dsl.load({**names, "ema_nesterov_adamw": "ema_nesterov(adamw)"}.get(rule, rule))
+    lanes = Style(lanes=True, flat=is_flat(lower(program, MATRIX)), per_lane=frozenset({"lr"}))
+    text = f"# tensor\n{generate(program, MATRIX).source}\n\n# lanes\n{generate(program, MATRIX, lanes).source}"
+    assert text == (GOLDEN / f"{rule}_code.txt").read_text()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_elementwise_code_never_asks_for_the_shape(rule: str) -> None:
+    program = dsl.load(rule)
+    for facts in (MATRIX, Facts(False, "vector")):
+        code = generate(program, facts)
+        assert code.matrix or not any(word in code.source for word in ("view", "reshape", "shape", "dim="))
+
+
+def test_work_that_only_a_branch_needs_is_done_in_that_branch() -> None:
+    text = """
+    def rare(p, g, q: left(eye), *, lr=0.1, k=10):
+        if matrix(p):
+            q = every(k, newton_schulz(g @ transpose(g), 5), q)
+            p = p - lr * (q @ g)
+    """
+    code = generate(dsl.check(dsl.parse(textwrap.dedent(text))), MATRIX)
+    (function,) = ast.parse(code.update.source).body
+    assert isinstance(function, ast.FunctionDef)
+    outside = [ast.unparse(node) for node in function.body if not isinstance(node, ast.If)]
+    inside = [ast.unparse(node) for node in function.body if isinstance(node, ast.If)]
+    assert len(inside) == 1
+    assert "newton_schulz" in inside[0]
+    assert not any("newton_schulz" in line for line in outside)
+
+
+EXCHANGES = {
+    "swap": ("a: zeros, b: ones", "c = a + g\na = b\nb = c\np = p - lr * a"),
+    "rotate": ("a: zeros, b: ones, c: like(p)", "d = a\na = b\nb = c\nc = d + g\np = p - lr * (a + b * c)"),
+    "old value read last": ("m: zeros", "n = m\nm = lerp(m, g, 0.1)\np = p - lr * (m + n * m)"),
+    "p read by a slot": ("m: zeros", "m = p\np = p - lr * g * m"),
+    "difference": ("q: like(p)", "d = p - q\nq = p\np = p - lr * (g + d)"),
+    "in a branch": ("a: zeros, b: ones", "x = every(2, a + g, b)\nb = every(2, a, x)\na = x\np = p - lr * (a + b)"),
+    "both ways": ("a: zeros", "a = where(t > 2, a * 0.5 + g, a - g)\np = where(t % 2 == 0, p - lr * a, p + lr * a)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_values_are_read_before_they_are_overwritten(name: str) -> None:
+    slots, body = EXCHANGES[name]
+    text = f"def exchange(p, g, {slots}, *, lr=0.1):\n" + "".join(f"    {line}\n" for line in body.split("\n"))
+    program = dsl.check(dsl.parse(text))
+    params, gradients = by_reference(program, 0, 6)
+    states = reference.run(program, params, gradients)
+    tensors = [torch.tensor(value, requires_grad=True) for value in params.values()]
+    opt = optim.create(program, tensors)
+    for gradient, state in zip(gradients, states, strict=True):
+        for p, value in zip(tensors, gradient.values(), strict=True):
+            p.grad = torch.tensor(value)
+        opt.step()
+        for p, want in zip(tensors, state.parameters.values(), strict=True):
+            assert close(p, want), generate(program, MATRIX).source

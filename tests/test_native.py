@@ -1,0 +1,186 @@
+"""Laws of the C++ interpreter: it follows the reference, a lane minds its own rows, and it says what it cannot do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import dsl
+from discover import native
+from discover.mutate import CHANGES, Grammar, mutate
+from discover.native import OPERATIONS, REDUCTIONS, NativeRules, encode
+from discover.plan import genotype
+from dsl import Program, reference
+from dsl.ops import OPS
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
+
+SIZES = (300, 7, 1)
+STEPS = 6
+HEAD = "def r(p, g, m: zeros, v: zeros, *, lr=0.01, weight_decay=0.1):\n"
+RULES = {
+    "swap": HEAD + " x = m\n m = v + g\n v = x\n p = p - lr * m",
+    "copy p": "def r(p, g, m: like(p), *, lr=0.01):\n m = p\n p = p - lr * g",
+    "number into slot": HEAD + " m = t * 0.5\n p = p - lr * (g + m)",
+    "norms": HEAD + " m = lerp(m, g, 0.1)\n p = p - lr * m / (norm(m) + mean(square(g)) + 0.1)",
+    "nested": HEAD + " x = g / norm(g)\n y = x - mean(x)\n p = p - lr * y / (rms(y) + 0.1)",
+    "global": HEAD + " p = p - lr * g * min(1, 1 / global_norm(g)) * rms(p)",
+    "global mean": HEAD + " p = p - lr * (g - global_mean(g)) / (global_amax(abs(g)) + amax(g))",
+    "cosine": HEAD + " m = lerp(m, g, 0.1)\n p = p - lr * m * cosine(m, g)",
+    "scalar stored": HEAD + " m = norm(g)\n p = p - lr * g / m",
+    "schedule": HEAD + " p = p - lr * where(t < 3, g, sign(g)) * lr_ratio",
+    "every": "def r(p, g, slow: like(p), *, lr=0.1, k=2):\n x = p - lr * g\n slow = every(k, lerp(slow, x, 0.5), slow)\n"
+    " p = every(k, slow, x)\n return slow",
+}
+
+
+def program_of(name: str) -> Program:
+    return dsl.check(dsl.parse(RULES[name])) if name in RULES else dsl.load(name)
+
+
+def arrays(flat: np.ndarray) -> dict[str, np.ndarray]:
+    return {str(i): part for i, part in enumerate(np.split(flat, np.cumsum(SIZES)[:-1]))}
+
+
+def follow(program: Program, lanes: list[dict[str, float]], seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
+    """Parameters after some steps: [K, N] by the C++ and by the reference."""
+    rng = np.random.default_rng(seed)
+    start = rng.normal(size=(len(lanes), sum(SIZES))).astype(np.float32)
+    grads = rng.normal(size=(STEPS, len(lanes), sum(SIZES))).astype(np.float32)
+    ratios = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
+    code = encode(program)
+    assert code is not None
+    buffer = torch.from_numpy(start.copy())
+    rules = NativeRules([code], [0] * len(lanes), [{**program.defaults, **h} for h in lanes], buffer, SIZES, ratios)
+    for t in range(1, STEPS + 1):
+        rules.step(buffer, torch.from_numpy(grads[t - 1]), t)
+    expected = []
+    for lane, hypers in enumerate(lanes):
+        states = reference.run(
+            program,
+            arrays(start[lane].astype(np.float64)),
+            [arrays(g[lane].astype(np.float64)) for g in grads],
+            hypers=hypers,
+            lr_ratio=lambda t: ratios[t - 1],
+        )
+        expected.append(np.concatenate(list(states[-1].result.values())))
+    return rules.evaluation(buffer), np.stack(expected)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *RULES,
+        "adamw",
+        "lion",
+        "momentum",
+        "adabelief",
+        "adan",
+        "rmsprop",
+        "clip_global(adamw)",
+        "ema_nesterov(adamw)",
+        "lookahead(adam)",
+    ],
+)
+def test_rule_follows_the_reference(name: str) -> None:
+    found, expected = follow(program_of(name), [{"lr": 0.01}, {"lr": 0.003}, {"lr": 0.1}])
+    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-4, atol=2e-5)
+
+
+def test_random_programs_follow_the_reference() -> None:
+    operators = tuple(
+        n
+        for n in (*OPERATIONS, *REDUCTIONS, "rms", "cosine", "debias", "global_norm")
+        if n not in ("number", "size", "where", "exp", "pow", "lt", "le", "gt", "ge", "eq", "ne", "mod")
+    )
+    grammar = Grammar(operators, 26, ("m", "v"), dict.fromkeys(CHANGES, 1.0))
+    rng = np.random.default_rng(0)
+    followed = 0
+    for seed in range(60):
+        program = genotype(dsl.load("adamw"))
+        for _ in range(6):
+            program = mutate(program, grammar, rng).program
+        if encode(program) is None:  # a reduction of what is one value already
+            continue
+        found, expected = follow(program, [{"lr": 1e-3}], seed)
+        ordinary = np.isfinite(expected) & (np.abs(expected) < 1e3)
+        if ordinary.all():
+            close = np.isclose(found.numpy(), expected, rtol=1e-2, atol=1e-2)
+            assert close.mean() > 0.99, dsl.format(program)
+            followed += 1
+    assert followed > 15
+
+
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_operation_agrees_with_reference_on_special_values(op: str) -> None:
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.5, -2.0, 0.25, 3.0, 1e-30, 1e30], np.float32)
+    arity = len(OPS[op].params)
+    a, b = (x.ravel() for x in np.meshgrid(special, special))
+    text = {1: f"{op}(g)", 2: f"{op}(g, m)", 3: f"{op}(g, m, 0.3)"}[arity]
+    text = {"clip": "clip(g, -1.5, 0.25)", "where": "where(g > m, g, m)", "number": "number(g > m)"}.get(op, text)
+    program = dsl.parse(f"def r(p, g, m: like(p), *, lr=1):\n m = m\n p = 0 * t + {text}")
+    code = encode(program)
+    assert code is not None
+    buffer = torch.from_numpy(b.copy()).unsqueeze(0)
+    NativeRules([code], [0], [{"lr": 1.0}], buffer, (len(a),), [1.0]).step(
+        buffer, torch.from_numpy(a.copy()).unsqueeze(0), 1
+    )
+    with np.errstate(all="ignore"):
+        inputs = {1: (a,), 2: (a, b), 3: (a, b, np.float32(0.3))}[arity]
+        inputs = {"clip": (a, -1.5, 0.25), "where": (a > b, a, b), "number": (a > b,)}.get(op, inputs)
+        expected = np.asarray(
+            OPS[op].ref(
+                *(
+                    np.asarray(x, np.float64) if x is not inputs[0] or op not in ("where", "number") else x
+                    for x in inputs
+                )
+            )
+        )  # type: ignore[misc]
+        expected = expected.astype(np.float32)
+    found = buffer[0].numpy()
+    known = (
+        np.isnan(expected)
+        if op == "sign"
+        else (~np.isfinite(a) | ~np.isfinite(b))
+        if op == "lerp"
+        else np.zeros(len(a), bool)
+    )
+    np.testing.assert_allclose(found[~known], expected[~known], rtol=1e-5)
+
+
+def test_a_lane_minds_its_own_rows() -> None:
+    programs = [dsl.load("adamw"), program_of("global"), program_of("nested"), dsl.load("lion")]
+    codes = [code for code in map(encode, programs) if code is not None]
+    rng = np.random.default_rng(0)
+    start = torch.from_numpy(rng.normal(size=(8, 308)).astype(np.float32))
+    grads = torch.from_numpy(rng.normal(size=(5, 8, 308)).astype(np.float32))
+    rows = [0, 0, 1, 1, 2, 2, 3, 3]
+    hypers = [{**programs[r].defaults, "lr": 0.01 * (i + 1)} for i, r in enumerate(rows)]
+    together = start.clone()
+    rules = NativeRules(codes, rows, hypers, together, SIZES, [1.0] * 5)
+    kept = torch.tensor([1, 2, 5, 7])
+    for t in range(1, 6):
+        if t == 3:
+            rules.keep(kept)
+            together = together[kept]
+        rules.step(together, grads[t - 1] if t < 3 else grads[t - 1][kept], t)
+    for position, row in enumerate(kept.tolist()):
+        alone = start[row : row + 1].clone()
+        own = NativeRules([codes[rows[row]]], [0], [hypers[row]], alone, SIZES, [1.0] * 5)
+        for t in range(1, 6):
+            own.step(alone, grads[t - 1][row : row + 1], t)
+        assert torch.equal(alone[0], together[position])
+
+
+@pytest.mark.parametrize("name", ["muon", "ema_nesterov(muon)", "nadam"])
+def test_rules_that_see_matrices_are_left_to_the_generated_code(name: str) -> None:
+    assert encode(dsl.load(name)) is None
+    assert encode(dsl.parse("def r(p, g, *, lr=1):\n p = p - lr * g / row_norm(g)")) is None
+
+
+def test_the_tables_of_both_languages_are_in_the_same_order() -> None:
+    source = native._SOURCE.read_text()
+    assert source.count("case k") == len(OPERATIONS)
+    enum = source.split("enum Operation : int32_t {")[1].split("}")[0]
+    assert [name.strip().removeprefix("k").lower() for name in enum.split(",")] == [*OPERATIONS]
