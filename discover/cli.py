@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -249,8 +250,6 @@ def _source(program: Program) -> str:
 
 
 def _facts(program: Program) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from dsl import properties
     from dsl.fingerprint import fingerprint
     from dsl.identify import nearest
@@ -269,6 +268,34 @@ def _facts(program: Program) -> dict[str, Any]:
         "structure": found.structure,
         "behaviour": found.behaviour,
     }
+
+
+# Tasks --------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def reference(
+    task: Annotated[
+        list[str] | None,
+        Argument(metavar="[TASK]...", help="Built-in names, or FILE.py:NAME. [default: all that are built in]"),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        Option(help="Settings to try: learning rates times 3 weight decays. [default: 27]", show_default=False),
+    ] = None,
+    tuning_seeds: Annotated[int | None, Option(help="Seeds to tune on. [default: 3]", show_default=False)] = None,
+    seeds: Annotated[int | None, Option(help="Fresh seeds to score on. [default: 12]", show_default=False)] = None,
+    out: Annotated[
+        Path | None, Option(metavar="FILE", help="Where to store. [default: with the package; own tasks: nowhere]")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Tune AdamW on tasks, and store what it reaches on fresh seeds as their reference."""
+    from discover.reference import Budget, run
+
+    asked = {"trials": trials, "tuning_seeds": tuning_seeds, "fresh_seeds": seeds}
+    budget = Budget(**{name: value for name, value in asked.items() if value is not None})
+    run(task or (), budget, out=out, as_json=json)
 
 
 # Lists --------------------------------------------------------------------------------------------------------------
@@ -313,7 +340,20 @@ def _tasks() -> list[dict[str, Any]]:
     rows = []
     for name in tasks.names():
         task = tasks.load(name)
-        rows.append({"task": name, "parameters": task.size, "steps": task.horizon, "about": task.title})
+        try:
+            reference = tasks.reference(name) or "none"
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        rows.append(
+            {
+                "task": name,
+                "parameters": task.size,
+                "batch": task.batch_size,
+                "steps": task.horizon,
+                "reference": reference,
+                "about": task.title,
+            }
+        )
     return rows
 
 
@@ -338,7 +378,7 @@ _LISTS: dict[Kind, Callable[[], list[dict[str, Any]]]] = {
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, default=dict))
+    print(json.dumps(value, indent=2, default=lambda each: asdict(each) if is_dataclass(each) else dict(each)))
 
 
 # Errors -------------------------------------------------------------------------------------------------------------

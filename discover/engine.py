@@ -8,9 +8,9 @@ thinks, and a resumed search, which absorbs its archive anew, goes on as if it h
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 from discover import workers as workers_module
 from discover.archive import Archive
@@ -54,7 +54,8 @@ def search(
     for generation in stored:
         progress.remember(generation)
     clock = _Clock()
-    with closing(workers_module.start(workers, ray_address)) as crew:
+    time_limit = plan.space.unit.seconds
+    with closing(workers_module.start(workers, ray_address, time_limit)) as crew:
         flight: deque[Live] = deque()
         began, first = time.monotonic(), archive.totals()
         interrupted = False
@@ -97,11 +98,12 @@ def search(
                 continue
             with clock("idle"):
                 done = crew.next()
-            if done.result is not None:
-                clock.add("train", done.result.seconds)
-            live = next(each for each in flight if each.number == done.key.generation)  # type: ignore[attr-defined]
-            for key, unit in live.record(done):
-                crew.submit(key, unit)
+            if done is not None:
+                if done.result is not None:
+                    clock.add("train", done.result.seconds)
+                live = next(each for each in flight if each.number == done.key.generation)  # type: ignore[attr-defined]
+                for key, unit in live.record(done):
+                    crew.submit(key, unit)
             if stop():
                 interrupted = True
                 break
@@ -120,25 +122,20 @@ class _Clock:
     """Where the time went: phase -> seconds, since it was last taken."""
 
     def __init__(self) -> None:
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
-    def __call__(self, phase: str) -> _Phase:
-        return _Phase(self, phase)
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] += time.perf_counter() - began
 
     def add(self, phase: str, seconds: float) -> None:
-        self._seconds[phase] += seconds  # type: ignore[assignment]
+        self._seconds[phase] += seconds
 
     def take(self) -> dict[str, float]:
-        taken, self._seconds = dict(self._seconds), Counter()
+        taken = dict(self._seconds)
+        self._seconds.clear()
         return taken
-
-
-class _Phase:
-    def __init__(self, clock: _Clock, phase: str) -> None:
-        self.clock, self.phase = clock, phase
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.clock.add(self.phase, time.perf_counter() - self.began)

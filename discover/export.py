@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 from discover.optimizer import class_name
 from dsl import torch_functions
-from dsl.codegen import Code, Function, generate
+from dsl.codegen import Code, generate
 from dsl.codegen_numbers import literal
+from dsl.codegen_print import Function
 from dsl.graph import lower_all
 from dsl.program import Facts, HasRole, Program, Slot, tests
 from dsl.types import EXTENTS
@@ -175,7 +176,7 @@ class _Exporter:
             )
             lines += [f"        {name} = None" for name in totals]
             lines.append("        for p, g, state, group in work:")
-            lines += [" " * 12 + line for line in self.each(lambda kind, level=level: self.share(kind, level))]  # type: ignore[misc]
+            lines += [" " * 12 + line for line in self.each(lambda kind, level=level: self.share(kind, level))]
         lines.append("        for p, g, state, group in work:")
         lines += [" " * 12 + line for line in self.each(lambda kind: self.call(kind, kind.code.update))]
         return [*lines, "        return loss"]

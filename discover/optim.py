@@ -48,7 +48,7 @@ def optimizer_class(rule: str | Program) -> type[RuleOptimizer]:
 
 
 def available() -> list[str]:
-    """The names that `create` takes, sorted: built in and registered. Wrappers, which take one of them, are left out."""
+    """The names that `create` takes, sorted: built in and registered; not wrappers, which take one of them."""
     return sorted({name for name in (*dsl.names(), *registered_names()) if not dsl.load(name).rules})
 
 

@@ -8,7 +8,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,7 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
     # Steps --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient.
 
         Args:
@@ -260,6 +260,7 @@ def initial(slot: Slot, p: Tensor, matrix: bool) -> Tensor:
         assert not isinstance(slot.init, str)
         return torch.full_like(p, slot.init, memory_format=memory)
     if not matrix:
+        assert not isinstance(slot.init, str)
         return p.new_full((), slot.init)
     rows = p.shape[0] if p.ndim >= 2 else p.numel()
     sizes = {"r": rows, "c": p.numel() // rows, "1": 1}
@@ -318,7 +319,7 @@ def class_of(program: Program) -> type[RuleOptimizer]:
         inspect.Parameter("maximize", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool),
     ]
     signature = inspect.Signature(parameters, return_annotation=None)
-    return _RuleClass(
+    made = _RuleClass(
         name,
         (RuleOptimizer,),
         {
@@ -329,6 +330,7 @@ def class_of(program: Program) -> type[RuleOptimizer]:
             "__signature__": signature,
         },
     )
+    return cast(type[RuleOptimizer], made)
 
 
 def class_name(rule: str) -> str:
@@ -341,4 +343,4 @@ def _reduce(cls: type[Any]) -> str | tuple[Any, ...]:
     return (class_of, (program,)) if program is not None else cls.__qualname__
 
 
-copyreg.pickle(_RuleClass, _reduce)  # type: ignore[arg-type]
+copyreg.pickle(_RuleClass, _reduce)

@@ -197,6 +197,10 @@ class Unit(_Keys):
     candidates: Annotated[int, Field(ge=1)] = 16
     time_limit: Duration = "10m"
 
+    @property
+    def seconds(self) -> float:
+        return parse_duration(self.time_limit)
+
 
 class Space(_Keys):
     """A search space; `search_spaces/lion_like.yaml` says of each key why it is as it is."""

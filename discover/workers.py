@@ -8,6 +8,7 @@ failed, so that nothing waits for ever and no other unit is touched. This is the
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Hashable
@@ -22,6 +23,15 @@ from discover.evaluate import Unit, UnitResult, evaluate
 ATTEMPTS = 3
 """How many workers may die under a unit before it is given up."""
 
+AHEAD = 2
+"""Units that an actor has at a time, the one in work included."""
+
+_OBJECT_STORE = 200 * 2**20
+"""Bytes; units and results are small."""
+
+WAIT_SECONDS = 0.5
+"""How long `next` waits: a search that is asked to stop does so within about this time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -33,13 +43,13 @@ class Done:
 
 
 class Workers(Protocol):
-    """A place to train units. `next` blocks until one is done."""
+    """A place to train units. `next` waits for one to be done, for some time only: None then."""
 
     count: int
 
     def submit(self, key: Hashable, unit: Unit) -> None: ...
 
-    def next(self) -> Done: ...
+    def next(self) -> Done | None: ...
 
     def close(self) -> None: ...
 
@@ -69,11 +79,19 @@ class _Job:
     key: Hashable
     unit: Unit
     attempts: int = 0
-    began: float = 0.0
+
+
+@dataclass(slots=True)
+class _Queue:
+    """An actor and the jobs it has, in order: the first is in work since `since`, the others wait inside the actor."""
+
+    actor: Any
+    jobs: deque[tuple[Any, _Job]]
+    since: float = 0.0
 
 
 class RayWorkers:
-    """Long-lived Ray actors, one unit at a time each.
+    """Long-lived Ray actors. Each has one unit in work and one waiting, so that none is idle while the driver thinks.
 
     Args:
         count: how many actors.
@@ -84,12 +102,11 @@ class RayWorkers:
         UserError: no cluster at the address.
     """
 
-    def __init__(self, count: int, address: str | None = None, time_limit: float = 600.0) -> None:
+    def __init__(self, count: int, address: str | None, time_limit: float) -> None:
         self.count, self.time_limit = count, time_limit
         self._ray = _start_ray(count, address)
         self._actor = self._ray.remote(num_cpus=1, max_restarts=0)(_Worker)
-        self._idle: list[Any] = [self._actor.remote() for _ in range(count)]
-        self._busy: dict[Any, tuple[Any, _Job]] = {}
+        self._queues = [_Queue(self._actor.remote(), deque()) for _ in range(count)]
         self._waiting: deque[_Job] = deque()
         self._failed: deque[Done] = deque()
 
@@ -97,49 +114,58 @@ class RayWorkers:
         self._waiting.append(_Job(key, unit))
         self._dispatch()
 
-    def next(self) -> Done:
-        while True:
-            if self._failed:
-                return self._failed.popleft()
-            done, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=1.0)
-            if not done:
-                self._kill_overdue()
-                continue
-            actor, job = self._busy.pop(done[0])
-            try:
-                result: UnitResult = self._ray.get(done[0])
-            except self._ray.exceptions.RayActorError:
-                self._lost(job, "worker lost")
-                continue
-            self._idle.append(actor)
-            self._dispatch()
-            return Done(job.key, result)
+    def next(self) -> Done | None:
+        if self._failed:
+            return self._failed.popleft()
+        busy = {queue.jobs[0][0]: queue for queue in self._queues if queue.jobs}
+        done, _ = self._ray.wait(list(busy), num_returns=1, timeout=WAIT_SECONDS)
+        if not done:
+            self._kill_overdue()
+            return None
+        queue = busy[done[0]]
+        try:
+            result: UnitResult = self._ray.get(done[0])
+        except self._ray.exceptions.RayActorError:
+            self._replace(queue, "worker lost")
+            return None
+        _, job = queue.jobs.popleft()
+        queue.since = time.monotonic()
+        self._dispatch()
+        return Done(job.key, result)
 
     def close(self) -> None:
         self._ray.shutdown()
 
     def _dispatch(self) -> None:
-        while self._idle and self._waiting:
-            actor, job = self._idle.pop(), self._waiting.popleft()
-            job.began = time.monotonic()
-            self._busy[actor.evaluate.remote(job.unit)] = (actor, job)
+        """Gives waiting units to the actors that have the fewest."""
+        while self._waiting:
+            queue = min(self._queues, key=lambda each: len(each.jobs))
+            if len(queue.jobs) >= AHEAD:
+                return
+            if not queue.jobs:
+                queue.since = time.monotonic()
+            job = self._waiting.popleft()
+            queue.jobs.append((queue.actor.evaluate.remote(job.unit), job))
 
     def _kill_overdue(self) -> None:
         now = time.monotonic()
-        for reference, (actor, job) in list(self._busy.items()):
-            if now - job.began > self.time_limit:
-                del self._busy[reference]
-                self._ray.kill(actor)
-                self._lost(job, "timed out")
+        for queue in self._queues:
+            if queue.jobs and now - queue.since > self.time_limit:
+                self._ray.kill(queue.actor)
+                self._replace(queue, "timed out")
 
-    def _lost(self, job: _Job, reason: str) -> None:
-        """Replaces the worker, and gives its unit to another, first in the queue, while it has attempts left."""
-        self._idle.append(self._actor.remote())
+    def _replace(self, queue: _Queue, reason: str) -> None:
+        """A new actor for one that is gone. The unit it was at goes first to another while it has attempts left; those
+        that waited inside the actor had no part in it."""
+        (_, job), *others = queue.jobs
         job.attempts += 1
+        for _, other in reversed(others):
+            self._waiting.appendleft(other)
         if reason == "timed out" or job.attempts >= ATTEMPTS:
             self._failed.append(Done(job.key, None, reason))
         else:
             self._waiting.appendleft(job)
+        queue.actor, queue.jobs = self._actor.remote(), deque()
         self._dispatch()
 
 
@@ -153,9 +179,9 @@ class _Worker:
         return evaluate(unit)
 
 
-def start(count: int, address: str | None = None) -> Workers:
-    """Workers: `count` of them as Ray actors, or this process for 0."""
-    return RayWorkers(count, address) if count else InProcess()
+def start(count: int, address: str | None, time_limit: float) -> Workers:
+    """Workers: `count` of them as Ray actors, or this process for 0, where nothing can stop a unit that hangs."""
+    return RayWorkers(count, address, time_limit) if count else InProcess()
 
 
 def _start_ray(count: int, address: str | None) -> Any:
@@ -165,13 +191,25 @@ def _start_ray(count: int, address: str | None) -> Any:
 
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
-        options |= {"num_cpus": count, "include_dashboard": False, "object_store_memory": 200 * 2**20}
+        options |= {"num_cpus": count, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     else:
+        _must_answer(address)
         options["address"] = address
     try:
         ray.init(**options)
     except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"--ray-address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
-        ) from None
+        raise UserError(f"--ray-address {address}: no Ray cluster there ({str(error).splitlines()[0]})") from None
     return ray
+
+
+def _must_answer(address: str) -> None:
+    """Ray itself waits a minute or more for an address where nothing listens."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        with socket.create_connection((host, int(port)), timeout=5.0):
+            pass
+    except (OSError, ValueError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--ray-address {address}: no Ray cluster answers there ({reason})") from None

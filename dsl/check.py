@@ -7,8 +7,8 @@ stand where the parameter is a matrix, and the new p depends on the gradient. Th
 
 from __future__ import annotations
 
-from dsl.graph import lower
-from dsl.program import Facts, Program, RuleError, all_facts, assignments
+from dsl.graph import lower_all
+from dsl.program import Program, RuleError, assignments
 
 
 def check(program: Program) -> Program:
@@ -21,12 +21,6 @@ def check(program: Program) -> Program:
         raise RuleError(
             "p is never assigned; a rule ends with something like p = p - lr * u", 1, f"{program.name}.rule"
         )
-    graphs = {facts: lower(program, facts) for facts in all_facts(program)}
-    if not any("g" in graph.inputs for graph in graphs.values()):
+    if not any("g" in graph.inputs for graph in lower_all(program).values()):
         raise RuleError("the gradient g is not used: the new p does not depend on it", 1, f"{program.name}.rule")
     return program
-
-
-def graphs(program: Program) -> dict[Facts, object]:
-    """The graph of each kind of parameter."""
-    return {facts: lower(program, facts) for facts in all_facts(program)}

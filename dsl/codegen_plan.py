@@ -2,103 +2,23 @@
 
 A value that is used once is part of the statement that uses it; others get a local name, or live in the storage of a
 slot or of p: the last reader of a slot's old value overwrites it. A number condition becomes a Python `if`, and a value
-that only one branch needs is computed in that branch. Sums and products are gathered with their number coefficients,
-so that `p - lr * (m / c) / d` is one pass: `p.addcdiv_(m, d, value=-lr / c)`.
+that only one branch needs is computed in that branch.
 """
 
 from __future__ import annotations
 
 import heapq
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from dsl.codegen_numbers import Numbers
-from dsl.graph import CONSTANT, INPUT, Graph
-from dsl.ops import OPS
-from dsl.types import EXTENTS, Extent
+from dsl.codegen_expressions import UNARY, Atom, Call, Expr, Expressions, Fill, Fn, Num, parts, size
+from dsl.codegen_values import Guard
+from dsl.graph import INPUT, Graph
+from dsl.types import EXTENTS
 
-Guard = tuple[tuple[int, bool], ...]
-"""Conditions (number expressions) under which something is needed, outermost first."""
-
-_FULL, _SCALAR = EXTENTS["full"], EXTENTS["scalar"]
-_UNARY = {
-    name: match[1]
-    for name, op in OPS.items()
-    if op.group in ("elementwise", "arithmetic")
-    and isinstance(op.torch, str)
-    and (match := re.fullmatch(r"\{0\}\.(\w+)\(\)", op.torch))
-} | {"neg": "neg"}
-_EXACT_POWERS = (0.5, 2.0, 3.0, -0.5, -1.0, -2.0)
-"""Exponents whose power torch computes alike in vector registers and in the rest of a row."""
-
-
-# Expressions of tensors -------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Atom:
-    """A value that has a name."""
-
-    value: int
-    extent: Extent
-
-
-@dataclass(slots=True)
-class Num:
-    """A number, plain or per lane."""
-
-    number: int
-
-
-@dataclass(slots=True)
-class Fill:
-    """A number as a tensor of its own."""
-
-    number: int
-    extent: Extent
-
-
-@dataclass(slots=True)
-class Call:
-    """A torch method that has an in-place form."""
-
-    method: str
-    receiver: Expr
-    args: list[Expr]
-    keywords: dict[str, int]
-    extent: Extent
-    value: int | None = None
-    """The graph's node that it computes, for a name, where there is one."""
-
-
-@dataclass(slots=True)
-class Fn:
-    """Another operator, by its template."""
-
-    op: str
-    args: list[Expr]
-    extent: Extent
-    value: int | None = None
-
-
-Expr = Atom | Num | Fill | Call | Fn
-
-
-def parts(expr: Expr) -> Iterator[Expr]:
-    """The expression and everything inside it."""
-    yield expr
-    if isinstance(expr, Call):
-        yield from parts(expr.receiver)
-    if isinstance(expr, Call | Fn):
-        for arg in expr.args:
-            yield from parts(arg)
-
-
-def size(expr: Expr) -> int:
-    return sum(isinstance(each, Call | Fn | Fill) for each in parts(expr))
+_FULL = EXTENTS["full"]
 
 
 @dataclass(slots=True)
@@ -108,7 +28,7 @@ class Statement:
     Attributes:
         value: what it defines, if anything.
         store: the storage (p or a slot) that it writes, if any.
-        expr: what is computed; None where another value is already in place.
+        expr: what is computed; a bare name with a storage says that the value is there already.
         copy: whether the storage is overwritten from outside rather than in place.
         overwrites: the values that were in the storage before.
         guard: when it runs.
@@ -124,26 +44,10 @@ class Statement:
     reads: Counter[int] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True, slots=True)
-class _Term:
-    """coefficient * x, coefficient * x * y, coefficient * x / y, or the coefficient alone."""
+class Plan(Expressions):
+    """Statements for some outputs of a graph, in order; arguments as for `Expressions`.
 
-    coefficient: int
-    kind: str = ""
-    x: int | None = None
-    y: int | None = None
-
-
-class Plan:
-    """Statements for some outputs of a graph, in order.
-
-    Args:
-        graph: what to compute.
-        outputs: storage -> value to leave there.
-        external: values that are given under a name (global values combined before).
-        lanes: whether values have a leading axis of lanes.
-        per_lane: hyperparameters that are tensors of one value a lane.
-        results: values to return; a plan with results writes nothing in place.
+    A plan with results writes nothing in place.
     """
 
     def __init__(
@@ -156,20 +60,14 @@ class Plan:
         per_lane: frozenset[str] = frozenset(),
         results: Sequence[int] = (),
     ) -> None:
-        self.nodes = graph.nodes
-        self.outputs = dict(outputs)
-        self.external = dict(external or {})
-        self.lanes, self.per_lane = lanes, per_lane
-        self.results = list(results)
-        self.numbers = Numbers()
+        super().__init__(graph, outputs, external=external, lanes=lanes, per_lane=per_lane, results=results)
         self.hints: dict[int, str] = dict(graph.hints)
         self.default_names: dict[int, str] = {}
-        self._number: dict[int, int] = {}
-        self._find_numbers()
-        self._count_uses()
         self._find_guards()
         self.fixed: set[str] = set()
+        """Storages that are written by a copy at the end, as writing in place would contradict the order of reads."""
         self.buffered: set[str] = set()
+        """Those of them whose new value is put aside first, as when two slots change places."""
         while True:
             self._find_homes()
             self.statements: list[Statement] = []
@@ -179,116 +77,13 @@ class Plan:
             if self._order():
                 break
 
-    # What is a number ---------------------------------------------------------------------------------------------
-
-    def _find_numbers(self) -> None:
-        self.is_number: list[bool] = []
-        for index, node in enumerate(self.nodes):
-            number = node.type.is_number or node.op == "size"
-            if not number and node.args and index not in self.external:
-                op = OPS[node.op]
-                number = (
-                    bool(op.number or op.name in ("lerp",))
-                    and "tensor" not in op.kinds.values()
-                    and all(self.is_number[arg] for arg in node.args)
-                )
-            self.is_number.append(number or self.is_global_size(index))
-
-    def is_global_size(self, index: int) -> bool:
-        """Whether it counts the elements of all parameters: a plain number, joined as other totals are."""
-        node = self.nodes[index]
-        return node.op == "global_sum" and self.nodes[node.args[0]].op == "size"
-
-    def number(self, index: int) -> int:
-        """The number expression of a value that is known before a tensor is touched."""
-        if index not in self._number:
-            self._number[index] = self._make_number(index)
-        return self._number[index]
-
-    def _make_number(self, index: int) -> int:
-        node, numbers = self.nodes[index], self.numbers
-        if index in self.external:
-            return numbers.name(self.external[index])
-        if node.op == CONSTANT:
-            assert isinstance(node.payload, float)
-            return numbers.constant(node.payload)
-        if node.op == INPUT:
-            return numbers.name(str(node.payload), str(node.payload) in self.per_lane)
-        if node.op in ("rows", "cols"):
-            symbol = self.nodes[node.args[0]].type.extent[0 if node.op == "rows" else 1]
-            return self._length(symbol)
-        if node.op == "size":
-            rows, cols = (self._length(symbol) for symbol in self.nodes[node.args[0]].type.extent)
-            if self.nodes[node.args[0]].type.extent == _FULL:
-                return numbers.name("p[0].numel()" if self.lanes else "p.numel()")
-            return numbers.mul(rows, cols)
-        if self.is_global_size(index):
-            return self.number(node.args[0])
-        return numbers.apply(node.op, *(self.number(arg) for arg in node.args))
-
-    def _length(self, symbol: str) -> int:
-        if symbol == "1":
-            return self.numbers.one
-        return self.numbers.name("p.shape[-2]" if symbol == "r" else "p.shape[-1]")
-
-    # Uses, guards, homes ------------------------------------------------------------------------------------------
-
-    def _leaf(self, index: int) -> bool:
-        return self.nodes[index].op == INPUT or index in self.external
-
-    def lazy(self, index: int) -> bool:
-        """Whether it is a choice by a plain number: a Python `if`."""
-        node = self.nodes[index]
-        return (
-            node.op == "where"
-            and not self.is_number[index]
-            and self.is_number[node.args[0]]
-            and not self.numbers.is_lane(self.number(node.args[0]))
-        )
-
-    def branches(self, index: int) -> list[tuple[int, bool]]:
-        """The two values of a lazy choice, choices by the same condition inside them already made."""
-        mask, *values = self.nodes[index].args
-        result = []
-        for value, holds in zip(values, (True, False), strict=True):
-            while (
-                not self.is_number[value]
-                and self.lazy(value)
-                and self.number(self.nodes[value].args[0]) == self.number(mask)
-            ):
-                value = self.nodes[value].args[1 if holds else 2]
-            result.append((value, holds))
-        return result
-
-    def _users(self, index: int) -> list[tuple[int, Guard]]:
-        """The tensors that a value is computed from, with the condition under which each is needed."""
-        node = self.nodes[index]
-        if self._leaf(index) or self.is_number[index]:
-            return []
-        if self.lazy(index):
-            condition = self.number(node.args[0])
-            return [(value, ((condition, holds),)) for value, holds in self.branches(index)]
-        return [(arg, ()) for arg in node.args]
-
-    def _count_uses(self) -> None:
-        self.uses: Counter[int] = Counter([*self.outputs.values(), *self.results])
-        self.live: set[int] = set()
-        stack = [*self.outputs.values(), *self.results]
-        while stack:
-            index = stack.pop()
-            if index in self.live:
-                continue
-            self.live.add(index)
-            for arg, _ in self._users(index):
-                if not self.is_number[arg]:
-                    self.uses[arg] += 1
-                    stack.append(arg)
+    # Guards and homes ---------------------------------------------------------------------------------------------
 
     def _find_guards(self) -> None:
         self.guards: dict[int, Guard] = dict.fromkeys([*self.outputs.values(), *self.results], ())
         for index in sorted(self.live, reverse=True):
             mine = self.guards[index]
-            for arg, condition in self._users(index):
+            for arg, condition in self.users(index):
                 if self.is_number[arg]:
                     continue
                 guard = mine + tuple(each for each in condition if each not in mine)
@@ -297,29 +92,23 @@ class Plan:
                     guard = tuple(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
                 self.guards[arg] = guard
 
-    def inline(self, index: int) -> bool:
-        """Whether it is part of the one statement that uses it."""
-        if self.nodes[index].op == "transpose":
-            return True
-        return self.uses[index] == 1 and not self._leaf(index) and not self.lazy(index) and not self.is_number[index]
-
     def _receivers(self, index: int) -> list[int]:
         """Values over which it could be computed in place."""
         node = self.nodes[index]
-        if self._leaf(index) or self.is_number[index]:
+        if self.leaf(index) or self.is_number[index]:
             return []
         if self.lazy(index):
             found = [value for value, _ in self.branches(index)]
-            return sorted(found, key=lambda value: not self._leaf(value))
+            return sorted(found, key=lambda value: not self.leaf(value))
         if node.op in ("add", "sub", "neg"):
-            found = [term.x for term in self._terms(index) if term.kind == "" and term.x is not None]
+            found = [term.x for term in self.terms(index) if term.kind == "" and term.x is not None]
         elif node.op in ("mul", "div"):
-            found = [self._strip(index)[1]]
+            found = [self.strip(index)[1]]
             if found == [index]:
-                found = [self._strip(arg)[1] for arg in node.args[: 2 if node.op == "mul" else 1]]
+                found = [self.strip(arg)[1] for arg in node.args[: 2 if node.op == "mul" else 1]]
         elif node.op in ("min", "max"):
             found = list(node.args)
-        elif node.op in _UNARY or node.op in ("lerp", "clip", "pow", "mod"):
+        elif node.op in UNARY or node.op in ("lerp", "clip", "pow", "mod"):
             found = [node.args[0]]
         else:
             return []
@@ -361,280 +150,11 @@ class Plan:
             return True
         return False
 
-    # Terms and factors --------------------------------------------------------------------------------------------
-
-    def _strip(self, index: int, top: bool = True) -> tuple[int, int]:
-        """A value as (number coefficient, rest)."""
-        coefficient = self.numbers.one
-        while top or self.inline(index):
-            node = self.nodes[index]
-            if self._leaf(index) or self.is_number[index]:
-                break
-            if node.op == "neg":
-                coefficient, index = self.numbers.neg(coefficient), node.args[0]
-            elif node.op == "mul" and self.is_number[node.args[0]]:
-                coefficient, index = self.numbers.mul(coefficient, self.number(node.args[0])), node.args[1]
-            elif node.op == "mul" and self.is_number[node.args[1]]:
-                coefficient, index = self.numbers.mul(coefficient, self.number(node.args[1])), node.args[0]
-            elif node.op == "div" and self.is_number[node.args[1]]:
-                coefficient, index = self.numbers.div(coefficient, self.number(node.args[1])), node.args[0]
-            else:
-                break
-            top = False
-        return coefficient, index
-
-    def _terms(self, index: int) -> list[_Term]:
-        """A sum, flattened, like terms collected."""
-        terms: dict[tuple[str, int | None, int | None], int] = {}
-        for term in self._gather(index, self.numbers.one, True):
-            key = (term.kind, term.x, term.y)
-            terms[key] = self.numbers.add(terms[key], term.coefficient) if key in terms else term.coefficient
-        return [_Term(coefficient, *key) for key, coefficient in terms.items()]
-
-    def _gather(self, index: int, coefficient: int, top: bool = False) -> Iterator[_Term]:
-        numbers, node = self.numbers, self.nodes[index]
-        if self.is_number[index]:
-            yield _Term(numbers.mul(coefficient, self.number(index)))
-            return
-        if not (top or self.inline(index)) or self._leaf(index):
-            yield _Term(coefficient, "", index)
-            return
-        if node.op in ("add", "sub"):
-            yield from self._gather(node.args[0], coefficient)
-            yield from self._gather(node.args[1], coefficient if node.op == "add" else numbers.neg(coefficient))
-            return
-        factor, rest = self._strip(index)
-        if rest != index:
-            yield from self._gather(rest, numbers.mul(coefficient, factor))
-            return
-        product = self._product(index)
-        yield _Term(numbers.mul(coefficient, product[0]), *product[1:]) if product else _Term(coefficient, "", index)
-
-    def _product(self, index: int) -> tuple[int, str, int, int] | None:
-        """A product or quotient of two tensors as (coefficient, "*" or "/", x, y); None if it is none."""
-        node, numbers = self.nodes[index], self.numbers
-        if node.op == "square":
-            coefficient, x = self._strip(node.args[0], top=False)
-            if self.inline(x):  # computed here, once: squared in place
-                return None
-            return numbers.mul(coefficient, coefficient), "*", x, x
-        if node.op not in ("mul", "div") or any(self.is_number[arg] or self._is_mask(arg) for arg in node.args):
-            return None
-        (first, x), (second, y) = (self._strip(arg, top=False) for arg in node.args)
-        if node.op == "mul":
-            return numbers.mul(first, second), "*", x, y
-        return numbers.div(first, second), "/", x, y
-
-    def _is_mask(self, index: int) -> bool:
-        """Whether it is a mask brought to numbers for this use alone; a product takes the mask itself."""
-        return self.nodes[index].op == "number" and self.inline(index)
-
-    # Expressions --------------------------------------------------------------------------------------------------
-
-    def expr(self, index: int, top: bool = False) -> Expr:
-        """The expression of a value: its name, or, where it is inline (or `top`), how it is computed."""
-        node = self.nodes[index]
-        extent = node.type.extent
-        if self.is_number[index]:
-            return Num(self.number(index))
-        if self._leaf(index) or not (top or self.inline(index)):
-            return Atom(index, extent)
-        made = self._expr(index)
-        if isinstance(made, Call | Fn) and made.value is None:
-            made.value = index
-        return made
-
-    def _expr(self, index: int) -> Expr:
-        node, op, extent = self.nodes[index], OPS[self.nodes[index].op], self.nodes[index].type.extent
-        if node.op in ("add", "sub", "neg"):
-            return self._sum(index)
-        if node.op in ("mul", "div", "square"):
-            return self._factors(index)
-        if node.op == "lerp":
-            return self._lerp(index)
-        kinds = "".join("n" if self._plain(arg) else "t" for arg in node.args)
-        for param, kind in zip(op.params, kinds, strict=True):
-            if op.kinds.get(param) == "number" and kind == "t":
-                raise ValueError(f"{op.name}: {param} must be one number, the same for all lanes")
-        args = [self.expr(arg) for arg in node.args]
-        if node.op == "sigmoid" and self.lanes:  # torch's own differs between vector registers and the rest of a row
-            half = self.numbers.constant(0.5)
-            inner = Call("tanh", Call("mul", args[0], [Num(half)], {}, extent), [], {}, extent)
-            return Call("mul", Call("add", inner, [Num(self.numbers.one)], {}, extent), [Num(half)], {}, extent)
-        if node.op in _UNARY:
-            return Call(_UNARY[node.op], args[0], [], {}, extent)
-        if node.op in ("min", "max") and "n" in kinds:
-            tensor, number = (args[0], node.args[1]) if kinds == "tn" else (args[1], node.args[0])
-            return Call("clamp", tensor, [], {"max" if node.op == "min" else "min": self.number(number)}, extent)
-        if node.op == "clip" and kinds == "tnn":
-            return Call("clamp", args[0], args[1:], {}, extent)
-        if node.op == "pow":
-            power = self.numbers.value(self.number(node.args[1])) if kinds == "tn" else None
-            if self.lanes and power not in _EXACT_POWERS:
-                return Fn("power", args, extent)
-            return Call("pow", args[0], args[1:], {}, extent) if kinds == "tn" else Fn("pow", args, extent)
-        if node.op == "mod" and kinds == "tn":
-            return Call("remainder", args[0], args[1:], {}, extent)
-        forms = op.torch if not isinstance(op.torch, str) else None
-        for position, kind in enumerate(kinds):
-            tensor = op.kinds.get(op.params[position]) == "tensor"
-            free = (
-                (op.infix and not tensor) or op.kinds.get(op.params[position]) == "number" or (forms and kinds in forms)
-            )
-            if kind == "n" and not free:
-                reduced = "tensor" in op.kinds.values()
-                args[position] = Fill(self.number(node.args[position]), _SCALAR if reduced else extent)
-        return Fn(node.op, args, extent)
-
-    def _plain(self, index: int) -> bool:
-        return self.is_number[index] and not self.numbers.is_lane(self.number(index))
-
-    def _scaled(self, expr: Expr, coefficient: int) -> Expr:
-        numbers = self.numbers
-        if coefficient == numbers.one:
-            return expr
-        extent = expr.extent if not isinstance(expr, Num) else _FULL
-        if coefficient == numbers.minus_one:
-            return Call("neg", expr, [], {}, extent)
-        node = numbers.table[coefficient]
-        if node.op == "div" and node.args[0] == numbers.one:
-            return Call("div", expr, [Num(node.args[1])], {}, extent)
-        return Call("mul", expr, [Num(coefficient)], {}, extent)
-
-    def _factors(self, index: int) -> Expr:
-        coefficient, rest = self._strip(index)
-        node = self.nodes[index]
-        if rest != index:
-            inner = self.expr(rest)
-            if isinstance(inner, Num):
-                return Num(self.numbers.mul(coefficient, inner.number))
-            return self._scaled(inner, coefficient)
-        if node.op == "div" and self.is_number[node.args[0]]:
-            return Fn("div", [self.expr(arg) for arg in node.args], node.type.extent)
-        product = self._product(index)
-        if product:
-            coefficient, kind, x, y = product
-            return self._scaled(self._times(kind, x, y, node.type.extent, self.base.get(index)), coefficient)
-        args = [self.expr(self.nodes[arg].args[0]) if self._is_mask(arg) else self.expr(arg) for arg in node.args]
-        if node.op == "mul" and self._is_mask(node.args[0]) and not self._is_mask(node.args[1]):
-            args.reverse()
-        elif self._is_mask(node.args[0]):
-            args[0] = self.expr(node.args[0])
-        if args[0].extent == node.type.extent:  # type: ignore[union-attr]
-            return Call(node.op, args[0], args[1:], {}, node.type.extent)
-        return Fn(node.op, args, node.type.extent)
-
-    def _times(self, kind: str, x: int, y: int, extent: Extent, base: int | None = None) -> Expr:
-        if x == y and kind == "*":
-            return Call("square", self.expr(x), [], {}, extent)
-        wide = self.nodes[y].type.extent == extent
-        fresh = self.inline(y) and not self.inline(x) and x != base
-        if kind == "*" and wide and (y == base or self.nodes[x].type.extent != extent or fresh):
-            x, y = y, x
-        first, second = self.expr(x), self.expr(y)
-        if self.nodes[x].type.extent != extent:
-            return Fn("mul" if kind == "*" else "div", [first, second], extent)
-        return Call("mul" if kind == "*" else "div", first, [second], {}, extent)
-
-    def _sum(self, index: int) -> Expr:
-        extent = self.nodes[index].type.extent
-        terms = self._terms(index)
-        chosen = self._first(index, terms)
-        if chosen is not None and len(terms) == 2 and index not in self.base:
-            other = terms[1] if terms[0] is chosen else terms[0]
-            if other.x is None and self.numbers.negated(chosen.coefficient) and chosen.kind == "":
-                assert chosen.x is not None
-                taken = self._scaled(self.expr(chosen.x), self.numbers.neg(chosen.coefficient))
-                return Fn("sub", [Num(other.coefficient), taken], extent)
-        if chosen is None:  # no term has all of the sum's extent: two of them broadcast
-            return Fn(self.nodes[index].op, [self.expr(arg) for arg in self.nodes[index].args], extent)
-        if chosen.kind == "":
-            assert chosen.x is not None
-            start = self.expr(chosen.x)
-        else:
-            assert chosen.x is not None
-            assert chosen.y is not None
-            start = self._times(chosen.kind, chosen.x, chosen.y, extent)
-        result = self._scaled(start, chosen.coefficient)
-        others = [term for term in terms if term is not chosen]
-        others.sort(key=lambda term: chosen.x not in (term.x, term.y))  # what reads the first before it is changed
-        for term in others:
-            result = self._plus(result, term, extent)
-        return result
-
-    def _first(self, index: int, terms: list[_Term]) -> _Term | None:
-        """The term that the others are added to: in place if it can be, then what is computed here, then any."""
-
-        def rank(term: _Term) -> tuple[bool, ...]:
-            plain = term.kind == ""
-            return (
-                not (plain and term.x == self.base.get(index)),
-                not (plain and term.x is not None and self.inline(term.x)),
-                term.coefficient != self.numbers.one,
-                not plain,
-                self.numbers.negated(term.coefficient),
-            )
-
-        extent = self.nodes[index].type.extent
-        wide = [term for term in terms if term.x is not None and self._extent(term) == extent]
-        return min(wide, key=rank, default=None)
-
-    def _extent(self, term: _Term) -> Extent:
-        assert term.x is not None
-        a = self.nodes[term.x].type.extent
-        b = self.nodes[term.y].type.extent if term.y is not None else a
-        return (a[0] if a[0] != "1" else b[0], a[1] if a[1] != "1" else b[1])
-
-    def _plus(self, expr: Expr, term: _Term, extent: Extent) -> Expr:
-        numbers, coefficient = self.numbers, term.coefficient
-        if term.x is None:
-            if numbers.negated(coefficient):
-                return Call("sub", expr, [Num(numbers.neg(coefficient))], {}, extent)
-            return Call("add", expr, [Num(coefficient)], {}, extent)
-        plain, lane = numbers.split(coefficient)
-        if lane is not None:
-            added = self.expr(term.x)
-            if term.kind:
-                assert term.y is not None
-                added = self._times(term.kind, term.x, term.y, self._extent(term))
-            return Call("addcmul", expr, [added, Num(lane)], self._value("value", plain), extent)
-        if term.kind:
-            assert term.y is not None
-            x, y = self.expr(term.x), self.expr(term.y)
-            method = "addcmul" if term.kind == "*" else "addcdiv"
-            return Call(method, expr, [x, y], self._value("value", coefficient), extent)
-        if coefficient == numbers.minus_one:
-            return Call("sub", expr, [self.expr(term.x)], {}, extent)
-        return Call("add", expr, [self.expr(term.x)], self._value("alpha", coefficient), extent)
-
-    def _value(self, keyword: str, number: int) -> dict[str, int]:
-        return {} if number == self.numbers.one else {keyword: number}
-
-    def _lerp(self, index: int) -> Expr:
-        node, numbers = self.nodes[index], self.numbers
-        extent = node.type.extent
-        a, b, w = node.args
-        if self.is_number[w]:
-            weight = self.number(w)
-            rest = numbers.add(numbers.one, numbers.neg(weight))
-            terms = list(self._gather(b, weight))
-            single = len(terms) == 1 and (terms[0].kind or terms[0].x is None or terms[0].coefficient != weight)
-            if not self.is_number[a] and single and self.nodes[a].type.extent == extent:
-                return self._plus(self._scaled(self.expr(a), rest), terms[0], extent)
-            if self.is_number[a] and not self.is_number[b]:
-                start = self._scaled(self.expr(b), weight)
-                return self._plus(start, _Term(numbers.mul(rest, self.number(a))), extent)
-        args = [self.expr(arg) for arg in node.args]
-        for position in (0, 1):
-            if isinstance(each := args[position], Num):
-                args[position] = Fill(each.number, extent)
-        return Call("lerp", args[0], args[1:], {}, extent)
-
     # Statements ---------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
         for index in sorted(self.live):
-            if self._leaf(index) or self.is_number[index] or self.inline(index):
+            if self.leaf(index) or self.is_number[index] or self.inline(index):
                 continue
             if self.lazy(index):
                 self._choose(index)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsl.codegen import Code, Style, compiled, generate, is_flat
+from dsl.codegen import Code, Style, compiled, generate, is_flat, storage
 from dsl.graph import lower
 from dsl.program import Facts, Program, Slot
 
@@ -32,13 +32,16 @@ class _Unit:
     Attributes:
         rows, cols: its shape as a matrix.
         facts: decides the program's static ifs.
+        slots: its state, and `evaluation`, the slot that holds the point to evaluate where that is not p.
         state: slot name -> [K, ...]; filled by `start`.
     """
 
     rows: int
     cols: int
     facts: Facts
-    state: dict[str, Tensor]
+    slots: tuple[Slot, ...]
+    evaluation: str | None
+    state: dict[str, Tensor] = field(default_factory=dict)
 
 
 class LaneRule:
@@ -69,22 +72,21 @@ class LaneRule:
         graphs = [lower(program, each) for each in facts]
         self.sizes = [_numel(shape) for shape, _ in layout]
         self.flat = bool(graphs) and is_flat(graphs[0]) and all(graph == graphs[0] for graph in graphs[1:])
-        if self.flat:
-            self.units = [_Unit(1, sum(self.sizes), facts[0], {})]
-        else:
-            shapes = [_as_matrix(shape) for shape, _ in layout]
-            self.units = [_Unit(*shape, each, {}) for shape, each in zip(shapes, facts, strict=True)]
+        shapes = [(1, sum(self.sizes))] if self.flat else [_as_matrix(shape) for shape, _ in layout]
+        self.units = []
+        for (rows, cols), each, graph in zip(shapes, facts, graphs, strict=False):
+            slots, _, evaluation = storage(program, graph)
+            self.units.append(_Unit(rows, cols, each, slots, evaluation))
         self._started = False
-        self._per_lane: frozenset[str] = frozenset()
+        self._read: list[tuple[str, bool]] | None = None
+        """The hyperparameters that the code reads, and whether each is a tensor; None before the code is there."""
         self._expanded: dict[str, tuple[Tensor, Tensor]] = {}
 
     def start(self, P: Tensor) -> None:  # noqa: N803
         """Makes the state anew for parameters P [K, N]; the first step does it if nobody has."""
         for unit, p in zip(self.units, self._views(P), strict=True):
-            code = generate(self.program, unit.facts, Style(lanes=True, flat=self.flat))
-            unit.state = {slot.name: _initial(slot, p) for slot in code.slots}
-        self._started = True
-        self._bind(self._per_lane)
+            unit.state = {slot.name: _initial(slot, p) for slot in unit.slots}
+        self._started, self._read = True, None
 
     def step(
         self,
@@ -132,19 +134,17 @@ class LaneRule:
         """Keeps the state of some lanes: index [K'], the kept lanes' positions in order."""
         self.lanes = len(index)
         self._expanded.clear()
-        if self._started:
-            for unit in self.units:
-                unit.state = {name: value[index] for name, value in unit.state.items()}
-            self._bind(self._per_lane)
+        for unit in self.units:
+            unit.state = {name: value[index] for name, value in unit.state.items()}
+        self._read = None
 
     def evaluation(self, P: Tensor) -> Tensor:  # noqa: N803
         """The point to evaluate, [K, N]: P itself, or a new tensor where the rule returns another value than p."""
-        codes = [generate(self.program, unit.facts, Style(lanes=True, flat=self.flat)) for unit in self.units]
-        if not self._started or not any(code.evaluation for code in codes):
+        if not self._started or not any(unit.evaluation for unit in self.units):
             return P
         parts = [
-            (unit.state[code.evaluation] if code.evaluation else p).reshape(len(P), -1)
-            for unit, code, p in zip(self.units, codes, self._views(P), strict=True)
+            (unit.state[unit.evaluation] if unit.evaluation else p).reshape(len(P), -1)
+            for unit, p in zip(self.units, self._views(P), strict=True)
         ]
         return torch.cat(parts, dim=1)
 
@@ -154,16 +154,16 @@ class LaneRule:
         if self.flat:
             return [flat.unsqueeze(1)]
         lanes = len(flat)
-        pieces = zip(flat.split(self.sizes, dim=1), self.units, strict=True)
+        pieces = zip(torch.split(flat, self.sizes, dim=1), self.units, strict=True)
         return [piece.view(lanes, unit.rows, unit.cols) for piece, unit in pieces]
 
     def _numbers(self, hypers: Mapping[str, float | Tensor]) -> dict[str, Any]:
         """The hyperparameters that the code reads: numbers as they are, tensors [K] as [K, 1, 1], each made once."""
         numbers: dict[str, Any] = {}
-        for name, lane in self._read:
+        for name, lane in self._read if self._read is not None else self._bind(hypers):
             value = hypers[name]
             if isinstance(value, Tensor) is not lane:
-                self._bind(frozenset(name for name, value in hypers.items() if isinstance(value, Tensor)))
+                self._read = None
                 return self._numbers(hypers)
             if lane:
                 known = self._expanded.get(name)
@@ -174,10 +174,10 @@ class LaneRule:
             numbers[name] = value
         return numbers
 
-    def _bind(self, per_lane: frozenset[str]) -> None:
+    def _bind(self, hypers: Mapping[str, float | Tensor]) -> list[tuple[str, bool]]:
         """Fetches the generated functions, with the state that each takes."""
-        self._per_lane = per_lane & set(self.program.defaults)
-        style = Style(lanes=True, flat=self.flat, per_lane=self._per_lane)
+        per_lane = frozenset(name for name in self.program.defaults if isinstance(hypers[name], Tensor))
+        style = Style(lanes=True, flat=self.flat, per_lane=per_lane)
         codes = [generate(self.program, unit.facts, style) for unit in self.units]
         self._calls = [
             (compiled(code.update), *self._arguments(unit, code.update.params))
@@ -189,7 +189,8 @@ class LaneRule:
             for level in range(depth)
         ]
         read = {name for code in codes for function in code.functions for name in function.params}
-        self._read = [(name, name in self._per_lane) for name in self.program.defaults if name in read]
+        self._read = [(name, name in per_lane) for name in self.program.defaults if name in read]
+        return self._read
 
     def _share(self, unit: _Unit, code: Code, level: int) -> Any:
         if level >= len(code.barriers):

@@ -312,7 +312,8 @@ def _literal(node: ast.expr) -> float | None:
         case ast.Constant(value=int() | float() as value) if abs(value) < LARGEST:
             return float(value)
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant() as operand):
-            return None if (value := _literal(operand)) is None else -value
+            positive = _literal(operand)
+            return None if positive is None else -positive
     return None
 
 

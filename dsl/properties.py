@@ -207,7 +207,8 @@ def _close(a: Array, b: Array, tolerance: float) -> bool:
 
 
 def _rms(a: Array) -> float:
-    return float(np.sqrt(np.mean(np.square(a))))
+    flat = a.ravel()
+    return math.sqrt(float(flat @ flat) / flat.size)
 
 
 def _normalised(update: Array) -> Array:

@@ -20,12 +20,11 @@ def newton_schulz(x: torch.Tensor, steps: float) -> torch.Tensor:
 def power(base: torch.Tensor | float, exponent: torch.Tensor | float) -> torch.Tensor:
     """base ** exponent, lane by lane: torch rounds it otherwise in vector registers than in the rest of a row, so that
     in one call a lane's bits would depend on where the lane lies."""
-    base, exponent = torch.broadcast_tensors(*_tensors(base, exponent))
-    return torch.stack([torch.pow(b, e) for b, e in zip(base, exponent, strict=True)])
-
-
-def _tensors(a: torch.Tensor | float, b: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
-    like = a if isinstance(a, torch.Tensor) else b
+    like = base if isinstance(base, torch.Tensor) else exponent
     assert isinstance(like, torch.Tensor)
-    first, second = (x if isinstance(x, torch.Tensor) else like.new_tensor(x) for x in (a, b))
-    return first, second
+    bases, exponents = (x if isinstance(x, torch.Tensor) else like.new_tensor(x) for x in (base, exponent))
+    lanes = max((len(x) for x in (bases, exponents) if x.ndim), default=0)
+    if not lanes:
+        return torch.pow(bases, exponents)
+    pairs = zip(*(x.expand(lanes, *x.shape[1:]) for x in (bases, exponents)), strict=True)
+    return torch.stack([torch.pow(b, e) for b, e in pairs])

@@ -7,6 +7,7 @@
 """
 
 from tasks.library import check, load, names
+from tasks.references import Reference, reference
 from tasks.task import Batch, Parameter, Role, Task
 
-__all__ = ["Batch", "Parameter", "Role", "Task", "check", "load", "names"]
+__all__ = ["Batch", "Parameter", "Reference", "Role", "Task", "check", "load", "names", "reference"]

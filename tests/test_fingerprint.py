@@ -177,7 +177,8 @@ def test_a_global_shared_by_all_is_not_one_shared_by_some() -> None:
     shared = dsl.parse(head + "    n = global_norm(g)\n    p = p - lr * g / n\n")
     apart = dsl.parse(
         head
-        + "    if matrix(p):\n        n = global_norm(g)\n    else:\n        n = global_norm(g)\n    p = p - lr * g / n\n"
+        + "    if matrix(p):\n        n = global_norm(g)\n"
+        + "    else:\n        n = global_norm(g)\n    p = p - lr * g / n\n"
     )
     assert dsl.fingerprint(shared).structure != dsl.fingerprint(apart).structure
     assert dsl.fingerprint(shared).behaviour != dsl.fingerprint(apart).behaviour

@@ -282,7 +282,8 @@ def test_an_evolved_rule_prints_like_a_written_one() -> None:
 
 def test_dead_slots_and_hyperparameters_go() -> None:
     program = dsl.parse(
-        "def f(p, g, m: zeros, n: zeros, *, lr=0.1, beta=0.9):\n    n = lerp(n, m, 0.1)\n    m = g\n    p = p - lr * m\n"
+        "def f(p, g, m: zeros, n: zeros, *, lr=0.1, beta=0.9):\n"
+        "    n = lerp(n, m, 0.1)\n    m = g\n    p = p - lr * m\n"
     )
     stripped = dsl.strip_dead(program, hypers=True)
     assert stripped.slots == ()
@@ -336,7 +337,8 @@ def test_wrapping_is_the_base_on_what_the_wrapper_gives_it(base: Program) -> Non
 
 def test_names_that_clash_are_prefixed_with_the_base() -> None:
     wrapper = dsl.parse(
-        "def slow(p, g, m: like(p), base: rule, *, beta1=0.5):\n    x = base(p, g)\n    m = lerp(m, x, beta1)\n    p = m\n"
+        "def slow(p, g, m: like(p), base: rule, *, beta1=0.5):\n"
+        "    x = base(p, g)\n    m = lerp(m, x, beta1)\n    p = m\n"
     )
     program = dsl.apply(wrapper, {"base": dsl.load("adamw")})
     assert [slot.name for slot in program.slots] == ["m", "adamw_m", "v"]

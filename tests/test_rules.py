@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import lion_pytorch
@@ -62,6 +63,10 @@ def betas(make: Callable[..., Any], *names: str, **fixed: Any) -> Callable[..., 
     """The maker with beta1, beta2 ... as torch's `betas`."""
     names = names or ("beta1", "beta2")
     return lambda params, **hypers: make(params, betas=tuple(hypers.pop(name) for name in names), **hypers, **fixed)
+
+
+def lookahead(params: list[Tensor], k: float, alpha: float, **hypers: Any) -> torch.optim.Optimizer:
+    return pytorch_optimizer.Lookahead(betas(torch.optim.Adam)(params, **hypers), k=k, alpha=alpha)
 
 
 def rmsprop(centered: bool) -> Callable[..., torch.optim.Optimizer]:
@@ -145,10 +150,11 @@ class Case:
 
 MOMENTS = {"lr": 0.02, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.1}
 LION = {"lr": 0.02, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.3}
+SGD = torch.optim.SGD
 CASES = [
-    Case("sgd", by_optimizer(torch.optim.SGD), {"lr": 0.1, "weight_decay": 0.2}),
-    Case("momentum", by_optimizer(torch.optim.SGD), {"lr": 0.1, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.2}),
-    Case("nesterov", by_optimizer(lambda p, **h: torch.optim.SGD(p, nesterov=True, **h)), {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.2}),
+    Case("sgd", by_optimizer(SGD), {"lr": 0.1, "weight_decay": 0.2}),
+    Case("momentum", by_optimizer(SGD), {"lr": 0.1, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.2}),
+    Case("nesterov", by_optimizer(partial(SGD, nesterov=True)), {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.2}),
     Case("adagrad", by_optimizer(torch.optim.Adagrad), {"lr": 0.1, "eps": 1e-3, "weight_decay": 0.2}),
     Case("rmsprop", by_optimizer(rmsprop(False)), {"lr": 0.1, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.2}),
     Case("rmsprop_centered", by_optimizer(rmsprop(True)), {"lr": 0.1, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.2}),
@@ -156,7 +162,7 @@ CASES = [
     Case("adamw", by_optimizer(betas(torch.optim.AdamW)), MOMENTS),
     Case("nadam", by_optimizer(betas(torch.optim.NAdam)), {**MOMENTS, "momentum_decay": 0.1}),
     Case("lion", by_optimizer(betas(lion_pytorch.Lion)), LION),
-    Case("signsgd", by_optimizer(lambda p, **h: pytorch_optimizer.SignSGD(p, momentum=0.0, **h)), {"lr": 0.02, "weight_decay": 0.3}),
+    Case("signsgd", by_optimizer(partial(pytorch_optimizer.SignSGD, momentum=0)), {"lr": 0.02, "weight_decay": 0.3}),
     Case("signum", by_optimizer(pytorch_optimizer.SignSGD), {"lr": 0.02, "momentum": 0.7, "weight_decay": 0.3}),
     Case("adabelief", by_optimizer(betas(pytorch_optimizer.AdaBelief, rectify=False)), MOMENTS),
     Case(
@@ -167,11 +173,20 @@ CASES = [
     Case("muon", by_formula(muon), {**MOMENTS, "momentum": 0.8, "steps": 3, "adam_lr_ratio": 0.3}),
     Case(
         "lookahead(adam)",
-        by_optimizer(lambda p, k, alpha, **h: pytorch_optimizer.Lookahead(betas(torch.optim.Adam)(p, **h), k=k, alpha=alpha)),
+        by_optimizer(lookahead),
         {**MOMENTS, "k": 3, "alpha": 0.3},
     ),
     Case("cautious(lion)", by_formula(cautious_lion), {**LION, "floor": 0.4}),
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _scalars_in_float64() -> Iterator[None]:
+    """torch.optim.NAdam keeps a running product in the default type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 def parameters(seed: int = 0) -> list[Tensor]:

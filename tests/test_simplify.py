@@ -1,4 +1,4 @@
-"""Laws of the rewrite rules: the exact ones change no bit, the algebraic ones hold up to rounding, each one is needed."""
+"""Laws of the rewrite rules: exact ones change no bit, algebraic ones hold up to rounding, each one is needed."""
 
 from __future__ import annotations
 

@@ -1,0 +1,318 @@
+"""The command that tunes AdamW on tasks and keeps what it reaches: `discover reference`.
+
+Tuning is a grid: learning rates a factor 2 apart, around the task's own, times weight decays. The setting with the
+least mean log loss over the *tuning seeds* wins, and is scored on *fresh seeds*, which had no say in choosing it. Where
+the best lies at an edge of the grid, the grid is extended beyond that edge and tuning goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+import dsl
+import tasks
+from discover import gradient, lanes, native
+from discover.console import rows_table
+from discover.errors import UserError
+from discover.evaluate import LOSS_FLOOR
+from discover.files import write_whole
+from discover.gradient import Gradient
+from tasks import Reference, Task, references
+
+RULE = "adamw"
+LEARNING_RATE_FACTOR = 2.0
+WEIGHT_DECAYS = (0.0, 0.01, 0.1)
+WEIGHT_DECAY_FACTOR = 10.0
+EXTENSIONS = 4
+"""How often the grid may be extended: each time by a learning rate, by a weight decay, or by both."""
+
+_FIRST_FRESH_SEED = 1000
+_DIGITS = 6  # kept of a number that was computed
+
+Setting = tuple[float, float]  # learning rate, weight decay
+Told = Callable[[int, int], None]  # model steps done, model steps planned by now
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much tuning and scoring may cost, before the grid is extended.
+
+    Attributes:
+        trials: settings in the grid: learning rates times `WEIGHT_DECAYS`.
+        tuning_seeds: trainings of each setting.
+        fresh_seeds: trainings of the best setting.
+    """
+
+    trials: int = 27
+    tuning_seeds: int = 3
+    fresh_seeds: int = 12
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a number makes no grid, or no standard error."""
+        count = len(WEIGHT_DECAYS)
+        if self.trials % count or self.trials < 3 * count:
+            raise UserError(
+                f"--trials {self.trials}: expected a multiple of {count}, at least {3 * count}: learning rates times "
+                f"the weight decays {', '.join(f'{decay:g}' for decay in WEIGHT_DECAYS)}"
+            )
+        if not 1 <= self.tuning_seeds <= _FIRST_FRESH_SEED:
+            raise UserError(f"--tuning-seeds {self.tuning_seeds}: expected 1 to {_FIRST_FRESH_SEED}")
+        if self.fresh_seeds < 2:
+            raise UserError(f"--seeds {self.fresh_seeds}: expected at least 2, since one has no standard error")
+
+    def learning_rates(self, task: Task) -> tuple[float, ...]:
+        points = self.trials // len(WEIGHT_DECAYS)
+        return tuple(
+            _rounded(task.learning_rate * LEARNING_RATE_FACTOR ** (index - points // 2)) for index in range(points)
+        )
+
+    def command(self, name: str) -> str:
+        return (
+            f"discover reference {name} --trials {self.trials} --tuning-seeds {self.tuning_seeds}"
+            f" --seeds {self.fresh_seeds}"
+        )
+
+
+def calibrate(
+    task: Task,
+    budget: Budget,
+    *,
+    gradient: Gradient,
+    native: bool = False,
+    name: str | None = None,
+    tell: Told = lambda done, planned: None,
+) -> Reference:
+    """Tunes AdamW on a task at its full horizon, and scores the best setting on fresh seeds.
+
+    Args:
+        task: what to train.
+        budget: how many settings and seeds.
+        gradient: of the same task.
+        native: see `discover.lanes.train`.
+        name: what the reference says its task is called; by default the task's own name.
+        tell: is called now and then with the model steps done and planned.
+
+    Raises:
+        UserError: AdamW is lost (not finite, or rising) at every setting, or on a fresh seed.
+    """
+    name = name or task.name
+    program, steps = dsl.load(RULE), task.horizon
+    done = planned = 0
+
+    def train(settings: Iterable[Setting], seeds: Iterable[int]) -> list[float]:
+        nonlocal done
+        pairs = product(settings, seeds)
+        all_lanes = [lanes.Lane(0, seed, {"lr": rate, "weight_decay": decay}) for (rate, decay), seed in pairs]
+        traces = lanes.train(task, [program], all_lanes, steps=steps, gradient=gradient, native=native)
+        done += sum(trace.steps for trace in traces)
+        tell(done, planned)
+        return [trace.loss for trace in traces]
+
+    tuning_seeds = range(budget.tuning_seeds)
+    fresh_seeds = range(_FIRST_FRESH_SEED, _FIRST_FRESH_SEED + budget.fresh_seeds)
+    rates, decays = budget.learning_rates(task), WEIGHT_DECAYS
+    scores: dict[Setting, float] = {}
+    for extensions_left in reversed(range(EXTENSIONS + 1)):
+        new = [(rate, decay) for decay in decays for rate in rates if (rate, decay) not in scores]
+        planned = done + steps * (len(new) * len(tuning_seeds) + len(fresh_seeds))
+        tell(done, planned)
+        by_seed = [train(new, [seed]) for seed in tuning_seeds]  # lanes of one seed share their batches
+        scores |= {setting: _mean_log(losses) for setting, losses in zip(new, zip(*by_seed, strict=True), strict=True)}
+        best = min(scores, key=lambda setting: scores[setting])
+        if math.isinf(scores[best]):
+            raise UserError(
+                f"{name}: AdamW is lost at each of {len(scores)} settings, lr {rates[0]:g} to {rates[-1]:g}"
+            )
+        wider = _extended(rates, decays, best)
+        if wider == (rates, decays) or not extensions_left:
+            break
+        rates, decays = wider
+    losses = train([best], fresh_seeds)
+    if math.inf in losses:
+        seed = fresh_seeds[losses.index(math.inf)]
+        raise UserError(
+            f"{name}: AdamW at its best, lr {best[0]:g} and weight decay {best[1]:g}, is lost on seed {seed}"
+        )
+    loss, error = _mean_and_error(losses)
+    return Reference(
+        task=name,
+        loss=_rounded(loss),
+        standard_error=_rounded(error),
+        losses=tuple(map(_rounded, losses)),
+        learning_rate=best[0],
+        weight_decay=best[1],
+        learning_rates=rates,
+        weight_decays=decays,
+        at_edge=wider != (rates, decays),
+        trials=len(scores),
+        tuning_seeds=tuple(tuning_seeds),
+        fresh_seeds=tuple(fresh_seeds),
+        steps=steps,
+        model_steps=done,
+        data_sha256=task.data_sha256,
+        versions={"python": platform.python_version(), "torch": torch.__version__},
+        command=budget.command(name),
+        date=datetime.now(UTC).date().isoformat(),
+    )
+
+
+def _extended(
+    rates: tuple[float, ...], decays: tuple[float, ...], best: Setting
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The grid, one step wider at each edge that the best setting lies on. Weight decay 0 is an end, not an edge."""
+    rate, decay = best
+    if rate == rates[0]:
+        rates = (_rounded(rate / LEARNING_RATE_FACTOR), *rates)
+    elif rate == rates[-1]:
+        rates = (*rates, _rounded(rate * LEARNING_RATE_FACTOR))
+    if decay == decays[-1]:
+        decays = (*decays, _rounded(decay * WEIGHT_DECAY_FACTOR))
+    return rates, decays
+
+
+def _mean_log(losses: Sequence[float]) -> float:
+    return statistics.fmean(math.log(max(loss, LOSS_FLOOR)) for loss in losses)
+
+
+def _mean_and_error(losses: Sequence[float]) -> tuple[float, float]:
+    """Geometric mean, and its standard error."""
+    mean = math.exp(_mean_log(losses))
+    logs = [math.log(max(loss, LOSS_FLOOR)) for loss in losses]
+    return mean, mean * statistics.stdev(logs) / math.sqrt(len(logs))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+# The command --------------------------------------------------------------------------------------------------------
+
+
+def run(names: Sequence[str], budget: Budget, *, out: Path | None, as_json: bool) -> None:
+    """Calibrates tasks one after the other and stores each when it is done.
+
+    Args:
+        names: built-in tasks or "FILE.py:NAME"; none for all that are built in.
+        budget: of each task.
+        out: where references are stored; by default built-in tasks' with the package, and others' nowhere.
+        as_json: print JSON on stdout, and what is shown to people on stderr.
+
+    Raises:
+        UserError: no such task; a file that cannot be read or written; AdamW is lost.
+    """
+    names = tuple(dict.fromkeys(names)) or tasks.names()
+    loaded = {name: _load(name) for name in names}
+    files = {name: out or (references.PATH if name in tasks.names() else None) for name in names}
+    for path in {path for path in files.values() if path}:
+        _check_file(path)
+    console = Console(stderr=as_json)
+    torch.set_num_threads(1)
+    found, seconds = [], []
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
+    ) as progress:
+        for name, task in loaded.items():
+            began, bar = time.perf_counter(), progress.add_task(name, total=None)
+            built = gradient.build(task, compile=True)
+            if built.note:
+                console.print(built.note, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            reference = calibrate(
+                task,
+                budget,
+                gradient=built,
+                native=native.available(),
+                name=name,
+                tell=lambda done, planned, bar=bar: progress.update(bar, completed=done, total=planned),  # type: ignore[misc]
+            )
+            if path := files[name]:
+                _store(reference, path)
+            found.append(reference)
+            seconds.append(time.perf_counter() - began)
+            progress.remove_task(bar)
+            if not console.is_terminal:
+                console.print(
+                    f"{name}: {reference} ({seconds[-1]:.0f} s)", highlight=False, markup=False, soft_wrap=True
+                )
+    if as_json:
+        print(json.dumps({each.task: each.plain() for each in found}, indent=2))
+    else:
+        _show(found, seconds, files, console)
+
+
+def _load(name: str) -> Task:
+    try:
+        return tasks.load(name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _read(path: Path) -> dict[str, Reference]:
+    try:
+        return references.read(path)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _check_file(path: Path) -> None:
+    """Refuses now what could not be written when the work is done."""
+    _read(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{path}': {error.strerror}; --out FILE stores the references elsewhere"
+        ) from None
+
+
+def _store(reference: Reference, path: Path) -> None:
+    """Puts one reference into a file and leaves the others there as they are."""
+    write_whole(path, references.text({**_read(path), reference.task: reference}))
+
+
+def _show(
+    found: Sequence[Reference], seconds: Sequence[float], files: Mapping[str, Path | None], console: Console
+) -> None:
+    columns = ("task", "loss", "lr", "weight decay", "trials", "seeds", "steps", "model steps", "seconds")
+    rows = [
+        (
+            each.task,
+            references.loss_and_error(each.loss, each.standard_error),
+            f"{each.learning_rate:.3g}",
+            f"{each.weight_decay:g}",
+            str(each.trials),
+            f"{len(each.tuning_seeds)} + {len(each.fresh_seeds)}",
+            str(each.steps),
+            f"{each.model_steps:,}",
+            f"{took:.1f}",
+        )
+        for each, took in zip(found, seconds, strict=True)
+    ]
+    console.print(rows_table(columns, rows))
+    lines = ["loss: of AdamW on the fresh seeds, geometric mean ± its standard error. seeds: to tune + fresh."]
+    lines += [
+        f"{each.task}: the best setting lies at the edge of its grid (lr {each.learning_rates[0]:.3g} to"
+        f" {each.learning_rates[-1]:.3g}, weight decay up to {each.weight_decays[-1]:g}), extended {EXTENSIONS} times"
+        for each in found
+        if each.at_edge
+    ]
+    lines += [f"stored in {path}" for path in dict.fromkeys(files.values()) if path]
+    unstored = [name for name, path in files.items() if path is None]
+    lines += [f"not stored: {', '.join(unstored)}; --out FILE keeps it"] if unstored else []
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
