@@ -276,17 +276,16 @@ def _facts(program: Program) -> dict[str, Any]:
 @app.command()
 def reference(
     task: Annotated[
-        list[str] | None,
-        Argument(metavar="[TASK]...", help="Built-in names, or FILE.py:NAME. [default: all that are built in]"),
+        list[str] | None, Argument(help="Built-in names, or FILE.py:NAME; by default all that are built in.")
     ] = None,
     trials: Annotated[
-        int | None,
-        Option(help="Settings to try: learning rates times 3 weight decays. [default: 27]", show_default=False),
+        int | None, Option(help="Settings to try, learning rates times 3 weight decays; by default 27.")
     ] = None,
-    tuning_seeds: Annotated[int | None, Option(help="Seeds to tune on. [default: 3]", show_default=False)] = None,
-    seeds: Annotated[int | None, Option(help="Fresh seeds to score on. [default: 12]", show_default=False)] = None,
+    tuning_seeds: Annotated[int | None, Option(help="Seeds to tune on; by default 8.")] = None,
+    seeds: Annotated[int | None, Option(help="Fresh seeds to score the best setting on; by default 32.")] = None,
     out: Annotated[
-        Path | None, Option(metavar="FILE", help="Where to store. [default: with the package; own tasks: nowhere]")
+        Path | None,
+        Option(metavar="FILE", help="Where to store; by default with the package, and a task of your own nowhere."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -378,7 +377,11 @@ _LISTS: dict[Kind, Callable[[], list[dict[str, Any]]]] = {
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, default=lambda each: asdict(each) if is_dataclass(each) else dict(each)))
+    print(json.dumps(value, indent=2, default=_plain))
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else dict(value)
 
 
 # Errors -------------------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ class Terms:
         instances: for each rung, what its candidates are trained on.
         hurdles: for each rung but the last, the fitness that lets a candidate go on.
         reference: AdamW, trained on every instance beside the candidates; `reference_scale` is the RMS of its step.
+        weights: task -> how much its score counts in a fitness.
         unit_candidates: how many programs a unit holds at most.
         compiled: task -> whether its gradients run compiled; native: whether elementwise rules do.
     """
@@ -60,6 +61,7 @@ class Terms:
     grid: Grid
     weight_decay: float
     score_limits: tuple[float, float]
+    weights: Mapping[str, float]
     unit_candidates: int
     compiled: Mapping[str, bool]
     native: bool
@@ -116,14 +118,9 @@ class Live:
         return not self._open and self._rung == len(self.terms.instances)
 
     def start(self) -> Iterator[tuple[Key, Unit]]:
-        """The first rung's units; those of elites and of the reference for all rungs, since they wait for nothing."""
-        again = [self.terms.reference, *(standing.entry for standing in self.standings)]
-        if not self._entries and not self.standings:
-            self._rung = len(self.terms.instances)
-            return
-        yield from self._cut(0, [*again, *self._entries.values()])
-        for rung in range(1, len(self.terms.instances)):
-            yield from self._cut(rung, again)
+        """The first rung's units."""
+        yield from self._units(0, list(self._entries))
+        self._pass_rungs_without_units()
 
     def record(self, done: Done) -> Iterator[tuple[Key, Unit]]:
         """Takes a unit's result; gives the units that it makes possible."""
@@ -137,13 +134,24 @@ class Live:
                     self.failures[entry.candidate] = done.failure
         else:
             outcomes.update((outcome.candidate, outcome) for outcome in done.result.outcomes)
-        while self._rung < len(self.terms.instances) and not any(
-            rung <= self._rung for rung, _, _ in self._open.values()
-        ):
+        if not self._open and self._rung < len(self.terms.instances):
             going_on = self._judge(self._rung)
             self._rung += 1
             if self._rung < len(self.terms.instances):
-                yield from self._cut(self._rung, [self._entries[candidate] for candidate in going_on])
+                yield from self._units(self._rung, going_on)
+                self._pass_rungs_without_units()
+
+    def _units(self, rung: int, candidates: Sequence[int]) -> Iterator[tuple[Key, Unit]]:
+        """Units of a rung: the reference, the elites and the candidates, in blocks, on each instance; none for nobody."""
+        if not candidates and not self.standings:
+            return
+        elites = [standing.entry for standing in self.standings]
+        entries = [self.terms.reference, *elites, *(self._entries[candidate] for candidate in candidates)]
+        yield from self._cut(rung, entries)
+
+    def _pass_rungs_without_units(self) -> None:
+        if not self._open:
+            self._rung = len(self.terms.instances)
 
     def result(self) -> Generation:
         """What it all came to, in order of proposal."""
@@ -189,18 +197,17 @@ class Live:
             if not scores:
                 self.failures[candidate] = "the reference was lost"
                 continue
-            self.fitness[candidate] = mean(scores)
+            self.fitness[candidate] = weighted_mean(scores)
             if rung + 1 < len(self.terms.instances) and self.fitness[candidate] >= self.terms.hurdles[rung]:
                 self.rung_of[candidate] = rung + 1
                 going_on.append(candidate)
         return going_on
 
-    def _scores(self, rung: int, candidate: int) -> list[float]:
-        return [
-            s
-            for index in range(len(self.terms.instances[rung]))
-            if (s := self._score(rung, index, candidate)) is not None
-        ]
+    def _scores(self, rung: int, candidate: int) -> list[tuple[float, float]]:
+        """Score and weight on each instance of a rung that can be scored."""
+        instances = self.terms.instances[rung]
+        scores = [(self._score(rung, index, candidate), instances[index].task) for index in range(len(instances))]
+        return [(score, self.terms.weights[task]) for score, task in scores if score is not None]
 
     def _score(self, rung: int, index: int, candidate: int) -> float | None:
         """The score on one instance; None where the reference has none, and nobody can be measured by it."""
@@ -263,16 +270,16 @@ class Live:
         fresh = [s for rung in range(len(self.terms.instances)) for s in self._scores(rung, candidate)]
         if not fresh:
             return None
-        scores = (*standing.scores, mean(fresh))
-        middle = mean(scores)
+        scores = (*standing.scores, weighted_mean(fresh))
+        middle = math.fsum(scores) / len(scores)
         spread = math.fsum((s - middle) ** 2 for s in scores)
         error = math.sqrt(spread / (len(scores) - 1) / len(scores)) if len(scores) > 1 else None
         return Confirmation(candidate, self.number, middle, error, len(scores))
 
 
-def mean(values: Sequence[float]) -> float:
-    """The mean, the same for every order of the values."""
-    return math.fsum(values) / len(values)
+def weighted_mean(scores: Sequence[tuple[float, float]]) -> float:
+    """The mean of (score, weight), the same for every order of them."""
+    return math.fsum(score * weight for score, weight in scores) / math.fsum(weight for _, weight in scores)
 
 
 def _best(outcome: Outcome | None) -> tuple[float, float] | None:

@@ -94,6 +94,10 @@ class Plan:
         return tuple(dict.fromkeys(name for rung in self.space.rungs for name in rung.tasks))
 
     @property
+    def weights(self) -> dict[str, float]:
+        return {name: self.space.weights.get(name, 1.0) for name in self.task_names}
+
+    @property
     def grid(self) -> Grid:
         return Grid(self.space.learning_rates.points, self.space.learning_rates.factor)
 

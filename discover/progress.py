@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict, deque
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import dsl
 from discover.evaluate import Entry
 from discover.evolution import Evolution, Proposer, RandomSearch
 from discover.gate import Duplicate, Gate, Rejected
-from discover.generation import Admitted, Live, Standing, Terms, mean
+from discover.generation import Admitted, Live, Standing, Terms, weighted_mean
 from discover.plan import Plan
 from discover.records import Candidate, Generation
 from dsl import properties
@@ -95,6 +96,7 @@ class Progress:
             grid=plan.grid,
             weight_decay=space.weight_decay,
             score_limits=space.score_limits,
+            weights=plan.weights,
             unit_candidates=space.unit.candidates,
             compiled={name: plan.compiled(name, number) for name in plan.task_names},
             native=plan.native,
@@ -134,18 +136,19 @@ class Progress:
             raise ValueError(f"generation {generation.record.number} cannot follow {self.next_generation - 1}")
         self.next_generation += 1
         self.trained += generation.record.trained
-        scores: defaultdict[int, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-        fresh: defaultdict[int, list[float]] = defaultdict(list)
+        scores: defaultdict[int, defaultdict[int, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+        fresh: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         for each in generation.evaluations:
             if each.candidate is not None and each.score is not None:
-                (fresh if each.kind == "confirm" else scores[each.rung])[each.candidate].append(each.score)
+                scored = (each.score, self.plan.weights[each.task])
+                (fresh if each.kind == "confirm" else scores[each.rung])[each.candidate].append(scored)
         for candidate in generation.candidates:
             self._absorb_candidate(candidate)
         for rung, seen in enumerate(self._seen):
-            seen.extend(mean([s for r in range(rung + 1) for s in scores[r][id]]) for id in sorted(scores[rung]))
+            seen.extend(weighted_mean([s for r in range(rung + 1) for s in scores[r][id]]) for id in sorted(scores[rung]))
         for id, values in fresh.items():
-            self._fresh[id].append(mean(values))
-            self._fitness[id] = mean(self._fresh[id])
+            self._fresh[id].append(weighted_mean(values))
+            self._fitness[id] = math.fsum(self._fresh[id]) / len(self._fresh[id])
 
     def _absorb_candidate(self, candidate: Candidate) -> None:
         original = candidate.id if candidate.duplicate_of is None else candidate.duplicate_of

@@ -27,6 +27,7 @@ import dsl
 import tasks
 from discover import gradient, lanes, native
 from discover.console import rows_table
+from discover.durations import format_duration
 from discover.errors import UserError
 from discover.evaluate import LOSS_FLOOR
 from discover.files import write_whole
@@ -58,8 +59,8 @@ class Budget:
     """
 
     trials: int = 27
-    tuning_seeds: int = 3
-    fresh_seeds: int = 12
+    tuning_seeds: int = 8
+    fresh_seeds: int = 32
 
     def __post_init__(self) -> None:
         """Raises UserError where a number makes no grid, or no standard error."""
@@ -124,7 +125,8 @@ def calibrate(
 
     tuning_seeds = range(budget.tuning_seeds)
     fresh_seeds = range(_FIRST_FRESH_SEED, _FIRST_FRESH_SEED + budget.fresh_seeds)
-    rates, decays = budget.learning_rates(task), WEIGHT_DECAYS
+    rates: tuple[float, ...] = budget.learning_rates(task)
+    decays: tuple[float, ...] = WEIGHT_DECAYS
     scores: dict[Setting, float] = {}
     for extensions_left in reversed(range(EXTENSIONS + 1)):
         new = [(rate, decay) for decay in decays for rate in rates if (rate, decay) not in scores]
@@ -134,9 +136,7 @@ def calibrate(
         scores |= {setting: _mean_log(losses) for setting, losses in zip(new, zip(*by_seed, strict=True), strict=True)}
         best = min(scores, key=lambda setting: scores[setting])
         if math.isinf(scores[best]):
-            raise UserError(
-                f"{name}: AdamW is lost at each of {len(scores)} settings, lr {rates[0]:g} to {rates[-1]:g}"
-            )
+            raise UserError(f"{name}: AdamW is lost at all {len(scores)} settings, lr {rates[0]:g} to {rates[-1]:g}")
         wider = _extended(rates, decays, best)
         if wider == (rates, decays) or not extensions_left:
             break
@@ -144,9 +144,8 @@ def calibrate(
     losses = train([best], fresh_seeds)
     if math.inf in losses:
         seed = fresh_seeds[losses.index(math.inf)]
-        raise UserError(
-            f"{name}: AdamW at its best, lr {best[0]:g} and weight decay {best[1]:g}, is lost on seed {seed}"
-        )
+        at = f"lr {best[0]:g}, weight decay {best[1]:g}"
+        raise UserError(f"{name}: AdamW where it did best ({at}) is lost on fresh seed {seed}")
     loss, error = _mean_and_error(losses)
     return Reference(
         task=name,
@@ -226,31 +225,32 @@ def run(names: Sequence[str], budget: Budget, *, out: Path | None, as_json: bool
         TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
     ) as progress:
         for name, task in loaded.items():
-            began, bar = time.perf_counter(), progress.add_task(name, total=None)
-            built = gradient.build(task, compile=True)
-            if built.note:
-                console.print(built.note, style="yellow", highlight=False, markup=False, soft_wrap=True)
-            reference = calibrate(
-                task,
-                budget,
-                gradient=built,
-                native=native.available(),
-                name=name,
-                tell=lambda done, planned, bar=bar: progress.update(bar, completed=done, total=planned),  # type: ignore[misc]
-            )
-            if path := files[name]:
-                _store(reference, path)
-            found.append(reference)
+            began = time.perf_counter()
+            found.append(_calibrate_with(progress, name, task, budget))
             seconds.append(time.perf_counter() - began)
-            progress.remove_task(bar)
-            if not console.is_terminal:
-                console.print(
-                    f"{name}: {reference} ({seconds[-1]:.0f} s)", highlight=False, markup=False, soft_wrap=True
-                )
+            if file := files[name]:
+                _store(found[-1], file)
     if as_json:
         print(json.dumps({each.task: each.plain() for each in found}, indent=2))
     else:
         _show(found, seconds, files, console)
+
+
+def _calibrate_with(progress: Progress, name: str, task: Task, budget: Budget) -> Reference:
+    """Shows a bar while it runs; where bars cannot be drawn, a line when it is done."""
+    console, bar = progress.console, progress.add_task(name, total=None)
+
+    def tell(done: int, planned: int) -> None:
+        progress.update(bar, completed=done, total=planned)
+
+    built = gradient.build(task, compile=True)
+    if built.note:
+        console.print(built.note, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    reference = calibrate(task, budget, gradient=built, native=native.available(), name=name, tell=tell)
+    progress.remove_task(bar)
+    if not console.is_terminal:
+        console.print(f"{name}: {reference}", highlight=False, markup=False, soft_wrap=True)
+    return reference
 
 
 def _load(name: str) -> Task:
@@ -275,9 +275,8 @@ def _check_file(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UserError(
-            f"cannot write '{path}': {error.strerror}; --out FILE stores the references elsewhere"
-        ) from None
+        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror  # a parent is a file
+        raise UserError(f"cannot write '{path}': {reason}; --out FILE stores references elsewhere") from None
 
 
 def _store(reference: Reference, path: Path) -> None:
@@ -288,7 +287,7 @@ def _store(reference: Reference, path: Path) -> None:
 def _show(
     found: Sequence[Reference], seconds: Sequence[float], files: Mapping[str, Path | None], console: Console
 ) -> None:
-    columns = ("task", "loss", "lr", "weight decay", "trials", "seeds", "steps", "model steps", "seconds")
+    columns = ("task", "loss", "lr", "decay", "trials", "seeds", "time")
     rows = [
         (
             each.task,
@@ -297,14 +296,13 @@ def _show(
             f"{each.weight_decay:g}",
             str(each.trials),
             f"{len(each.tuning_seeds)} + {len(each.fresh_seeds)}",
-            str(each.steps),
-            f"{each.model_steps:,}",
-            f"{took:.1f}",
+            format_duration(took),
         )
         for each, took in zip(found, seconds, strict=True)
     ]
     console.print(rows_table(columns, rows))
-    lines = ["loss: of AdamW on the fresh seeds, geometric mean ± its standard error. seeds: to tune + fresh."]
+    lines = ["loss: of AdamW on the fresh seeds, geometric mean ± its standard error. decay: weight decay."]
+    lines += ["trials: settings of the grid. seeds: to tune each of them on + fresh ones for the best."]
     lines += [
         f"{each.task}: the best setting lies at the edge of its grid (lr {each.learning_rates[0]:.3g} to"
         f" {each.learning_rates[-1]:.3g}, weight decay up to {each.weight_decays[-1]:g}), extended {EXTENSIONS} times"

@@ -223,6 +223,7 @@ class Space(_Keys):
     tasks: TaskSplit
     learning_rates: LearningRates = LearningRates()
     weight_decay: Weight = 0.0
+    weights: Annotated[dict[str, Positive], Field(default_factory=dict)]
     score_limits: Annotated[tuple[float, float], AfterValidator(_interval)] = (-1.0, 1.0)
     loss_scales: Interval = (1e-2, 1e2)
     parameter_scales: Interval = (1e-2, 1e2)
