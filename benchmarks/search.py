@@ -64,9 +64,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--compile", choices=["auto", "always", "never"], default="auto")
     asked = parser.parse_args()
-    configuration = session.configure(
-        asked.space, seconds=asked.seconds, workers=asked.workers, compile=asked.compile
-    )
+    configuration = session.configure(asked.space, seconds=asked.seconds, workers=asked.workers, compile=asked.compile)
     table = Table(
         *("space", "first result, s", "trained/s", "proposed/s", "model-steps/s"),
         *("workers training", "driver proposing", "driver storing"),

@@ -276,12 +276,13 @@ def _facts(program: Program) -> dict[str, Any]:
 @app.command()
 def reference(
     task: Annotated[
-        list[str] | None, Argument(help="Built-in names, or FILE.py:NAME; by default all that are built in.")
+        list[str] | None,
+        Argument(metavar="TASK", help="Built-in names, or FILE.py:NAME; by default all built-in ones."),
     ] = None,
     trials: Annotated[
-        int | None, Option(help="Settings to try, learning rates times 3 weight decays; by default 27.")
+        int | None, Option(help="Settings in the first grid, learning rates times 3 weight decays; by default 27.")
     ] = None,
-    tuning_seeds: Annotated[int | None, Option(help="Seeds to tune on; by default 8.")] = None,
+    tuning_seeds: Annotated[int | None, Option(help="Seeds to tune on; by default 16.")] = None,
     seeds: Annotated[int | None, Option(help="Fresh seeds to score the best setting on; by default 32.")] = None,
     out: Annotated[
         Path | None,

@@ -1,7 +1,7 @@
 """The search: propose, gate, train, absorb, again.
 
-Several generations are in flight at a time, always the same number: generation n is proposed when generation n - lag has
-been absorbed and no later one has. So what is proposed depends on the seed alone, workers are busy while the driver
+Several generations are in flight at a time, always the same number: generation n is proposed when generation n - lag
+has been absorbed and no later one has. So what is proposed depends on the seed alone, workers are busy while the driver
 thinks, and a resumed search, which absorbs its archive anew, goes on as if it had never stopped.
 """
 

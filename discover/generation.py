@@ -142,7 +142,7 @@ class Live:
                 self._pass_rungs_without_units()
 
     def _units(self, rung: int, candidates: Sequence[int]) -> Iterator[tuple[Key, Unit]]:
-        """Units of a rung: the reference, the elites and the candidates, in blocks, on each instance; none for nobody."""
+        """Units of a rung: reference, elites and candidates, in blocks, on each instance; none where it has nobody."""
         if not candidates and not self.standings:
             return
         elites = [standing.entry for standing in self.standings]

@@ -1,8 +1,9 @@
 """Trains many models of one task at once: programs x learning rates x seeds as lanes of one buffer.
 
 All lanes of a call lie in one flat [K, N] buffer of parameters. A step is one gradient for all of them, then one call
-into `discover.native` for the lanes of all elementwise rules, and each other program's generated kernel on its own. At *checkpoints* lanes that are lost (not finite, or well above where they
-started) are dropped and the buffer is compacted, so that what is left runs faster.
+into `discover.native` for the lanes of all elementwise rules, and each other program's generated kernel on its own. At
+*checkpoints* lanes that are lost (not finite, or far above where they started) are dropped and the buffer is compacted,
+so that what is left runs faster.
 
 A lane's result depends on that lane alone: not on the lanes beside it, nor on the process that runs it.
 
@@ -26,8 +27,8 @@ from dsl.lane_rule import LaneRule
 from tasks import Batch, Task
 
 LOST_ABOVE = 3.0
-"""A lane whose training loss still exceeds its first loss this many times when half its steps are done is dropped; before
-that, a loss may rise: on an ill-conditioned task Adam's first steps raise it, and a good end comes of it all the same."""
+"""A lane whose training loss still exceeds its first loss this many times when half its steps are done is dropped.
+Before that a loss may rise: on an ill-conditioned task Adam's first steps raise it, and a good end comes of it yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,8 +36,8 @@ class Grammar:
         max_statements: of a flat program, frame included.
         slots: names that state may have; a program has at most these.
         weights: kind of change ("insert", "delete", "argument", "operator", "constant") -> relative frequency.
-        constant_sigma: a constant is multiplied by 2 ** N(0, sigma); one between 0.5 and 1, a rate of decay, changes its
-            distance from 1 so.
+        constant_sigma: a constant is multiplied by 2 ** N(0, sigma); where it lies between 0.5 and 1, and so is a rate
+            of decay, its distance from 1 is.
     """
 
     operators: tuple[str, ...]
@@ -74,7 +74,7 @@ def mutate(program: Program, grammar: Grammar, rng: Generator) -> Mutation:
 
 
 def random_program(grammar: Grammar, rng: Generator, seedling: Program) -> Mutation:
-    """A program grown by insertions alone from a seedling, such as plain gradient descent; the random-search control."""
+    """A program grown by insertions alone from a seedling, such as gradient descent: the control of random search."""
     program, wanted = seedling, int(rng.integers(2, max(3, grammar.max_statements - len(seedling.body))))
     for _ in range(wanted):
         grown = _insert(_View(program, grammar), rng)
@@ -180,7 +180,7 @@ def _replaced(statement: Assign, argument: int, arg: Expr) -> Assign:
 
 def _insert(view: _View, rng: Generator) -> Mutation | None:
     op = OPS[view.grammar.operators[int(rng.integers(len(view.grammar.operators)))]]
-    states = [name for name in view.grammar.slots]
+    states = view.grammar.slots
     if states and rng.random() < 0.25:
         state, index = states[int(rng.integers(len(states)))], int(rng.integers(len(view.body) + 1))
         first = Name(state) if state in view.slots else None

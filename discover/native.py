@@ -1,10 +1,10 @@
 """Steps all elementwise rules of a batch by one call into a small C++ program, instead of one torch call an operator.
 
-The C++ (native.cpp) interprets short codes block by block, so a rule that was never seen before costs nothing to prepare,
-and the memory of parameters and state is touched once a step. It is compiled once on a machine (some seconds) and kept in
-the cache. A rule may use reductions over a tensor or over all parameters (norm, mean, global_norm, ...): each is a phase
-that goes over the elements once more. Rules that see rows, columns or matrices, and machines without a compiler, use the
-generated PyTorch code (`dsl.lane_rule`); both follow the reference to float32 rounding.
+The C++ (native.cpp) interprets short codes block by block, so a rule that was never seen before costs nothing to
+prepare, and the memory of parameters and state is touched once a step. It is compiled once on a machine (some seconds)
+and kept in the cache. A rule may use reductions over a tensor or over all parameters (norm, mean, global_norm, ...):
+each is a phase that goes over the elements once more. Rules that see rows, columns or matrices, and machines without a
+compiler, use the generated PyTorch code (`dsl.lane_rule`); both follow the reference to float32 rounding.
 """
 
 from __future__ import annotations
@@ -355,7 +355,7 @@ def _numbers(code: Code, hypers: Sequence[Mapping[str, float]], ratios: Sequence
             if not node.type.is_number:
                 continue
             if node.op == CONSTANT:
-                values[index] = np.float64(node.payload)  # type: ignore[arg-type]
+                values[index] = np.float64(node.payload)
             elif node.op == INPUT:
                 name = str(node.payload)
                 own = {"t": t, "lr_ratio": ratio}.get(name)

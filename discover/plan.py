@@ -19,7 +19,7 @@ from dsl.flatten import flatten, with_literals
 from dsl.program import Call, Expr, Name, map_statements
 
 COMPILE_FROM = 3
-"""The first generation that runs compiled where artefacts are still to be made: the first results do not wait for them."""
+"""The first generation that runs compiled where artefacts are still to be made: first results do not wait for them."""
 
 REPAYS_SECONDS = 300.0
 """A search with at least this budget earns back what compiling costs."""
@@ -30,7 +30,7 @@ _PROPOSALS, _INSTANCES = 0, 1
 
 def compile_choice(space: Space, choice: str, seconds: float | None) -> dict[str, int | None]:
     """When each task's gradients run compiled, decided once, at the start: from the first generation where the artefact
-    is on disk already; from `COMPILE_FROM` on where it must be made and the budget (None: no limit) repays it; else never.
+    is on disk; from `COMPILE_FROM` on where it must be made and the budget (None: no limit) repays it; else never.
     """
     names = dict.fromkeys(name for rung in space.rungs for name in rung.tasks)
     if choice == "never" or not gradient.have_compiler():
@@ -40,7 +40,7 @@ def compile_choice(space: Space, choice: str, seconds: float | None) -> dict[str
 
 
 def native_choice(choice: str) -> bool:
-    """Whether elementwise rules are stepped by compiled code: wherever it can be had, unless nothing is to be compiled."""
+    """Whether elementwise rules are stepped by compiled code: where it can be had and anything is to be compiled."""
     return choice != "never" and native.available()
 
 

@@ -123,7 +123,7 @@ class Progress:
         return Entry(candidate, text, facts.scale / self.plan.reference_scale, facts.degree or 0.0)
 
     def remember(self, generation: Generation) -> None:
-        """Makes later proposals that do the same as one of an archived generation duplicates; before anything is proposed."""
+        """Makes later proposals that do the same as an archived one duplicates; before anything is proposed."""
         for candidate in generation.candidates:
             original = candidate.id if candidate.duplicate_of is None else candidate.duplicate_of
             self._gate.remember(original, candidate.structure, candidate.behaviour)
@@ -145,7 +145,9 @@ class Progress:
         for candidate in generation.candidates:
             self._absorb_candidate(candidate)
         for rung, seen in enumerate(self._seen):
-            seen.extend(weighted_mean([s for r in range(rung + 1) for s in scores[r][id]]) for id in sorted(scores[rung]))
+            seen.extend(
+                weighted_mean([s for r in range(rung + 1) for s in scores[r][id]]) for id in sorted(scores[rung])
+            )
         for id, values in fresh.items():
             self._fresh[id].append(weighted_mean(values))
             self._fitness[id] = math.fsum(self._fresh[id]) / len(self._fresh[id])

@@ -30,8 +30,8 @@ RULES = {
     "cosine": HEAD + " m = lerp(m, g, 0.1)\n p = p - lr * m * cosine(m, g)",
     "scalar stored": HEAD + " m = norm(g)\n p = p - lr * g / m",
     "schedule": HEAD + " p = p - lr * where(t < 3, g, sign(g)) * lr_ratio",
-    "every": "def r(p, g, slow: like(p), *, lr=0.1, k=2):\n x = p - lr * g\n slow = every(k, lerp(slow, x, 0.5), slow)\n"
-    " p = every(k, slow, x)\n return slow",
+    "every": "def r(p, g, slow: like(p), *, lr=0.1, k=2):\n x = p - lr * g\n"
+    " slow = every(k, lerp(slow, x, 0.5), slow)\n p = every(k, slow, x)\n return slow",
 }
 
 

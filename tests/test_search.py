@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -143,11 +143,11 @@ def test_a_lost_worker_costs_only_its_unit(space: Path, tmp_path: Path, monkeypa
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Generation]]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> list[Generation]:
     folder = tmp_path_factory.mktemp("run")
     (folder / "tiny.yaml").write_text(SPACE)
     searched(folder / "tiny.yaml", folder / "out", seed=3, candidates=150)
-    yield generations(folder / "out")
+    return generations(folder / "out")
 
 
 def test_nothing_is_trained_twice(run: list[Generation]) -> None:
