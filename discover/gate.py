@@ -1,7 +1,8 @@
 """What a proposed program must pass before it is trained, cheapest first.
 
 Dead statements go, then: uses the gradient, well typed, not seen by structure, what the space requires of it
-(`require`, `probes`), not seen by behaviour. A program seen before is not trained again: it is a duplicate of the first one.
+(`require`, `probes`), not seen by behaviour. A program seen before is not trained again: it is a duplicate of the
+first one.
 """
 
 from __future__ import annotations
