@@ -11,6 +11,6 @@ for _package, _file in (("dsl", "ops.py"), ("tasks", "library.py")):
     if _spec is None or not _spec.origin or not (_Path(_spec.origin).parent / _file).exists():
         _found = "nowhere" if _spec is None else f"in {_spec.origin or list(_spec.submodule_search_locations or ())}"
         raise ImportError(
-            f"discover needs its own package '{_package}', but Python finds '{_package}' {_found}; rename or remove what"
-            f" hides it, or install optimizer-discovery in an environment of its own"
+            f"discover needs its own package '{_package}', but Python finds '{_package}' {_found}; rename or remove"
+            " what hides it, or install optimizer-discovery in an environment of its own"
         )

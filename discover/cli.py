@@ -314,7 +314,9 @@ def list_(what: Annotated[Kind, Argument(help="What to list.")], json: Json = Fa
 
         from discover.console import rows_table
 
-        Console().print(rows_table(rows[0], ([str(value) for value in row.values()] for row in rows)))
+        table = rows_table(rows[0], ([str(value) for value in row.values()] for row in rows))
+        table.columns[0].no_wrap = True  # a name is there to be copied
+        Console().print(table)
 
 
 def _rules() -> list[dict[str, Any]]:

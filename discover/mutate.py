@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 
 from numpy.random import Generator
 
+from dsl.dead import strip_dead
 from dsl.format import format_expr
-from dsl.graph import lower
+from dsl.graph import lower_all
 from dsl.ops import OPS, Op
-from dsl.program import Assign, Call, Expr, Facts, Name, Number, Program, RuleError, Slot, names_read
+from dsl.program import Assign, Call, Expr, Name, Number, Program, RuleError, Slot, names_read
 from dsl.types import EXTENTS
 
 _FRAME = ("lr", "weight_decay", "lr_ratio")
@@ -68,8 +69,8 @@ def mutate(program: Program, grammar: Grammar, rng: Generator) -> Mutation:
     for _ in range(_TRIES):
         kind = kinds[_choose(weights, rng)]
         mutation = CHANGES[kind](_View(program, grammar), rng)
-        if mutation is not None and _well_typed(mutation.program):
-            return mutation
+        if mutation is not None and (settled := _settled(mutation.program)) is not None:
+            return Mutation(settled, mutation.change)
     return Mutation(program, "unchanged")
 
 
@@ -78,8 +79,8 @@ def random_program(grammar: Grammar, rng: Generator, seedling: Program) -> Mutat
     program, wanted = seedling, int(rng.integers(2, max(3, grammar.max_statements - len(seedling.body))))
     for _ in range(wanted):
         grown = _insert(_View(program, grammar), rng)
-        if grown is not None and _well_typed(grown.program):
-            program = grown.program
+        if grown is not None and (settled := _settled(grown.program)) is not None:
+            program = settled
     return Mutation(program, "random")
 
 
@@ -100,6 +101,9 @@ class _View:
         self.body: tuple[Assign, ...] = tuple(s for s in program.body if isinstance(s, Assign))
         self.slots = [slot.name for slot in program.slots]
         self.frame = self._frame()
+        """Which statements are the frame."""
+        self.scopes = self._scopes()
+        """For each place in the body, and its end: names of tensors that may be read there, the frame's left out."""
 
     def _frame(self) -> set[int]:
         held, frame = set(_FRAME), set()
@@ -110,31 +114,28 @@ class _View:
                     held.add(statement.target)
         return frame
 
-    @property
-    def frame_names(self) -> set[str]:
-        return {*_FRAME, "p", *(self.body[index].target for index in self.frame)}
-
     def args(self, index: int) -> tuple[Expr, ...]:
         value = self.body[index].value
         return value.args if isinstance(value, Call) else (value,)
 
-    def tensors_before(self, index: int) -> list[str]:
-        """Names of tensors that the statement at `index` may read, the frame's own left out."""
+    def _scopes(self) -> list[tuple[str, ...]]:
+        hidden = {*_FRAME, *(self.body[index].target for index in self.frame)} - {"p"}
         numbers = {"t", "lr_ratio", *self.program.defaults}
-        names = ["g", "p", *self.slots]
-        for statement in self.body[:index]:
-            if names_read(statement.value) - numbers:
-                if statement.target not in names:
-                    names.append(statement.target)
-            else:
+        names = dict.fromkeys(name for name in ("g", "p", *self.slots) if name not in hidden)
+        scopes = [tuple(names)]
+        for statement in self.body:
+            if names_read(statement.value) <= numbers:
                 numbers.add(statement.target)
-        return [name for name in names if name == "p" or name not in self.frame_names]
+            elif statement.target not in hidden:
+                names[statement.target] = None
+            scopes.append(tuple(names))
+        return scopes
 
     def tensor_places(self) -> list[_Place]:
         """Arguments that are tensors and may be another tensor."""
         places = []
         for index in range(len(self.body)):
-            scope = set(self.tensors_before(index))
+            scope = self.scopes[index]
             for position, arg in enumerate(self.args(index)):
                 if isinstance(arg, Name) and arg.id in scope and not (index in self.frame and arg.id == "p"):
                     places.append(_Place(index, position))
@@ -184,7 +185,7 @@ def _insert(view: _View, rng: Generator) -> Mutation | None:
     if states and rng.random() < 0.25:
         state, index = states[int(rng.integers(len(states)))], int(rng.integers(len(view.body) + 1))
         first = Name(state) if state in view.slots else None
-        statement = Assign(state, _random_call(op, view.tensors_before(index), rng, first))
+        statement = Assign(state, _random_call(op, view.scopes[index], rng, first))
         return view.with_body([*view.body[:index], statement, *view.body[index:]], f"insert {_text(statement)}")
     places = view.tensor_places()
     if not places:
@@ -193,7 +194,7 @@ def _insert(view: _View, rng: Generator) -> Mutation | None:
     current = view.args(place.statement)[place.argument]
     statement = Assign(
         view.fresh(),
-        _random_call(op, view.tensors_before(place.statement), rng, current if rng.random() < _WRAP else None),
+        _random_call(op, view.scopes[place.statement], rng, current if rng.random() < _WRAP else None),
     )
     body = list(view.body)
     body[place.statement] = _replaced(body[place.statement], place.argument, Name(statement.target))
@@ -209,7 +210,7 @@ def _delete(view: _View, rng: Generator) -> Mutation | None:
     gone = view.body[index]
     body = [*view.body[:index], *view.body[index + 1 :]]
     if gone.target not in view.slots:
-        inherited = [arg for arg in view.args(index) if isinstance(arg, Name) and arg.id in view.tensors_before(index)]
+        inherited = [arg for arg in view.args(index) if isinstance(arg, Name) and arg.id in view.scopes[index]]
         if not inherited:
             return None
         heir = inherited[int(rng.integers(len(inherited)))]
@@ -228,7 +229,7 @@ def _argument(view: _View, rng: Generator) -> Mutation | None:
         return None
     place = places[int(rng.integers(len(places)))]
     old = view.args(place.statement)[place.argument]
-    others = [name for name in view.tensors_before(place.statement) if Name(name) != old]
+    others = [name for name in view.scopes[place.statement] if Name(name) != old]
     if not others:
         return None
     new = Name(others[int(rng.integers(len(others)))])
@@ -320,13 +321,14 @@ def _choose(weights: Sequence[float], rng: Generator) -> int:
     return len(weights) - 1
 
 
-def _well_typed(program: Program) -> bool:
+def _settled(program: Program) -> Program | None:
+    """The program without dead statements; None if it is ill typed."""
+    program = strip_dead(program)
     try:
-        lower(program, Facts(True, "hidden"))
-        lower(program, Facts(False, "vector"))
+        lower_all(program)
     except RuleError:
-        return False
-    return True
+        return None
+    return program
 
 
 def _text(statement: Assign) -> str:

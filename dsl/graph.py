@@ -27,7 +27,6 @@ from dsl.program import (
     Statement,
     all_facts,
     assignments,
-    expressions,
 )
 from dsl.types import FULL, NUMBER, SCALAR, MismatchError, Type, fits
 
@@ -288,5 +287,8 @@ def lower_all(program: Program) -> dict[Facts, Graph]:
 
 
 def _names_matrices(body: tuple[Statement, ...]) -> bool:
-    calls = (each for s in assignments(body) for each in expressions(s.value) if isinstance(each, Call))
-    return any(OPS[call.op].matrix for call in calls)
+    return any(_names_matrix(statement.value) for statement in assignments(body))
+
+
+def _names_matrix(expr: Expr) -> bool:
+    return isinstance(expr, Call) and (OPS[expr.op].matrix or any(_names_matrix(arg) for arg in expr.args))

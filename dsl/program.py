@@ -240,7 +240,9 @@ def expressions(expr: Expr) -> Iterator[Expr]:
 
 
 def names_read(expr: Expr) -> set[str]:
-    return {each.id for each in expressions(expr) if isinstance(each, Name)}
+    if isinstance(expr, Call):
+        return set().union(*(names_read(arg) for arg in expr.args if not isinstance(arg, Number)))
+    return {expr.id} if isinstance(expr, Name) else set()
 
 
 def tests(body: tuple[Statement, ...]) -> Iterator[Test]:
