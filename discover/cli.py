@@ -314,9 +314,7 @@ def list_(what: Annotated[Kind, Argument(help="What to list.")], json: Json = Fa
 
         from discover.console import rows_table
 
-        table = rows_table(rows[0], ([str(value) for value in row.values()] for row in rows))
-        table.columns[0].no_wrap = True  # a name is there to be copied
-        Console().print(table)
+        Console().print(rows_table(rows[0], ([str(value) for value in row.values()] for row in rows)))
 
 
 def _rules() -> list[dict[str, Any]]:
@@ -353,7 +351,6 @@ def _tasks() -> list[dict[str, Any]]:
                 "batch": task.batch_size,
                 "steps": task.horizon,
                 "reference": reference,
-                "about": task.title,
             }
         )
     return rows

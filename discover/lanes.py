@@ -148,8 +148,12 @@ def train(
 
     A program whose kernel raises an arithmetic error loses its own lanes and no others.
     """
-    torch.set_flush_denormal(True)
-    return Training(task, programs, lanes, steps, gradient, native=native, checkpoints=checkpoints).run()
+    training = Training(task, programs, lanes, steps, gradient, native=native, checkpoints=checkpoints)
+    torch.set_flush_denormal(True)  # denormals are slow; the flag is the thread's, numpy's arithmetic included
+    try:
+        return training.run()
+    finally:
+        torch.set_flush_denormal(False)
 
 
 class Training:

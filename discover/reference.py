@@ -2,9 +2,8 @@
 
 Tuning is a grid: learning rates a factor 2 apart, around the task's own, times weight decays. The setting with the
 least mean log loss over the *tuning seeds* wins, and is scored on *fresh seeds*, which had no say in choosing it. Where
-the best lies at an edge of the grid, the grid is extended beyond that edge and tuning goes on. At the end the learning
-rates halfway to the best one's neighbours are tried too: where the loss bends most, being half a step off costs
-some percent of it.
+the best lies at an edge of the grid, the grid is extended beyond that edge and tuning goes on; where it does not, the
+learning rates halfway to its neighbours are tried as well, since half a step off can cost some percent of the loss.
 """
 
 from __future__ import annotations
@@ -115,17 +114,20 @@ def calibrate(
     trials = _Trials(task, budget, gradient, native, tell)
     rates: tuple[float, ...] = budget.learning_rates(task)
     decays: tuple[float, ...] = WEIGHT_DECAYS
-    for extensions_left in reversed(range(EXTENSIONS + 1)):
+    extensions = 0
+    while True:
         best = trials.best(rates, decays)
         if math.isinf(trials.scores[best]):
             raise UserError(f"{name}: AdamW is lost at all {len(trials.scores)} settings, {_span(rates)}")
-        wider = _extended(rates, decays, best)
-        if wider == (rates, decays) or not extensions_left:
+        grown = _extended(rates, decays, best)
+        at_edge = grown != (rates, decays)
+        if at_edge and extensions < EXTENSIONS:
+            extensions += 1
+        else:
+            grown = _refined(rates, best[0]), decays
+        if grown == (rates, decays):
             break
-        rates, decays = wider
-    if wider == (rates, decays):
-        rates = _refined(rates, best[0])
-        best = trials.best(rates, decays)
+        rates, decays = grown
     losses = trials.train([best], trials.fresh_seeds)
     if math.inf in losses:
         seed = trials.fresh_seeds[losses.index(math.inf)]
@@ -141,7 +143,7 @@ def calibrate(
         weight_decay=best[1],
         learning_rates=rates,
         weight_decays=decays,
-        at_edge=_extended(rates, decays, best) != (rates, decays),
+        at_edge=at_edge,
         trials=len(trials.scores),
         tuning_seeds=tuple(trials.tuning_seeds),
         fresh_seeds=tuple(trials.fresh_seeds),
@@ -206,9 +208,14 @@ def _extended(
 
 
 def _refined(rates: tuple[float, ...], best: float) -> tuple[float, ...]:
-    """The learning rates, and two more: halfway to the neighbours of the best."""
-    half = math.sqrt(LEARNING_RATE_FACTOR)
-    return tuple(sorted([*rates, _rounded(best / half), _rounded(best * half)]))
+    """The learning rates, and those halfway to the neighbours of the best where it has two, unless halved before."""
+    place = rates.index(best)
+    if not 0 < place < len(rates) - 1:
+        return rates
+    below, above = rates[place - 1], rates[place + 1]
+    coarse = math.sqrt(LEARNING_RATE_FACTOR) * 1.01  # a step wider than this was not halved yet
+    halves = [math.sqrt(low * high) for low, high in ((below, best), (best, above)) if high / low > coarse]
+    return tuple(sorted([*rates, *map(_rounded, halves)]))
 
 
 def _span(rates: Sequence[float]) -> str:
