@@ -22,6 +22,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from discover.errors import ArchiveError
 from discover.records import (
+    DOUBT,
     Candidate,
     Confirmation,
     Evaluation,
@@ -273,7 +274,7 @@ class Archive:
         return tuple(self._records(_CONFIRMATIONS, "where candidate = ? order by generation", candidate))
 
     def leaderboard(self, count: int = 10) -> tuple[Ranked, ...]:
-        """The first places: confirmed candidates by confirmed fitness, then those not confirmed by their own.
+        """The first places: confirmed candidates by what is believed of them, then those not confirmed by their own.
 
         A candidate that failed on fresh instances has no place.
         """
@@ -281,7 +282,8 @@ class Archive:
             _CONFIRMATIONS,
             "where fitness is not null and (candidate, generation) in"
             " (select candidate, max(generation) from confirmations group by candidate)"
-            " order by fitness desc, candidate limit ?",
+            " order by fitness * count / (count + ?) desc, candidate limit ?",
+            DOUBT,
             count,
         )
         places: list[tuple[Candidate, Confirmation | None]] = []

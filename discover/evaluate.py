@@ -28,6 +28,10 @@ from tasks import Task, load
 
 LOSS_FLOOR = 1e-12
 
+STEEPEST = 0.5
+"""Nats by which a neighbour in the grid may be worse than the best point when the optimum between them is read off. A
+rule that fails just beside its best learning rate would otherwise be credited with a loss that it never reached."""
+
 
 @dataclass(frozen=True, slots=True)
 class Instance:
@@ -147,7 +151,8 @@ def evaluate(unit: Unit) -> UnitResult:
 def interpolated_best(learning_rates: Sequence[float], losses: Sequence[float]) -> tuple[float, float] | None:
     """The learning rate that is best, between the grid's points, and the loss there.
 
-    The minimum of the parabola through the best point and its neighbours, in log loss against log learning rate. At the
+    The minimum of the parabola through the best point and its neighbours, in log loss against log learning rate, and at
+    most an eighth of `STEEPEST` nats below the best point. At the
     edge of the grid, or beside a lost lane, it is the best point itself: nothing is extrapolated.
 
     Returns:
@@ -159,7 +164,8 @@ def interpolated_best(learning_rates: Sequence[float], losses: Sequence[float]) 
     best = int(np.argmin(y))
     if not 0 < best < len(y) - 1 or math.isinf(y[best - 1]) or math.isinf(y[best + 1]):
         return learning_rates[best], losses[best]
-    below, here, above = y[best - 1 : best + 2]
+    here = y[best]
+    below, above = (min(neighbour, here + STEEPEST) for neighbour in (y[best - 1], y[best + 1]))
     bend = below - 2 * here + above
     if bend <= 0:
         return learning_rates[best], losses[best]

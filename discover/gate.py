@@ -78,6 +78,13 @@ class Gate:
         self._structures.setdefault(structure, (candidate, behaviour))
         self._behaviours.setdefault(behaviour, candidate)
 
+    def forget(self, candidate: int, structure: str, behaviour: str) -> None:
+        """Lets a program be tried again whose candidate came to no result by no fault of its own."""
+        if self._structures.get(structure, (None,))[0] == candidate:
+            del self._structures[structure]
+        if self._behaviours.get(behaviour) == candidate:
+            del self._behaviours[behaviour]
+
     def _wanting(self, facts: Properties) -> str:
         """What the program lacks; empty for nothing."""
         require, probes = self.require, self.probes
@@ -87,8 +94,10 @@ class Gate:
             return "not finite at zero gradient"
         if require.max_slots is not None and facts.slots > require.max_slots:
             return "too many slots"
-        if not probes.min_update <= facts.scale <= probes.max_update:
+        if facts.scale < probes.min_update:
             return "does not move"
+        if facts.scale > probes.max_update:
+            return "moves too far"
         if facts.cosine < probes.min_cosine:
             return "does not follow the gradient"
         if require.odd and not facts.odd:

@@ -47,7 +47,7 @@ class Terms:
 
     Attributes:
         instances: for each rung, what its candidates are trained on.
-        hurdles: for each rung but the last, the fitness that lets a candidate go on.
+        keep: for each rung but the last, the share of its candidates that goes on.
         reference: AdamW, trained on every instance beside the candidates; `reference_scale` is the RMS of its step.
         weights: task -> how much its score counts in a fitness.
         unit_candidates: how many programs a unit holds at most.
@@ -55,7 +55,7 @@ class Terms:
     """
 
     instances: tuple[tuple[Instance, ...], ...]
-    hurdles: tuple[float, ...]
+    keep: tuple[float, ...]
     reference: Entry
     reference_scale: float
     grid: Grid
@@ -104,7 +104,9 @@ class Live:
         self._open: dict[Key, tuple[int, int, Unit]] = {}
         """Units that are not back: which rung, which instance of it, and the unit."""
         self._cuts = 0
-        self._rung = 0
+        self._rung = -1
+        """The rung that is open; as many as there are rungs when all is done."""
+        self._least: list[float | None] = []
         self._entries = {
             each.id: Entry(
                 each.id, each.text, each.properties.scale / terms.reference_scale, each.properties.degree or 0.0
@@ -119,39 +121,32 @@ class Live:
 
     def start(self) -> Iterator[tuple[Key, Unit]]:
         """The first rung's units."""
-        yield from self._units(0, list(self._entries))
-        self._pass_rungs_without_units()
+        yield from self._go_on()
 
     def record(self, done: Done) -> Iterator[tuple[Key, Unit]]:
-        """Takes a unit's result; gives the units that it makes possible."""
+        """Takes a unit's result; gives the units that it makes possible. A unit that failed is cut up into its entries,
+        so that only what is at fault fails."""
         key = done.key
         assert isinstance(key, Key)
         rung, index, unit = self._open.pop(key)
         outcomes = self._outcomes.setdefault((rung, index), {})
-        if done.result is None:
-            for entry in unit.entries:
-                if entry.candidate is not None:
-                    self.failures[entry.candidate] = done.failure
-        else:
+        if done.result is not None:
             outcomes.update((outcome.candidate, outcome) for outcome in done.result.outcomes)
-        if not self._open and self._rung < len(self.terms.instances):
-            going_on = self._judge(self._rung)
+        elif len(unit.entries) > 1:
+            for entry in unit.entries:
+                yield self._opened(rung, index, (entry,))
+        elif (candidate := unit.entries[0].candidate) is not None:
+            outcomes[candidate] = Outcome(candidate, (), (), 0)
+            self.failures[candidate] = done.failure
+        yield from self._go_on()
+
+    def _go_on(self) -> Iterator[tuple[Key, Unit]]:
+        """The next rung's units, when nothing is open; a rung that has nobody to train is passed."""
+        while not self._open and not self.done:
+            candidates = self._judge(self._rung) if self._rung >= 0 else list(self._entries)
             self._rung += 1
-            if self._rung < len(self.terms.instances):
-                yield from self._units(self._rung, going_on)
-                self._pass_rungs_without_units()
-
-    def _units(self, rung: int, candidates: Sequence[int]) -> Iterator[tuple[Key, Unit]]:
-        """Units of a rung: reference, elites and candidates, in blocks, on each instance; none where it has nobody."""
-        if not candidates and not self.standings:
-            return
-        elites = [standing.entry for standing in self.standings]
-        entries = [self.terms.reference, *elites, *(self._entries[candidate] for candidate in candidates)]
-        yield from self._cut(rung, entries)
-
-    def _pass_rungs_without_units(self) -> None:
-        if not self._open:
-            self._rung = len(self.terms.instances)
+            if not self.done and (candidates or self.standings):
+                yield from self._cut(self._rung, candidates)
 
     def result(self) -> Generation:
         """What it all came to, in order of proposal."""
@@ -168,40 +163,53 @@ class Live:
             rejected=self.rejected,
             duplicates=sum(candidate.status == "duplicate" for candidate in candidates),
             trained=len(self._entries),
-            hurdles=tuple(self.terms.hurdles),
+            hurdles=tuple(self._least),
             model_steps=sum(evaluation.model_steps for evaluation in evaluations),
-            best_fitness=max(self.fitness.values(), default=None),
+            best_fitness=max((f for c, f in self.fitness.items() if c not in self.failures), default=None),
         )
         return Generation(record, candidates, tuple(evaluations), tuple(c for c in confirmations if c is not None))
 
-    def _cut(self, rung: int, entries: Sequence[Entry]) -> Iterator[tuple[Key, Unit]]:
-        """Units of a rung: each instance with the entries in blocks, in the order in which they are given."""
+    def _cut(self, rung: int, candidates: Sequence[int]) -> Iterator[tuple[Key, Unit]]:
+        """Units of a rung: reference, elites and candidates, in blocks, on each of its instances."""
+        elites = [standing.entry for standing in self.standings]
+        entries = [self.terms.reference, *elites, *(self._entries[candidate] for candidate in candidates)]
         size = self.terms.unit_candidates
-        for index, instance in enumerate(self.terms.instances[rung]):
+        for index in range(len(self.terms.instances[rung])):
             for start in range(0, len(entries), size):
-                block = tuple(entries[start : start + size])
-                compiled = self.terms.compiled[instance.task]
-                unit = Unit(instance, block, self.terms.grid, self.terms.weight_decay, compiled, self.terms.native)
-                key = Key(self.number, self._cuts)
-                self._cuts += 1
-                self._open[key] = (rung, index, unit)
-                yield key, unit
+                yield self._opened(rung, index, tuple(entries[start : start + size]))
+
+    def _opened(self, rung: int, index: int, entries: tuple[Entry, ...]) -> tuple[Key, Unit]:
+        terms, instance = self.terms, self.terms.instances[rung][index]
+        unit = Unit(instance, entries, terms.grid, terms.weight_decay, terms.compiled[instance.task], terms.native)
+        key = Key(self.number, self._cuts)
+        self._cuts += 1
+        self._open[key] = (rung, index, unit)
+        return key, unit
 
     def _judge(self, rung: int) -> list[int]:
-        """Scores a rung that is complete: the candidates that go on."""
-        going_on = []
-        for candidate in [c for c, reached in self.rung_of.items() if reached == rung]:
-            if candidate in self.failures:
-                continue
+        """Scores a rung that is complete: the candidates that go on, the best share of this generation's own. One of
+        another generation met other instances and another luck of the reference, and says nothing here."""
+        scored: dict[int, float] = {}
+        for candidate in [c for c, reached in self.rung_of.items() if reached == rung and c not in self.failures]:
             scores = [s for r in range(rung + 1) for s in self._scores(r, candidate)]
             if not scores:
                 self.failures[candidate] = "the reference was lost"
                 continue
-            self.fitness[candidate] = weighted_mean(scores)
-            if rung + 1 < len(self.terms.instances) and self.fitness[candidate] >= self.terms.hurdles[rung]:
-                self.rung_of[candidate] = rung + 1
-                going_on.append(candidate)
+            scored[candidate] = weighted_mean(scores)
+            self.fitness[candidate] = math.fsum(score * weight for score, weight in scores) / self._weight
+        if rung + 1 == len(self.terms.instances):
+            return []
+        count = math.ceil(self.terms.keep[rung] * len(scored))
+        going_on = sorted(sorted(scored, key=lambda candidate: (-scored[candidate], candidate))[:count])
+        self._least.append(min((scored[candidate] for candidate in going_on), default=None))
+        self.rung_of |= dict.fromkeys(going_on, rung + 1)
         return going_on
+
+    @property
+    def _weight(self) -> float:
+        """Of all instances of all rungs. What a candidate was not trained on counts as a score of 0: its few scores are
+        noisier than those of one that went on, and must not outdo them by that."""
+        return math.fsum(self.terms.weights[instance.task] for rung in self.terms.instances for instance in rung)
 
     def _scores(self, rung: int, candidate: int) -> list[tuple[float, float]]:
         """Score and weight on each instance of a rung that can be scored."""
@@ -245,8 +253,11 @@ class Live:
     def _candidate(self, each: Admitted) -> Candidate:
         failure = self.failures.get(each.id, "")
         fitness = self.fitness.get(each.id)
-        lost = (
-            each.duplicate_of is None and not failure and fitness is not None and fitness <= self.terms.score_limits[0]
+        lost = each.id in self._entries and not any(
+            math.isfinite(loss)
+            for outcomes in self._outcomes.values()
+            if each.id in outcomes
+            for loss in outcomes[each.id].losses
         )
         return Candidate(
             id=each.id,
@@ -257,7 +268,7 @@ class Live:
             structure=each.structure,
             behaviour=each.behaviour,
             status=_status(each, failure, lost),
-            reason=failure or ("every training diverged" if lost else ""),
+            reason=failure or ("every training was lost" if lost else ""),
             duplicate_of=each.duplicate_of,
             fitness=None if failure else fitness,
             rung=self.rung_of.get(each.id),

@@ -27,6 +27,9 @@ _TRIES = 30
 _WRAP = 0.6
 """How often an inserted statement works on the very value it is put in front of."""
 
+_STATE = 0.25
+"""How often what is inserted is stored in a slot, and so remembered."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
@@ -110,7 +113,7 @@ class _View:
         for index, statement in enumerate(self.body):
             if statement.target == "p" or names_read(statement.value) & held:
                 frame.add(index)
-                if statement.target != "p":
+                if statement.target not in ("p", "g"):
                     held.add(statement.target)
         return frame
 
@@ -119,7 +122,7 @@ class _View:
         return value.args if isinstance(value, Call) else (value,)
 
     def _scopes(self) -> list[tuple[str, ...]]:
-        hidden = {*_FRAME, *(self.body[index].target for index in self.frame)} - {"p"}
+        hidden = {*_FRAME, *(self.body[index].target for index in self.frame)} - {"p", "g"}
         numbers = {"t", "lr_ratio", *self.program.defaults}
         names = dict.fromkeys(name for name in ("g", "p", *self.slots) if name not in hidden)
         scopes = [tuple(names)]
@@ -180,25 +183,23 @@ def _replaced(statement: Assign, argument: int, arg: Expr) -> Assign:
 
 
 def _insert(view: _View, rng: Generator) -> Mutation | None:
+    """A new statement in front of one that reads its target: a temporary, or a slot, declared by that if need be."""
     op = OPS[view.grammar.operators[int(rng.integers(len(view.grammar.operators)))]]
-    states = view.grammar.slots
-    if states and rng.random() < 0.25:
-        state, index = states[int(rng.integers(len(states)))], int(rng.integers(len(view.body) + 1))
-        first = Name(state) if state in view.slots else None
-        statement = Assign(state, _random_call(op, view.scopes[index], rng, first))
-        return view.with_body([*view.body[:index], statement, *view.body[index:]], f"insert {_text(statement)}")
     places = view.tensor_places()
     if not places:
         return None
     place = places[int(rng.integers(len(places)))]
-    current = view.args(place.statement)[place.argument]
-    statement = Assign(
-        view.fresh(),
-        _random_call(op, view.scopes[place.statement], rng, current if rng.random() < _WRAP else None),
-    )
+    index, current = place.statement, view.args(place.statement)[place.argument]
+    given: list[Expr] = [current] if rng.random() < _WRAP else []
+    target = view.fresh()
+    if view.grammar.slots and rng.random() < _STATE:
+        target = view.grammar.slots[int(rng.integers(len(view.grammar.slots)))]
+        if len(op.params) > 1 and Name(target) not in given:
+            given.insert(0, Name(target))
+    statement = Assign(target, _random_call(op, view.scopes[index], rng, given))
     body = list(view.body)
-    body[place.statement] = _replaced(body[place.statement], place.argument, Name(statement.target))
-    body.insert(place.statement, statement)
+    body[index] = _replaced(body[index], place.argument, Name(target))
+    body.insert(index, statement)
     return view.with_body(body, f"insert {_text(statement)}")
 
 
@@ -274,27 +275,27 @@ CHANGES: dict[str, Callable[[_View, Generator], Mutation | None]] = {
 
 
 def perturbed(value: float, sigma: float, rng: Generator) -> float:
-    """A constant near `value`, of four significant digits."""
+    """A constant near `value`; it, or its distance from 1, has four significant digits."""
     factor = 2.0 ** rng.normal(0.0, sigma)
-    if value == 0.0:
-        new = rng.normal()
-    elif 0.5 < value < 1.0:
-        new = 1.0 - min((1.0 - value) * factor, 1.0)
-    else:
-        new = value * factor
-    return float(f"{min(max(new, -1e12), 1e12):.4g}")
+    if 0.5 < value < 1.0:
+        return 1.0 - _rounded(min((1.0 - value) * factor, 1.0))
+    return _rounded(rng.normal() if value == 0.0 else value * factor)
 
 
-def _random_call(op: Op, tensors: Sequence[str], rng: Generator, first: Expr | None) -> Call:
-    """The operator on random tensors and literals; `first`, where given, takes the place of a tensor."""
+def _rounded(value: float) -> float:
+    return float(f"{min(max(value, -1e12), 1e12):.4g}")
+
+
+def _random_call(op: Op, tensors: Sequence[str], rng: Generator, given: Sequence[Expr]) -> Call:
+    """The operator on random tensors and literals; what is given takes the places of the first tensors."""
     args: list[Expr] = []
+    waiting = list(given)
     for param in op.params:
         kind = op.kinds.get(param, "value")
         if kind in ("number", "scalar"):
             args.append(Number(float(f"{rng.uniform(0.01, 0.99):.3g}")))
-        elif first is not None:
-            args.append(first)
-            first = None
+        elif waiting:
+            args.append(waiting.pop(0))
         elif kind == "value" and args and rng.random() < 0.3:
             args.append(Number(float(f"{rng.normal():.3g}")))
         else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,14 +15,11 @@ from discover.evolution import Evolution, Proposer, RandomSearch
 from discover.gate import Duplicate, Gate, Rejected
 from discover.generation import Admitted, Live, Standing, Terms, weighted_mean
 from discover.plan import Plan
-from discover.records import Candidate, Generation
+from discover.records import Candidate, Generation, believed
 from dsl import properties
 
-FIRST_HURDLE = 0.0
-"""What a rung asks for before it has seen enough: to be as good as the reference."""
-
-ENOUGH = 20
-"""From how many candidates on a rung's hurdle is taken from what it has seen."""
+DRIFT = 0.1
+"""How fast the level of a generation's fitness is taken to change. What changes faster is the luck of its instances."""
 
 _SEEDLING = """
 def seedling(p, g, *, lr=1e-3, weight_decay=0.01):
@@ -41,7 +39,7 @@ class Progress:
         self.trained = 0
         self._gate = Gate(plan.space.require, plan.space.probes)
         self._fitness: dict[int, float] = {-1 - index: 0.0 for index in range(len(plan.ancestors))}
-        self._seen: list[deque[float]] = [deque(maxlen=rung.window) for rung in plan.space.rungs]
+        self._level: float | None = None
         self._elite: dict[int, str] = {}
         self._fresh: defaultdict[int, list[float]] = defaultdict(list)
         self._proposer = self._start_proposer()
@@ -90,7 +88,7 @@ class Progress:
         plan, space = self.plan, self.plan.space
         return Terms(
             instances=plan.instances(number),
-            hurdles=tuple(self._hurdle(rung) for rung in range(len(space.rungs) - 1)),
+            keep=tuple(rung.keep for rung in space.rungs[:-1]),
             reference=plan.reference,
             reference_scale=plan.reference_scale,
             grid=plan.grid,
@@ -101,12 +99,6 @@ class Progress:
             compiled={name: plan.compiled(name, number) for name in plan.task_names},
             native=plan.native,
         )
-
-    def _hurdle(self, rung: int) -> float:
-        seen = self._seen[rung]
-        if len(seen) < ENOUGH:
-            return FIRST_HURDLE
-        return float(np.quantile(np.array(seen), 1 - self.plan.space.rungs[rung].keep))
 
     def _standings(self, number: int) -> list[Standing]:
         """The best that reached the last rung, by what is known of them, until each has been scored often enough."""
@@ -125,6 +117,8 @@ class Progress:
     def remember(self, generation: Generation) -> None:
         """Makes later proposals that do the same as an archived one duplicates; before anything is proposed."""
         for candidate in generation.candidates:
+            if candidate.status in ("timed_out", "worker_lost"):
+                continue
             original = candidate.id if candidate.duplicate_of is None else candidate.duplicate_of
             self._gate.remember(original, candidate.structure, candidate.behaviour)
 
@@ -136,27 +130,35 @@ class Progress:
             raise ValueError(f"generation {generation.record.number} cannot follow {self.next_generation - 1}")
         self.next_generation += 1
         self.trained += generation.record.trained
-        scores: defaultdict[int, defaultdict[int, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
         fresh: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         for each in generation.evaluations:
-            if each.candidate is not None and each.score is not None:
-                scored = (each.score, self.plan.weights[each.task])
-                (fresh if each.kind == "confirm" else scores[each.rung])[each.candidate].append(scored)
+            if each.kind == "confirm" and each.candidate is not None and each.score is not None:
+                fresh[each.candidate].append((each.score, self.plan.weights[each.task]))
+        luck = self._luck(generation.candidates)
         for candidate in generation.candidates:
-            self._absorb_candidate(candidate)
-        for rung, seen in enumerate(self._seen):
-            seen.extend(
-                weighted_mean([s for r in range(rung + 1) for s in scores[r][id]]) for id in sorted(scores[rung])
-            )
+            self._absorb_candidate(candidate, luck)
         for id, values in fresh.items():
             self._fresh[id].append(weighted_mean(values))
-            self._fitness[id] = math.fsum(self._fresh[id]) / len(self._fresh[id])
+            self._fitness[id] = believed(math.fsum(self._fresh[id]) / len(self._fresh[id]), len(self._fresh[id]))
 
-    def _absorb_candidate(self, candidate: Candidate) -> None:
+    def _luck(self, candidates: Sequence[Candidate]) -> float:
+        """What all candidates of a generation have in common beyond the level of those before: its instances, on which
+        the reference did well or badly. It is taken off before candidates of different generations compete."""
+        fitness = [each.fitness for each in candidates if each.fitness is not None]
+        if not fitness:
+            return 0.0
+        median = float(np.median(fitness))
+        level = median if self._level is None else self._level
+        self._level = level + DRIFT * (median - level)
+        return median - level
+
+    def _absorb_candidate(self, candidate: Candidate, luck: float) -> None:
+        if candidate.status in ("timed_out", "worker_lost"):
+            self._gate.forget(candidate.id, candidate.structure, candidate.behaviour)
         original = candidate.id if candidate.duplicate_of is None else candidate.duplicate_of
         if candidate.status == "trained" and candidate.fitness is not None:
-            self._fitness[candidate.id] = candidate.fitness
-            if candidate.rung == len(self._seen) - 1:
+            self._fitness[candidate.id] = candidate.fitness - luck
+            if candidate.rung == len(self.plan.space.rungs) - 1:
                 self._elite[candidate.id] = candidate.text
         if original in self._fitness:
             self._proposer.tell(original, dsl.parse(candidate.text))

@@ -112,7 +112,7 @@ class GenerationRecord:
         rejected: reason -> how many the gate turned away.
         duplicates: how many were seen before, by structure or by behaviour.
         trained: how many were trained.
-        hurdles: the fitness that each rung asked for to go on to the next; None where it asked for nothing yet.
+        hurdles: for each rung but the last, the least score with which a candidate went on; None where nobody did.
         model_steps: training steps of one model, references and confirmations included.
         best_fitness: the best fitness so far that the search itself believed (not confirmed).
     """
@@ -137,9 +137,20 @@ class Generation:
     confirmations: tuple[Confirmation, ...] = ()
 
 
+DOUBT = 1.5
+"""How many fresh scores of 0 a candidate is given beside its own: about the variance of a fresh score between instances
+over that of true fitness between elites, so that one lucky score does not lead."""
+
+
+def believed(fitness: float, count: int) -> float:
+    """What a mean over `count` fresh scores lets one expect."""
+    return fitness * count / (count + DOUBT)
+
+
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A place on the leaderboard, from 1: confirmed candidates by confirmed fitness, then the others by their own."""
+    """A place on the leaderboard, from 1: confirmed candidates by what their confirmations let one believe, then the
+    others by their own fitness."""
 
     rank: int
     candidate: Candidate

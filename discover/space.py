@@ -124,15 +124,13 @@ class Rung(_Keys):
         tasks: trained on; among the space's search tasks.
         steps: a whole number of steps, or a fraction (0.5, 1.0) of each task's horizon.
         seeds: instances of each task, each with a seed and scales of its own.
-        keep: the best part of recent candidates that goes on to the next rung.
-        window: how many recent candidates "recent" means.
+        keep: the best share of a generation's candidates on this rung, which goes on to the next.
     """
 
     tasks: Annotated[Names, Field(min_length=1)]
     steps: Annotated[int | float, BeforeValidator(_steps)] = 1.0
     seeds: Annotated[int, Field(ge=1)] = 1
     keep: Fraction = 0.25
-    window: Annotated[int, Field(ge=1)] = 200
 
     def steps_of(self, horizon: int) -> int:
         """How many steps this rung trains on a task of that horizon."""
@@ -232,6 +230,12 @@ class Space(_Keys):
     unit: Unit = Unit()
     compile: Literal["auto", "always", "never"] = "auto"
     budget: Budget = Budget()
+
+    @model_validator(mode="after")
+    def _confirmations_are_absorbed_before_the_next(self) -> Self:
+        if self.confirm.every < self.lag:
+            raise ValueError(f"confirm.every is {self.confirm.every}, less than lag, which is {self.lag}")
+        return self
 
     @model_validator(mode="after")
     def _rungs_train_on_search_tasks(self) -> Self:

@@ -98,7 +98,6 @@ def test_a_perturbed_constant_keeps_its_side(value: float, low: float, high: flo
     values = [perturbed(value, 1.0, rng) for _ in range(500)]
     assert all(low <= each <= high for each in values)
     assert len(set(values)) > 300
-    assert np.median(np.abs(np.log(np.array(values) / value))) > 0 if value not in (0.9,) else True
 
 
 def test_a_genotype_is_flat_and_keeps_only_rate_and_decay_as_hyperparameters() -> None:
@@ -109,3 +108,14 @@ def test_a_genotype_is_flat_and_keeps_only_rate_and_decay_as_hyperparameters() -
             assert isinstance(statement, Assign)
             if isinstance(statement.value, Call):
                 assert all(isinstance(arg, Name | Number) for arg in statement.value.args)
+
+
+def test_state_can_be_found_by_a_rule_that_has_none() -> None:
+    grammar = GRAMMARS["elementwise"]
+    for ancestor in ("sgd", "lion"):
+        program = genotype(dsl.load(ancestor))
+        most = max(len(mutate(program, grammar, np.random.default_rng(n)).program.slots) for n in range(300))
+        assert most == len(program.slots) + 1
+    seedling = dsl.parse("def s(p, g, *, lr=1):\n x1 = abs(g)\n x2 = x1 * g\n x3 = lr * x2\n p = p - x3")
+    grown = [random_program(grammar, np.random.default_rng(n), seedling).program for n in range(100)]
+    assert {len(program.slots) for program in grown} == {0, 1, 2}

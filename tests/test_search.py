@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -30,8 +31,8 @@ lag: 2
 tasks: {search: [breast_cancer, quadratic]}
 learning_rates: {points: 3, factor: 3.0}
 rungs:
-  - {tasks: [breast_cancer], steps: 12, keep: 0.5, window: 40}
-  - {tasks: [breast_cancer, quadratic], steps: 16, keep: 1.0, window: 40}
+  - {tasks: [breast_cancer], steps: 12, keep: 0.5}
+  - {tasks: [breast_cancer, quadratic], steps: 16}
 confirm: {every: 2, top: 2, most: 3}
 unit: {candidates: 4}
 compile: never
@@ -177,12 +178,24 @@ def test_parents_were_absorbed_before(run: list[Generation]) -> None:
     assert all(generation_of[parent] <= c.generation - 2 for c, parent in parents)
 
 
-def test_only_what_clears_the_hurdle_is_trained_further(run: list[Generation]) -> None:
+def test_the_best_share_of_a_rung_goes_on(run: list[Generation]) -> None:
+    for each in run:
+        scores = {
+            e.candidate: e.score for e in each.evaluations if e.kind == "search" and e.rung == 0 and e.score is not None
+        }
+        went_on = {c.id for c in each.candidates if c.rung == 1}
+        assert len(went_on) == math.ceil(0.5 * len(scores))
+        stayed = set(scores) - went_on
+        assert min(scores[c] for c in went_on) >= max((scores[c] for c in stayed), default=-math.inf)
+        assert each.record.hurdles == (min(scores[c] for c in went_on),)
+
+
+def test_what_was_not_trained_on_counts_as_no_better_than_the_reference(run: list[Generation]) -> None:
     for each in run:
         for candidate in each.candidates:
-            scores = [e.score for e in each.evaluations if e.candidate == candidate.id and e.rung == 0]
-            if candidate.rung is not None and scores and scores[0] is not None:
-                assert (candidate.rung == 1) == (scores[0] >= (each.record.hurdles[0] or 0.0))
+            scores = [e.score for e in each.evaluations if e.candidate == candidate.id and e.score is not None]
+            if candidate.fitness is not None:
+                assert candidate.fitness == pytest.approx(sum(scores) / 3)
 
 
 def test_candidates_and_reference_meet_on_the_same_instances(run: list[Generation]) -> None:
@@ -217,25 +230,31 @@ def test_random_search_learns_nothing(space: Path, tmp_path: Path) -> None:
     assert all(c.parents == () and c.origin == "random" for c in candidates)
 
 
-def test_a_unit_that_always_fails_is_a_result_and_not_the_end(
+def test_a_candidate_that_always_fails_takes_no_other_with_it(
     space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from discover import workers
 
-    failed = []
+    victims: set[int | None] = set()
 
-    def lose_the_third(self: workers.InProcess) -> workers.Done:
+    def fail_with_the_victim(self: workers.InProcess) -> workers.Done:
         key, unit = self._waiting.popleft()
-        if len(failed) == 0 and all(entry.candidate is not None for entry in unit.entries):
-            failed.append({entry.candidate for entry in unit.entries} - {None})
-            return workers.Done(key, None, "timed out")
-        return workers.Done(key, _evaluate(unit))
+        here = [entry.candidate for entry in unit.entries]
+        if not victims:
+            victims.add(here[1])
+        return workers.Done(key, None, "timed out") if victims & set(here) else workers.Done(key, _evaluate(unit))
 
-    monkeypatch.setattr(workers.InProcess, "next", lose_the_third)
-    searched(space, tmp_path / "out", candidates=40)
-    candidates = [c for g in generations(tmp_path / "out") for c in g.candidates]
-    assert {c.id for c in candidates if c.status == "timed_out"} == failed[0]
-    assert all(c.fitness is None and c.reason == "timed out" for c in candidates if c.status == "timed_out")
+    searched(space, tmp_path / "whole", candidates=10)
+    monkeypatch.setattr(workers.InProcess, "next", fail_with_the_victim)
+    searched(space, tmp_path / "out", candidates=10)
+    whole, out = (generations(tmp_path / name)[0] for name in ("whole", "out"))
+    assert [c.id for c in out.candidates if c.status != "trained" and c.duplicate_of is None] == list(victims)
+    lost = next(c for c in out.candidates if c.id in victims)
+    assert (lost.status, lost.reason, lost.fitness) == ("timed_out", "timed out", None)
+    before = {(e.rung, e.task, e.candidate): e.losses for e in whole.evaluations}
+    same = [e for e in out.evaluations if e.candidate not in victims and (e.rung, e.task, e.candidate) in before]
+    assert len(same) > 10
+    assert all(before[e.rung, e.task, e.candidate] == e.losses for e in same)
 
 
 def _evaluate(unit: Unit) -> UnitResult:
