@@ -6,8 +6,8 @@ interpolated best learning rate, and so is the reference's: with a coarse grid, 
 between its points.
 
 The grid is centred where AdamW does best on the task, in units that a rule cannot choose: a rule's `lr` is divided by
-the RMS of its step on unit-normal gradients (`Properties.scale`), corrected for the scale of the instance's parameters
-and, where the step grows with the gradient, for the size of the instance's gradients.
+its stride, the RMS of its step at lr = 1 on random gradients of the instance's size (`discover.strides`), and by the
+scale of the instance's parameters.
 """
 
 from __future__ import annotations
@@ -23,10 +23,17 @@ from numpy.random import Generator
 
 from discover import lanes
 from discover.gradient import Gradient, build
+from discover.strides import measured, sees_more_than_an_element
 from dsl import Program, parse
 from tasks import Task, load
 
 LOSS_FLOOR = 1e-12
+
+SMALLEST_GRADIENT = 1e-12
+"""Root mean square below which gradients are not told from zero."""
+
+SHORTEST = 1e-12
+"""A stride below this is not a step; learning rates stay finite."""
 
 STEEPEST = 0.5
 """Nats by which a neighbour in the grid may be worse than the best point when the optimum between them is read off. A
@@ -87,6 +94,7 @@ class Unit:
     instance: Instance
     entries: tuple[Entry, ...]
     grid: Grid
+    reference_scale: float
     weight_decay: float
     compiled: bool
     native: bool
@@ -126,7 +134,10 @@ def evaluate(unit: Unit) -> UnitResult:
     gradient = _gradient(instance.task, unit.compiled)
     task = gradient.task
     programs = [parse(entry.text) for entry in unit.entries]
-    rates = [_learning_rates(gradient, instance, entry, unit.grid) for entry in unit.entries]
+    rates = [
+        _learning_rates(task, instance.parameter_scale, stride, unit.grid)
+        for stride in _strides(gradient, unit, programs)
+    ]
     all_lanes = [
         lanes.Lane(
             program=index,
@@ -184,21 +195,32 @@ def score(loss: float, reference: float, limits: tuple[float, float]) -> float:
     return min(max(gain, low), high)
 
 
-def _learning_rates(gradient: Gradient, instance: Instance, entry: Entry, grid: Grid) -> tuple[float, ...]:
-    task = gradient.task
-    seen = (
-        instance.loss_scale * instance.parameter_scale * _gradient_rms(gradient, instance.seed) if entry.degree else 1.0
-    )
-    unit = instance.parameter_scale * entry.scale * seen**entry.degree
-    centre = task.learning_rate / unit
+def _learning_rates(task: Task, parameter_scale: float, stride: float, grid: Grid) -> tuple[float, ...]:
+    centre = task.learning_rate / (parameter_scale * max(stride, SHORTEST))
     return tuple(float(f"{centre * multiplier:.6g}") for multiplier in grid.multipliers())
+
+
+def _strides(gradient: Gradient, unit: Unit, programs: Sequence[Program]) -> list[float]:
+    """How far each program steps at lr = 1 on the instance's gradients, as a multiple of AdamW's step there."""
+    instance = unit.instance
+    reduces = [sees_more_than_an_element(program) for program in programs]
+    seen = 1.0
+    if any(reduces) or any(entry.degree for entry in unit.entries):
+        seen = instance.loss_scale * instance.parameter_scale * _gradient_rms(gradient, instance.seed)
+    return [
+        measured(gradient.task, program, gradient_rms=seen, parameter_scale=instance.parameter_scale)
+        / unit.reference_scale
+        if reducing
+        else entry.scale * seen**entry.degree
+        for program, entry, reducing in zip(programs, unit.entries, reduces, strict=True)
+    ]
 
 
 def _gradient_rms(gradient: Gradient, seed: int) -> float:
     task = gradient.task
     flat = task.initial(seed).unsqueeze(0)
     _, grad = gradient(flat, task.gather(task.batches(seed, 1)), shared=True)
-    return max(float(grad.square().mean().sqrt()), LOSS_FLOOR)
+    return max(float(grad.square().mean().sqrt()), SMALLEST_GRADIENT)
 
 
 def _hypers(program: Program, lr: float, weight_decay: float) -> dict[str, float]:

@@ -180,7 +180,15 @@ class Live:
 
     def _opened(self, rung: int, index: int, entries: tuple[Entry, ...]) -> tuple[Key, Unit]:
         terms, instance = self.terms, self.terms.instances[rung][index]
-        unit = Unit(instance, entries, terms.grid, terms.weight_decay, terms.compiled[instance.task], terms.native)
+        unit = Unit(
+            instance,
+            entries,
+            terms.grid,
+            terms.reference_scale,
+            terms.weight_decay,
+            terms.compiled[instance.task],
+            terms.native,
+        )
         key = Key(self.number, self._cuts)
         self._cuts += 1
         self._open[key] = (rung, index, unit)
