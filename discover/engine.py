@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 from discover import workers as workers_module
 from discover.archive import Archive
-from discover.events import Event, Finished, GenerationDone
+from discover.events import Event, Finished, GenerationDone, Notice
 from discover.generation import Live
 from discover.plan import Plan
 from discover.progress import Progress
@@ -41,19 +42,21 @@ def search(
         workers: Ray actors; 0 trains in this process.
         ray_address: of a cluster; None for a private one on this machine.
         seconds: how long this session may search; candidates: how many the whole run may train.
-        stop: asked after each unit; the generations in flight are dropped, nothing absorbed is lost.
+        stop: asked after each unit; the generations in flight are dropped, nothing absorbed is lost. When a budget is
+            used they are brought to their end instead.
 
     Yields:
-        A GenerationDone for each generation that is in the archive, Finished.
+        A GenerationDone for each generation that is in the archive, a Notice for each thing worth knowing, Finished.
 
     Raises:
         UserError: no cluster at the address; ArchiveError: the disk is full or gone.
     """
     progress = Progress(plan)
-    stored = list(archive.generations())
-    for generation in stored:
+    stored = archive.totals().generations
+    for generation in archive.generations():
         progress.remember(generation)
     clock = _Clock()
+    said: set[str] = set()
     time_limit = plan.space.unit.seconds
     with closing(workers_module.start(workers, ray_address, time_limit)) as crew:
         flight: deque[Live] = deque()
@@ -68,48 +71,55 @@ def search(
 
         def launch(number: int) -> None:
             """Proposes a generation, unless the archive holds it already."""
-            if number < len(stored) or not allowed():
+            if number < stored or not allowed():
                 return
             with clock("propose"):
-                live = progress.propose(number)
+                live = progress.propose(number, clock)
             flight.append(live)
-            for key, unit in live.start():
-                crew.submit(key, unit)
+            with clock("absorb"):
+                for key, unit in live.start():
+                    crew.submit(key, unit)
 
         for number in range(plan.space.lag):
             launch(number)
-        for generation in stored:
-            progress.absorb(generation)
+        for generation in archive.generations():
+            with clock("absorb"):
+                progress.absorb(generation)
             launch(generation.record.number + plan.space.lag)
         while flight:
             if flight[0].done:
                 live = flight.popleft()
-                generation = live.result()
+                with clock("absorb"):
+                    generation = live.result()
+                    progress.absorb(generation)
+                seconds_by_phase = clock.take()
                 with clock("store"):
-                    archive.commit_generation(generation, seconds=clock.take())
-                progress.absorb(generation)
-                elapsed = time.monotonic() - began
-                yield GenerationDone(
-                    generation.record, archive.totals(), next(iter(archive.leaderboard(1)), None), elapsed
-                )
-                if not allowed():
-                    break
+                    archive.commit_generation(generation, seconds=seconds_by_phase)
+                    best = next(iter(archive.leaderboard(1)), None)
+                with clock("report"):
+                    yield GenerationDone(generation.record, archive.totals(), best, time.monotonic() - began)
                 launch(live.number + plan.space.lag)
                 continue
             with clock("idle"):
                 done = crew.next()
             if done is not None:
                 if done.result is not None:
+                    crew.notes.extend(done.result.notes)
                     clock.add("train", done.result.seconds)
-                live = next(each for each in flight if each.number == done.key.generation)  # type: ignore[attr-defined]
-                for key, unit in live.record(done):
-                    crew.submit(key, unit)
+                with clock("absorb"):
+                    live = next(each for each in flight if each.number == done.key.generation)  # type: ignore[attr-defined]
+                    for key, unit in live.record(done):
+                        crew.submit(key, unit)
+            while crew.notes:
+                if (note := crew.notes.popleft()) not in said:
+                    said.add(note)
+                    yield Notice(note)
             if stop():
                 interrupted = True
                 break
         totals = archive.totals()
         yield Finished(
-            totals,
+            replace(totals, seconds=clock.added_to(totals.seconds)),
             time.monotonic() - began,
             totals.proposed - first.proposed,
             totals.trained - first.trained,
@@ -119,18 +129,27 @@ def search(
 
 
 class _Clock:
-    """Where the time went: phase -> seconds, since it was last taken."""
+    """Where the time went: phase -> seconds, since it was last taken. A phase inside another is not counted there.
+
+    Phases of the driver add up to the time that went by: "propose", "gate", "absorb" (results taken in, units made),
+    "store", "report" (the consumer's), and "idle", waiting for results. "train" is the workers' time. How long
+    storing a generation took is known when it is stored, and so is counted with the next one.
+    """
 
     def __init__(self) -> None:
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._inside = 0.0
+        """Seconds of the phases that ended inside the one that is open."""
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        began = time.perf_counter()
+        began, before, self._inside = time.perf_counter(), self._inside, 0.0
         try:
             yield
         finally:
-            self._seconds[phase] += time.perf_counter() - began
+            whole = time.perf_counter() - began
+            self._seconds[phase] += whole - self._inside
+            self._inside = before + whole
 
     def add(self, phase: str, seconds: float) -> None:
         self._seconds[phase] += seconds
@@ -139,3 +158,8 @@ class _Clock:
         taken = dict(self._seconds)
         self._seconds.clear()
         return taken
+
+    def added_to(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        """These seconds and what is left here."""
+        phases = {**seconds, **self._seconds}
+        return {phase: seconds.get(phase, 0.0) + self._seconds.get(phase, 0.0) for phase in phases}

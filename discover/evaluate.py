@@ -13,6 +13,7 @@ scale of the instance's parameters.
 from __future__ import annotations
 
 import math
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from functools import cache
 import numpy as np
 from numpy.random import Generator
 
-from discover import lanes
+from discover import lanes, native
 from discover.gradient import Gradient, build
 from discover.strides import measured, sees_more_than_an_element
 from dsl import Program, parse
@@ -112,10 +113,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class UnitResult:
-    """The outcomes of a unit, in the order of its entries, and how long the training took, in seconds."""
+    """The outcomes of a unit, in the order of its entries, and how long the training took, in seconds.
+
+    `notes` are lines for the user: what this process could not do as it was asked.
+    """
 
     outcomes: tuple[Outcome, ...]
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def draw_instance(
@@ -149,14 +154,15 @@ def evaluate(unit: Unit) -> UnitResult:
         for index, mine in enumerate(rates)
         for rate in mine
     ]
-    traces = lanes.train(task, programs, all_lanes, steps=instance.steps, gradient=gradient, native=unit.native)
+    stepped = unit.native and not _without_native()
+    traces = lanes.train(task, programs, all_lanes, steps=instance.steps, gradient=gradient, native=stepped)
     outcomes = []
     for index, (entry, mine) in enumerate(zip(unit.entries, rates, strict=True)):
         own = traces[index * unit.grid.points : (index + 1) * unit.grid.points]
         outcomes.append(
             Outcome(entry.candidate, mine, tuple(trace.loss for trace in own), sum(trace.steps for trace in own))
         )
-    return UnitResult(tuple(outcomes), time.perf_counter() - began)
+    return UnitResult(tuple(outcomes), time.perf_counter() - began, _notes(unit, gradient))
 
 
 def interpolated_best(learning_rates: Sequence[float], losses: Sequence[float]) -> tuple[float, float] | None:
@@ -228,6 +234,27 @@ def _hypers(program: Program, lr: float, weight_decay: float) -> dict[str, float
     if "weight_decay" in program.defaults:
         hypers["weight_decay"] = weight_decay
     return hypers
+
+
+def _notes(unit: Unit, gradient: Gradient) -> tuple[str, ...]:
+    """What this process does in another way than asked; where bits differ for it, that is said."""
+    differs = "results differ in the last bits from what this run would give elsewhere"
+    notes = []
+    if gradient.note:
+        notes.append(gradient.note if gradient.compiled else f"{gradient.note}; {differs}")
+    if unit.native and (why := _without_native()):
+        notes.append(f"rules run as plain PyTorch: {why}; {differs}")
+    return tuple(f"{socket.gethostname()}: {note}" for note in notes)
+
+
+@cache
+def _without_native() -> str:
+    """Why rules cannot be stepped by `discover.native` in this process; empty if they can. Tried once."""
+    try:
+        native.library()
+    except native.NativeError as error:
+        return str(error)
+    return ""
 
 
 @cache

@@ -209,9 +209,11 @@ class Training:
         loss, grad = self._gradient(t)
         if t == 1:
             self.first_loss = loss.clone()
-        self._update(t, grad)
+        lost = self._update(t, grad)
         if t in self.looks:
-            self._look(t, loss)
+            lost = self._look(t, loss) | lost
+        if lost:
+            self._drop(lost, t)
 
     def _gradient(self, t: int) -> tuple[Tensor, Tensor]:
         parameters = self.buffer * self.scale if self.scaled else self.buffer
@@ -223,25 +225,22 @@ class Training:
         index = self.batches[:, t - 1]
         return self.task.gather(index if len(self.seeds) == 1 else index[self.of_seed])
 
-    def _update(self, t: int, grad: Tensor) -> None:
+    def _update(self, t: int, grad: Tensor) -> dict[int, str]:
+        """Steps every rule. Returns the rows whose rule has no value, and why."""
         failed: dict[int, str] = {}
         for part in self.parts:
             try:
                 part.step(self.buffer[part.start : part.stop], grad[part.start : part.stop], t)
             except (ArithmeticError, ValueError, TypeError) as error:
                 failed |= dict.fromkeys(range(part.start, part.stop), f"{type(error).__name__}: {error}")
-        if failed:
-            self._drop(failed, t)
+        return failed
 
-    def _look(self, t: int, loss: Tensor) -> None:
-        """Drops the lanes that are lost."""
+    def _look(self, t: int, loss: Tensor) -> dict[int, str]:
+        """The rows of lanes that are lost, and why."""
         finite = torch.isfinite(loss) & torch.isfinite(self.buffer).all(1)
         rising = (loss > LOST_ABOVE * self.first_loss) & (2 * t >= self.steps)
-        lost = {
-            row: "rising" if finite[row] else "not finite" for row in (~finite | rising).nonzero().flatten().tolist()
-        }
-        if lost:
-            self._drop(lost, t)
+        lost = (~finite | rising).nonzero().flatten().tolist()
+        return {row: "rising" if finite[row] else "not finite" for row in lost}
 
     def _drop(self, lost: Mapping[int, str], t: int) -> None:
         for row, reason in lost.items():

@@ -5,9 +5,11 @@
 // rule. Arithmetic is IEEE float32, operation by operation: no contraction, no reassociation.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 namespace {
 
@@ -146,7 +148,6 @@ inline float finished(int32_t reduction, double value, int64_t size) {
 }
 
 constexpr int kScalars = 64;
-constexpr int kSegments = 128;
 
 }  // namespace
 
@@ -166,8 +167,14 @@ void step(const int32_t* code, const int64_t* starts, const int32_t* programs, c
           int64_t n, int64_t slots, int64_t width, int64_t segments, float* parameters, const float* gradients,
           float* state, const float* numbers) {
     alignas(64) static thread_local float registers[kRegisters][kBlock];
-    static thread_local float scalars[kSegments][kScalars];
-    static thread_local double sums[kSegments][kScalars];
+    static thread_local std::vector<std::array<float, kScalars>> kept_scalars;
+    static thread_local std::vector<std::array<double, kScalars>> kept_sums;
+    if (static_cast<int64_t>(kept_scalars.size()) < segments) {
+        kept_scalars.resize(segments);
+        kept_sums.resize(segments);
+    }
+    auto* const scalars = kept_scalars.data();
+    auto* const sums = kept_sums.data();
     for (int64_t lane = 0; lane < lanes; ++lane) {
         const float* mine = numbers + lane * width;
         const int32_t* at = code + starts[programs[lane]];

@@ -47,7 +47,7 @@ _FLAGS = (
 )
 _SOURCE = Path(__file__).with_name("native.cpp")
 _UNCHANGED = -(2**31)
-_REGISTERS, _SCALARS, _SEGMENTS = 96, 64, 128
+_REGISTERS, _SCALARS = 96, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +291,10 @@ class NativeRules:
         parameters: [K, N] float32, contiguous, on the CPU; `step` changes it.
         sizes: of the task's parameters, in order; they add up to N.
         ratios: lr over its peak, for each step from 1.
+
+    Raises:
+        NativeError: the C++ cannot be had here.
+        ValueError: arguments that do not fit together, or parameters that are not as above. The C++ checks nothing.
     """
 
     def __init__(
@@ -302,6 +306,11 @@ class NativeRules:
         sizes: Sequence[int],
         ratios: Sequence[float],
     ) -> None:
+        _check("parameters", parameters, (len(rows), sum(sizes)))
+        if len(hypers) != len(rows):
+            raise ValueError(f"hypers are for {len(hypers)} rows, expected {len(rows)}")
+        if wrong := sorted(set(rows) - set(range(len(codes)))):
+            raise ValueError(f"rows name rule {wrong[0]}, expected 0 to {len(codes) - 1}")
         self._library = library()
         self._slots = max(len(code.slots) for code in codes)
         self._width = max(1, *(len(code.numbers) for code in codes))
@@ -321,8 +330,13 @@ class NativeRules:
             self._numbers[:, mine, : len(code.numbers)] = _numbers(code, [hypers[row] for row in mine], ratios)
 
     def step(self, parameters: Tensor, gradients: Tensor, t: int) -> None:
-        """Step t, from 1, of every row: parameters [K, N] change in place; gradients [K, N] are only read."""
-        lanes, n = parameters.shape
+        """Step t, from 1, of every row: parameters [K, N] change in place; gradients [K, N] are only read. Raises
+        ValueError for tensors that are not float32, contiguous and on the CPU, and for a step that has no ratio."""
+        lanes, n = shape = tuple(self.state.shape[1:])
+        _check("parameters", parameters, shape)
+        _check("gradients", gradients, shape)
+        if not 1 <= t <= len(self._numbers):
+            raise ValueError(f"step {t}: there are ratios for steps 1 to {len(self._numbers)}")
         self._library.step(
             *(_at(array) for array in (self._code, self._starts, self._rows, self._bounds)),
             *(lanes, n, self._slots, self._width, len(self._bounds) - 1),
@@ -343,6 +357,17 @@ class NativeRules:
             if (slot := self._codes[index].result) is not None:
                 points[row] = self.state[slot, row]
         return points
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """The C++ is given bare pointers: anything wrong here would be memory of something else."""
+    fits = tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
+    if tensor.shape != shape or not fits:
+        kind = f"{'' if tensor.is_contiguous() else 'not contiguous, '}{tensor.dtype}"
+        raise ValueError(
+            f"{name} are {list(tensor.shape)}, {kind} on {tensor.device}, expected {list(shape)}, contiguous, "
+            "torch.float32 on cpu"
+        )
 
 
 def _numbers(code: Code, hypers: Sequence[Mapping[str, float]], ratios: Sequence[float]) -> Any:

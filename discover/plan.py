@@ -30,13 +30,14 @@ _PROPOSALS, _INSTANCES = 0, 1
 
 def compile_choice(space: Space, choice: str, seconds: float | None) -> dict[str, int | None]:
     """When each task's gradients run compiled, decided once, at the start: from the first generation where the artefact
-    is on disk; from `COMPILE_FROM` on where it must be made and the budget (None: no limit) repays it; else never.
+    is on disk; from `COMPILE_FROM` on where it can be made and the budget (None: no limit) repays that; else never.
     """
     names = dict.fromkeys(name for rung in space.rungs for name in rung.tasks)
-    if choice == "never" or not gradient.have_compiler():
+    if choice == "never":
         return dict.fromkeys(names)
     repays = choice == "always" or seconds is None or seconds >= REPAYS_SECONDS
-    return {name: 0 if gradient.is_cached(tasks.load(name)) else COMPILE_FROM if repays else None for name in names}
+    made = COMPILE_FROM if repays and gradient.have_compiler() else None
+    return {name: 0 if gradient.is_cached(tasks.load(name)) else made for name in names}
 
 
 def native_choice(choice: str) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,8 @@ from discover.generation import Admitted, Live, Standing, Terms, weighted_mean
 from discover.plan import Plan
 from discover.records import Candidate, Generation, believed
 from dsl import properties
+
+Clock = Callable[[str], AbstractContextManager[None]]
 
 DRIFT = 0.1
 """How fast the level of a generation's fitness is taken to change. What changes faster is the luck of its instances."""
@@ -55,14 +58,20 @@ class Progress:
 
     # Proposing ----------------------------------------------------------------------------------------------------
 
-    def propose(self, number: int) -> Live:
-        """Proposes a generation from what has been absorbed; ones in flight have no influence but as duplicates."""
+    def propose(self, number: int, clock: Clock = lambda phase: nullcontext()) -> Live:
+        """Proposes a generation from what has been absorbed; ones in flight have no influence but as duplicates.
+
+        Args:
+            clock: gives a context for each phase, "propose" and "gate", that measures it.
+        """
         per_generation = self.plan.space.proposals_per_generation
         rejected: Counter[str] = Counter()
         admitted = []
         for proposal in range(number * per_generation, (number + 1) * per_generation):
-            proposed = self._proposer.propose(self.plan.proposal_rng(proposal))
-            verdict = self._gate.examine(proposed.program)
+            with clock("propose"):
+                proposed = self._proposer.propose(self.plan.proposal_rng(proposal))
+            with clock("gate"):
+                verdict = self._gate.examine(proposed.program)
             if isinstance(verdict, Rejected):
                 rejected[verdict.reason] += 1
                 continue

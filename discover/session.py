@@ -44,7 +44,7 @@ def configure(
     """
     loaded = Space.load(space)
     import tasks
-    from discover import native, plan
+    from discover import plan
 
     loaded.check_tasks(tasks.names(), space)
     if own_tasks:
@@ -63,7 +63,7 @@ def configure(
         algorithm=algorithm or loaded.algorithm,
         seed=seed,
         compiled_from=plan.compile_choice(loaded, choice, seconds),
-        native=choice != "never" and native.available(),
+        native=plan.native_choice(choice),
         candidates=candidates,
         seconds=seconds,
         workers=len(os.sched_getaffinity(0)) if workers is None else workers,
@@ -100,8 +100,10 @@ def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event
             asked.seconds,
             asked.candidates,
         )
-        if not gradient.have_compiler():
-            yield Notice("no C++ compiler found: gradients and rules run as plain PyTorch, several times slower")
+        slow = [f"gradients of {task}" for task, start in asked.compiled_from.items() if start is None]
+        slow += [] if asked.native else ["rules"]
+        if slow and not gradient.have_compiler():
+            yield Notice(f"no C++ compiler found: plain PyTorch, several times slower, for {', '.join(slow)}")
         events = engine.search(
             settled,
             archive,

@@ -157,7 +157,6 @@ class Require(_Keys):
 class Probes(_Keys):
     """A few steps on random gradients before any training: what a program must do there to be worth a training."""
 
-    steps: Annotated[int, Field(ge=1)] = 8
     min_cosine: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.1
     min_update: Weight = 1e-8
     max_update: Positive = 1e8
@@ -246,6 +245,13 @@ class Space(_Keys):
                     raise ValueError(f"rungs[{number}].tasks: '{task}' is not among tasks.search{hint}")
         return self
 
+    @model_validator(mode="after")
+    def _weights_are_of_search_tasks(self) -> Self:
+        for task in self.weights:
+            if task not in self.tasks.search:
+                raise ValueError(f"weights: '{task}' is not among tasks.search{_suggest(task, self.tasks.search)}")
+        return self
+
     @classmethod
     def load(cls, space: str) -> Space:
         """Reads a search space.
@@ -297,7 +303,9 @@ class Space(_Keys):
         names = tuple(dict.fromkeys(names))
         split = {part: [n for n in getattr(self.tasks, part) if n not in names] for part in ("select", "final")}
         rungs = [{**rung.model_dump(), "tasks": names} for rung in self.rungs]
-        return self.of({**self.plain(), "tasks": {"search": names, **split}, "rungs": rungs}, self.name)
+        weights = {name: weight for name, weight in self.weights.items() if name in names}
+        changed = {"tasks": {"search": names, **split}, "rungs": rungs, "weights": weights}
+        return self.of({**self.plain(), **changed}, self.name)
 
 
 def names() -> list[str]:
@@ -319,7 +327,7 @@ def _find(space: str) -> Path:
 def _anchored(data: Any, base: Path) -> Any:
     """The data with paths of rule files and of tasks in Python files made relative to the file that names them."""
     if isinstance(data, dict):
-        return {key: _anchored(value, base) for key, value in data.items()}
+        return {_anchored(key, base): _anchored(value, base) for key, value in data.items()}
     if isinstance(data, list):
         return [_anchored(value, base) for value in data]
     if isinstance(data, str) and "\n" not in data and (data.endswith(".rule") or ".py:" in data):

@@ -43,9 +43,11 @@ class Done:
 
 
 class Workers(Protocol):
-    """A place to train units. `next` waits for one to be done, for some time only: None then."""
+    """A place to train units. `next` waits for one to be done, for some time only: None then. `notes` are lines for the
+    user that came up meanwhile; whoever reads them takes them out."""
 
     count: int
+    notes: deque[str]
 
     def submit(self, key: Hashable, unit: Unit) -> None: ...
 
@@ -61,6 +63,7 @@ class InProcess:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
+        self.notes: deque[str] = deque()
         self._waiting: deque[tuple[Hashable, Unit]] = deque()
 
     def submit(self, key: Hashable, unit: Unit) -> None:
@@ -104,6 +107,7 @@ class RayWorkers:
 
     def __init__(self, count: int, address: str | None, time_limit: float) -> None:
         self.count, self.time_limit = count, time_limit
+        self.notes: deque[str] = deque()
         self._ray = _start_ray(count, address)
         self._actor = self._ray.remote(num_cpus=1, max_restarts=0)(_Worker)
         self._queues = [_Queue(self._actor.remote(), deque()) for _ in range(count)]
@@ -119,13 +123,17 @@ class RayWorkers:
             return self._failed.popleft()
         busy = {queue.jobs[0][0]: queue for queue in self._queues if queue.jobs}
         done, _ = self._ray.wait(list(busy), num_returns=1, timeout=WAIT_SECONDS)
+        self._kill_overdue()
         if not done:
-            self._kill_overdue()
             return None
         queue = busy[done[0]]
+        errors = self._ray.exceptions
         try:
             result: UnitResult = self._ray.get(done[0])
-        except self._ray.exceptions.RayActorError:
+        except errors.RayTaskError:
+            raise  # of our own code: a bug, and the same on every worker
+        except errors.RayError as error:  # the actor, its node or its result is gone; Ray has a dozen words for it
+            self.notes.append(f"a worker was lost ({_first_line(error)}); a unit is tried {ATTEMPTS} times")
             self._replace(queue, "worker lost")
             return None
         _, job = queue.jobs.popleft()
@@ -150,13 +158,16 @@ class RayWorkers:
     def _kill_overdue(self) -> None:
         now = time.monotonic()
         for queue in self._queues:
-            if queue.jobs and now - queue.since > self.time_limit:
-                self._ray.kill(queue.actor)
+            if queue.jobs and now - queue.since > self.time_limit and not self._is_done(queue.jobs[0][0]):
                 self._replace(queue, "timed out")
 
+    def _is_done(self, reference: Any) -> bool:
+        return bool(self._ray.wait([reference], num_returns=1, timeout=0)[0])
+
     def _replace(self, queue: _Queue, reason: str) -> None:
-        """A new actor for one that is gone. The unit it was at goes first to another while it has attempts left; those
-        that waited inside the actor had no part in it."""
+        """A new actor for one that hangs or is gone, or may be. The unit it was at goes first to another while it has
+        attempts left; those that waited inside the actor had no part in it."""
+        self._ray.kill(queue.actor)
         (_, job), *others = queue.jobs
         job.attempts += 1
         for _, other in reversed(others):
@@ -182,6 +193,11 @@ class _Worker:
 def start(count: int, address: str | None, time_limit: float) -> Workers:
     """Workers: `count` of them as Ray actors, or this process for 0, where nothing can stop a unit that hangs."""
     return RayWorkers(count, address, time_limit) if count else InProcess()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _start_ray(count: int, address: str | None) -> Any:
