@@ -18,8 +18,8 @@ check: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python benchmarks/lanes.py
-	$(BIN)/python benchmarks/search.py
+	$(BIN)/python -m benchmarks.lanes
+	$(BIN)/python -m benchmarks.search
 
 docs: $(READY)
 	$(BIN)/python -m dsl.docs

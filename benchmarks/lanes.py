@@ -8,7 +8,7 @@ For each task, model-steps a second of
 The kinds take turns, several rounds of them, and what is printed is the median of the rounds' ratios to the loop of the
 same round: a machine that others use does not change it much. Validation is left out everywhere.
 
-    python benchmarks/lanes.py [--rounds 5] [--tasks digits_mlp digits_cnn bytes_transformer] [--jax]
+    python -m benchmarks.lanes [--rounds 5] [--tasks digits_mlp digits_cnn bytes_transformer] [--jax]
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Searches a space for some time after start-up, once with its first rung alone and once as it is, and prints for each the
 rates that the end of every search prints. The rates count from when the first generation is in the archive.
 
-    python benchmarks/search.py [--space lion_like] [--seconds 60] [--workers 2] [--compile auto|always|never]
+    python -m benchmarks.search [--space lion_like] [--seconds 60] [--workers 2] [--compile auto|always|never]
 """
 
 from __future__ import annotations

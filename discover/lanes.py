@@ -265,10 +265,19 @@ class Training:
     def _finish(self) -> None:
         points = [part.evaluation(self.buffer[part.start : part.stop]) for part in self.parts]
         parameters = torch.cat(points) * self.scale
-        losses = self.task.validation_loss(self.task.split(parameters)).tolist()
-        for lane, loss in zip(self.order, losses, strict=True):
+        for lane, loss in zip(self.order, self._validation(parameters), strict=True):
             finite = math.isfinite(loss)
             self.traces[lane] = Trace(loss if finite else math.inf, self.steps, "" if finite else "not finite")
+
+    def _validation(self, parameters: Tensor) -> list[float]:
+        """Held-out losses of rows [K, N], in tiles as gradients are: a product of another number of lanes may round in
+        another way."""
+        tile = self.gradient.tile
+        losses: list[float] = []
+        for rows in parameters.split(tile):
+            full = torch.cat([rows, rows[:1].expand(tile - len(rows), -1)])
+            losses += self.task.validation_loss(self.task.split(full))[: len(rows)].tolist()
+        return losses
 
     def _parts(self, programs: Sequence[Program], codes: Sequence[Code | None], rows: Sequence[Lane]) -> list[_Part]:
         hypers = [{**programs[lane.program].defaults, **lane.hypers} for lane in rows]
