@@ -139,9 +139,10 @@ def evaluate(unit: Unit) -> UnitResult:
     gradient = _gradient(instance.task, unit.compiled)
     task = gradient.task
     programs = [parse(entry.text) for entry in unit.entries]
+    stepped = unit.native and not _without_native()
     rates = [
         _learning_rates(task, instance.parameter_scale, stride, unit.grid)
-        for stride in _strides(gradient, unit, programs)
+        for stride in _strides(gradient, unit, programs, stepped)
     ]
     all_lanes = [
         lanes.Lane(
@@ -154,7 +155,6 @@ def evaluate(unit: Unit) -> UnitResult:
         for index, mine in enumerate(rates)
         for rate in mine
     ]
-    stepped = unit.native and not _without_native()
     traces = lanes.train(task, programs, all_lanes, steps=instance.steps, gradient=gradient, native=stepped)
     outcomes = []
     for index, (entry, mine) in enumerate(zip(unit.entries, rates, strict=True)):
@@ -206,20 +206,18 @@ def _learning_rates(task: Task, parameter_scale: float, stride: float, grid: Gri
     return tuple(float(f"{centre * multiplier:.6g}") for multiplier in grid.multipliers())
 
 
-def _strides(gradient: Gradient, unit: Unit, programs: Sequence[Program]) -> list[float]:
+def _strides(gradient: Gradient, unit: Unit, programs: Sequence[Program], native: bool) -> list[float]:
     """How far each program steps at lr = 1 on the instance's gradients, as a multiple of AdamW's step there."""
-    instance = unit.instance
-    reduces = [sees_more_than_an_element(program) for program in programs]
-    seen = 1.0
-    if any(reduces) or any(entry.degree for entry in unit.entries):
-        seen = instance.loss_scale * instance.parameter_scale * _gradient_rms(gradient, instance.seed)
-    return [
-        measured(gradient.task, program, gradient_rms=seen, parameter_scale=instance.parameter_scale)
-        / unit.reference_scale
-        if reducing
-        else entry.scale * seen**entry.degree
-        for program, entry, reducing in zip(programs, unit.entries, reduces, strict=True)
-    ]
+    task, instance = gradient.task, unit.instance
+    strides = [entry.scale for entry in unit.entries]
+    if reducing := [index for index, program in enumerate(programs) if sees_more_than_an_element(program)]:
+        found = measured(task, [programs[index] for index in reducing], native=native)
+        for index, stride in zip(reducing, found, strict=True):
+            strides[index] = stride / unit.reference_scale
+    if not any(entry.degree for entry in unit.entries):
+        return strides
+    seen = instance.loss_scale * instance.parameter_scale * _gradient_rms(gradient, instance.seed)
+    return [stride * seen**entry.degree for stride, entry in zip(strides, unit.entries, strict=True)]
 
 
 def _gradient_rms(gradient: Gradient, seed: int) -> float:

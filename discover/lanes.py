@@ -274,7 +274,7 @@ class Training:
         another way."""
         tile = self.gradient.tile
         losses: list[float] = []
-        for rows in parameters.split(tile):
+        for rows in torch.split(parameters, tile):
             full = torch.cat([rows, rows[:1].expand(tile - len(rows), -1)])
             losses += self.task.validation_loss(self.task.split(full))[: len(rows)].tolist()
         return losses

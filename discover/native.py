@@ -41,6 +41,8 @@ OPERATIONS = (
 REDUCTIONS = ("sum", "mean", "norm", "amax", "size", "global_sum", "global_amax")
 """What it can do over a tensor or over all parameters, in the order of its `Reduction`."""
 
+_OF_ONE = {"sum": "number", "mean": "number", "amax": "number", "norm": "abs"}
+
 _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
     *("-shared", "-fPIC"),
@@ -135,7 +137,7 @@ def encode(program: Program) -> Code | None:
     slots = [slot for slot in program.slots if slot.name in graph.inputs or slot.name in graph.outputs]
     if any(slot.extent != FULL.extent or slot.init == "eye" for slot in slots):
         return None
-    if not all(_possible(node) for node in graph.nodes) or _reduces_a_scalar(graph):
+    if not all(_possible(node) for node in graph.nodes):
         return None
     result = None
     if "result" in graph.outputs:
@@ -147,7 +149,7 @@ def encode(program: Program) -> Code | None:
     phases, stores = coder.phases()
     if coder.registers > _REGISTERS or len(coder.scalars) > _SCALARS:
         return None
-    whole = not any(node.op in REDUCTIONS and not OPS[node.op].combine for node in graph.nodes)
+    whole = not any(op in REDUCTIONS and not OPS[op].combine for op in coder.operation)
     inits = tuple((slot.name, slot.init) for slot in slots)
     return Code(tuple(phases), tuple(stores), whole, inits, graph, tuple(coder.numbers), result)
 
@@ -160,12 +162,11 @@ def _possible(node: Node) -> bool:
     return node.op in REDUCTIONS or (node.op in OPERATIONS and node.type.extent in (FULL.extent, SCALAR.extent))
 
 
-def _reduces_a_scalar(graph: Graph) -> bool:
-    """Whether a reduction over a tensor is given what is one value already; over all parameters that has a meaning."""
-    return any(
-        node.op in REDUCTIONS and not OPS[node.op].combine and graph.nodes[node.args[0]].type.extent == SCALAR.extent
-        for node in graph.nodes
-    )
+def _operation(graph: Graph, node: Node) -> str:
+    """What the C++ does for a node: its operator, or for a reduction over a tensor of what is one value already, its
+    meaning there. Over all parameters such a reduction stays one."""
+    one = node.op in _OF_ONE and graph.nodes[node.args[0]].type.extent == SCALAR.extent
+    return _OF_ONE[node.op] if one else node.op
 
 
 class _Coder:
@@ -173,6 +174,7 @@ class _Coder:
 
     def __init__(self, graph: Graph, slots: Sequence[str]) -> None:
         self.graph, self.slots = graph, slots
+        self.operation = [_operation(graph, node) for node in graph.nodes]
         self.numbers: list[int] = []
         self.scalars: list[int] = []
         self.registers = 0
@@ -182,7 +184,7 @@ class _Coder:
         nodes, outputs = self.graph.nodes, self.graph.outputs
         phases = []
         for level in range(1, 1 + max(self.level.values(), default=0)):
-            reductions = [i for i, node in enumerate(nodes) if node.op in REDUCTIONS and self.level[i] == level]
+            reductions = [i for i, op in enumerate(self.operation) if op in REDUCTIONS and self.level[i] == level]
             instructions, place = self._compute([nodes[i].args[0] for i in reductions])
             sums = [
                 (REDUCTIONS.index(nodes[i].op), self._read(nodes[i].args[0], place), self._scalar(i))
@@ -190,12 +192,12 @@ class _Coder:
             ]
             later = [
                 i
-                for i, node in enumerate(nodes)
-                if self._is_scalar(i) and node.op not in REDUCTIONS and self.level[i] == level
+                for i, op in enumerate(self.operation)
+                if self._is_scalar(i) and op not in REDUCTIONS and self.level[i] == level
             ]
             afterwards = [
                 Instruction(
-                    OPERATIONS.index(nodes[i].op),
+                    OPERATIONS.index(self.operation[i]),
                     Operand("scalar", self._scalar(i)),
                     tuple(self._read(a, {}) for a in nodes[i].args),
                 )
@@ -224,7 +226,7 @@ class _Coder:
         """After how many rounds of reductions each value is known."""
         level: dict[int, int] = {}
         for index, node in enumerate(self.graph.nodes):
-            level[index] = max((level[arg] for arg in node.args), default=0) + (node.op in REDUCTIONS)
+            level[index] = max((level[arg] for arg in node.args), default=0) + (self.operation[index] in REDUCTIONS)
         return level
 
     def _is_scalar(self, index: int) -> bool:
@@ -253,7 +255,9 @@ class _Coder:
                 register = free.pop()
             else:
                 register, used = 2 + len(self.slots) + used, used + 1
-            instructions.append(Instruction(OPERATIONS.index(nodes[index].op), Operand("register", register), operands))
+            instructions.append(
+                Instruction(OPERATIONS.index(self.operation[index]), Operand("register", register), operands)
+            )
             place[index] = register
             free += [
                 place[arg]

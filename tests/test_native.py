@@ -28,6 +28,8 @@ RULES = {
     "global": HEAD + " p = p - lr * g * min(1, 1 / global_norm(g)) * rms(p)",
     "global mean": HEAD + " p = p - lr * (g - global_mean(g)) / (global_amax(abs(g)) + amax(g))",
     "cosine": HEAD + " m = lerp(m, g, 0.1)\n p = p - lr * m * cosine(m, g)",
+    "of one value": HEAD
+    + " x = norm(g)\n y = mean(x) + norm(-x) + sum(x) + amax(x) + global_sum(x)\n p = p - lr * g * y / rms(x)",
     "scalar stored": HEAD + " m = norm(g)\n p = p - lr * g / m",
     "schedule": HEAD + " p = p - lr * where(t < 3, g, sign(g)) * lr_ratio",
     "every": "def r(p, g, slow: like(p), *, lr=0.1, k=2):\n x = p - lr * g\n"
@@ -101,8 +103,6 @@ def test_random_programs_follow_the_reference() -> None:
         program = genotype(dsl.load("adamw"))
         for _ in range(6):
             program = mutate(program, grammar, rng).program
-        if encode(program) is None:  # a reduction of what is one value already
-            continue
         found, expected = follow(program, [{"lr": 1e-3}], seed)
         ordinary = np.isfinite(expected) & (np.abs(expected) < 1e3)
         if ordinary.all():
@@ -177,6 +177,91 @@ def test_a_lane_minds_its_own_rows() -> None:
 def test_rules_that_see_matrices_are_left_to_the_generated_code(name: str) -> None:
     assert encode(dsl.load(name)) is None
     assert encode(dsl.parse("def r(p, g, *, lr=1):\n p = p - lr * g / row_norm(g)")) is None
+
+
+@pytest.mark.parametrize("count", [128, 129, 700])
+@pytest.mark.parametrize("name", ["nested", "global mean", "norms"])
+def test_a_task_may_have_any_number_of_parameters(name: str, count: int) -> None:
+    program, rng = program_of(name), np.random.default_rng(0)
+    sizes = [1 + index % 3 for index in range(count)]
+    start, grad = (torch.from_numpy(rng.normal(size=(2, sum(sizes))).astype(np.float32)) for _ in range(2))
+    code = encode(program)
+    assert code is not None
+    found = start.clone()
+    NativeRules([code], [0, 0], [dict(program.defaults)] * 2, found, sizes, [1.0]).step(found, grad, 1)
+    for lane in range(2):
+        first, change = (
+            {str(i): part.double().numpy() for i, part in enumerate(torch.split(x[lane], sizes))} for x in (start, grad)
+        )
+        (state,) = reference.run(program, first, [change])
+        np.testing.assert_allclose(
+            found[lane].numpy(), np.concatenate(list(state.result.values())), rtol=2e-4, atol=2e-5
+        )
+
+
+def chain(count: int, what: str) -> Program:
+    """A rule that needs `count` registers ("g * 1.5") or scalars ("norm(g * 1.5)") at once, and adds them up after."""
+    made = [f" x{i} = {what.replace('#', str(i + 2))}" for i in range(count)]
+    # From both ends alike, so that each of them waits for another.
+    used = [f" s = {'s + ' if i else ''}x{i} * x{count - 1 - i}" for i in range(count)]
+    return dsl.parse("\n".join(["def r(p, g, *, lr=1):", *made, *used, " p = p - lr * s * g"]))
+
+
+@pytest.mark.parametrize(
+    ("what", "limit"), [("tanh(g * #)", native._REGISTERS), ("norm(tanh(g * #))", native._SCALARS)]
+)
+def test_a_rule_beyond_the_limits_is_left_to_the_generated_code(what: str, limit: int) -> None:
+    counts = [count for count in range(limit // 4, limit + 8, 3) if encode(chain(count, what)) is not None]
+    assert counts
+    assert max(counts) < limit
+    largest = chain(max(counts), what)
+    found, expected = follow(largest, [{"lr": 1e-6}])
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_limits_of_both_languages_are_the_same() -> None:
+    source = native._SOURCE.read_text()
+    assert f"constexpr int kRegisters = {native._REGISTERS};" in source
+    assert f"constexpr int kScalars = {native._SCALARS};" in source
+
+
+BUFFER = torch.zeros(2, sum(SIZES))
+WRONG = {
+    "float64": (BUFFER.double(), r"parameters are \[2, 308\], torch.float64 on cpu, expected \[2, 308\], contiguous"),
+    "transposed": (torch.zeros(sum(SIZES), 2).T, "not contiguous"),
+    "a column too many": (torch.zeros(2, 309), r"parameters are \[2, 309\].*expected \[2, 308\]"),
+    "a row too many": (torch.zeros(3, 308), r"parameters are \[3, 308\].*expected \[2, 308\]"),
+    "elsewhere": (BUFFER.to("meta"), "on meta, expected"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG.values(), ids=WRONG)
+def test_what_the_cpp_would_misread_is_refused(wrong: torch.Tensor, message: str) -> None:
+    program = dsl.load("adamw")
+    code = encode(program)
+    assert code is not None
+    hypers = [program.defaults] * 2
+    with pytest.raises(ValueError, match=message):
+        NativeRules([code], [0, 0], hypers, wrong, SIZES, [1.0])
+    rules = NativeRules([code], [0, 0], hypers, BUFFER, SIZES, [1.0])
+    with pytest.raises(ValueError, match=message):
+        rules.step(wrong, BUFFER, 1)
+    with pytest.raises(ValueError, match=message.replace("parameters", "gradients")):
+        rules.step(BUFFER, wrong, 1)
+
+
+def test_rows_rules_and_steps_that_are_not_there_are_refused() -> None:
+    code = encode(dsl.load("lion"))
+    assert code is not None
+    hypers = [dsl.load("lion").defaults] * 2
+    with pytest.raises(ValueError, match="rows name rule 1, expected 0 to 0"):
+        NativeRules([code], [0, 1], hypers, BUFFER, SIZES, [1.0])
+    with pytest.raises(ValueError, match="hypers are for 1 rows, expected 2"):
+        NativeRules([code], [0, 0], hypers[:1], BUFFER, SIZES, [1.0])
+    rules = NativeRules([code], [0, 0], hypers, BUFFER, SIZES, [1.0])
+    for t in (0, 2):
+        with pytest.raises(ValueError, match=f"step {t}: there are ratios for steps 1 to 1"):
+            rules.step(BUFFER, BUFFER, t)
 
 
 def test_the_tables_of_both_languages_are_in_the_same_order() -> None:

@@ -68,6 +68,12 @@ BAD = {
         "tasks: 'a' is in search and in final; the three sets must be disjoint",
     ),
     "rung on another set": ("rungs: [{tasks: [c]}]", "rungs[0].tasks: 'c' is not among tasks.search"),
+    "weight of another task": (
+        "weights: {aa: 2.0}",
+        "weights: 'aa' is not among tasks.search; did you mean 'a'?",
+    ),
+    "weight of a task that is not searched on": ("weights: {c: 2.0}", "weights: 'c' is not among tasks.search"),
+    "never confirmed": ("confirm: {every: 0}", "confirm.every: expected at least 1, not 0"),
     "unknown ancestor": ("ancestor: adamww", "ancestor: unknown rule 'adamww'; did you mean 'adamw'?"),
     "missing ancestor file": ("ancestor: x.rule", "ancestor: cannot read rule file 'x.rule'"),
     "name that is no folder": ("name: a/b", "name: expected a letter, then letters, digits, _ or -, not 'a/b'"),
@@ -170,10 +176,12 @@ def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
     (folder / "mine.yaml").write_text(
         "ancestor: [mine.rule, adamw]\noperators: [add]\n"
         "tasks: {search: ['own.py:Task']}\nrungs: [{tasks: ['own.py:Task']}]\n"
+        "weights: {'own.py:Task': 2.0}\n"
     )
     space = Space.load("spaces/mine.yaml")
     assert [program.name for program in space.ancestors()] == ["mine", "adamw"]
     assert space.tasks.search == ("spaces/own.py:Task",)
+    assert space.weights == {"spaces/own.py:Task": 2.0}
 
 
 def test_own_tasks_take_the_place_of_the_search_tasks() -> None:
@@ -182,6 +190,8 @@ def test_own_tasks_take_the_place_of_the_search_tasks() -> None:
     assert space.tasks.select == ()
     assert space.tasks.final == ("d",)
     assert all(rung.tasks == space.tasks.search for rung in space.rungs)
+    weighed = load(SMALL + "weights: {a: 2.0, b: 3.0}\n").with_tasks(["b", "c"])
+    assert weighed.weights == {"b": 3.0}
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(50, 50), (0.5, 100), (1.0, 200), (0.001, 2)])

@@ -1,0 +1,166 @@
+"""Laws of the loop: what was launched is brought to its end, all time is accounted for, what went otherwise is said."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from discover import evaluate, native, runs, session
+from discover.archive import Archive
+from discover.engine import _Clock
+from discover.events import Finished, Notice
+from discover.generation import Live
+from discover.progress import Progress
+from discover.records import Generation
+
+SPACE = """
+operators: [add, sub, mul, div, neg, sign, square, sqrt, lerp]
+max_statements: 18
+evolution: {population: 8}
+proposals_per_generation: 12
+lag: 3
+tasks: {search: [quadratic]}
+learning_rates: {points: 3, factor: 3.0}
+rungs: [{tasks: [quadratic], steps: 10}]
+confirm: {every: 3, top: 2}
+compile: never
+"""
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(SPACE)
+    return path
+
+
+def searched(space: Path, out: Path, **options: object) -> Finished:
+    configuration = session.configure(str(space), workers=0, **options)  # type: ignore[arg-type]
+    with runs.create(configuration, out=out) as run:
+        *_, last = session.search(run)
+    assert isinstance(last, Finished)
+    return last
+
+
+def generations(out: Path) -> list[Generation]:
+    with Archive.read(out / "archive.sqlite") as archive:
+        return list(archive.generations())
+
+
+@pytest.mark.parametrize("budget", [{"candidates": 12}, {"candidates": 12, "seconds": 600.0}, {"seconds": 0.4}])
+def test_what_was_launched_before_a_budget_ended_is_in_the_archive(
+    budget: dict[str, float], space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[int] = []
+    propose = Progress.propose
+
+    def proposed(self: Progress, number: int, *rest: object) -> Live:
+        launched.append(number)
+        return propose(self, number, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Progress, "propose", proposed)
+    ended = searched(space, tmp_path / "out", **budget)
+    assert not ended.interrupted
+    assert launched == [each.record.number for each in generations(tmp_path / "out")]
+    assert len(launched) >= 3
+
+
+def test_a_budget_raised_later_gives_the_archive_that_it_would_have_given_at_once(space: Path, tmp_path: Path) -> None:
+    searched(space, tmp_path / "whole", candidates=40)
+    searched(space, tmp_path / "parts", candidates=10)
+    drained = generations(tmp_path / "parts")
+    whole = generations(tmp_path / "whole")
+    assert drained == whole[: len(drained)]
+    assert len(drained) < len(whole)
+    with runs.resume(str(tmp_path / "parts"), candidates=40) as run:
+        list(session.search(run))
+    assert generations(tmp_path / "parts") == whole
+
+
+def test_resuming_holds_no_more_than_a_generation_at_a_time(
+    space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched(space, tmp_path / "out", candidates=60)
+    count = len(generations(tmp_path / "out"))
+    assert count > 5
+    alive: list[int] = []
+    absorb = Progress.absorb
+
+    def absorbed(self: Progress, generation: Generation) -> None:
+        alive.append(sum(type(each) is Generation for each in gc.get_objects()))
+        absorb(self, generation)
+
+    monkeypatch.setattr(Progress, "absorb", absorbed)
+    with runs.resume(str(tmp_path / "out"), candidates=60) as run:
+        list(session.search(run))
+    assert len(alive) == count
+    assert max(alive) <= 3
+
+
+# Time ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_time_of_a_session_is_all_accounted_for(space: Path, tmp_path: Path) -> None:
+    ended = searched(space, tmp_path / "out", candidates=40)
+    seconds = ended.totals.seconds
+    assert set(seconds) == {"propose", "gate", "absorb", "store", "report", "idle", "train"}
+    assert all(value > 0 for value in seconds.values())
+    assert ended.totals.elapsed == pytest.approx(ended.elapsed, rel=0.1)
+    with Archive.read(tmp_path / "out" / "archive.sqlite") as archive:
+        kept = archive.totals().seconds
+    assert Counter(kept).keys() == seconds.keys()
+    assert all(kept[phase] <= seconds[phase] for phase in kept)
+
+
+def test_a_phase_inside_another_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0, 1, 3, 4, 9, 10, 20, 26])
+    monkeypatch.setattr("discover.engine.time.perf_counter", lambda: float(next(times)))
+    clock = _Clock()
+    with clock("outer"):
+        with clock("inner"):
+            pass
+        with clock("outer"):
+            pass
+    with clock("inner"):
+        pass
+    clock.add("train", 5.0)
+    assert clock.added_to({"inner": 1.0, "store": 1.0}) == {"outer": 8.0, "inner": 9.0, "store": 1.0, "train": 5.0}
+    assert clock.take() == {"outer": 8.0, "inner": 8.0, "train": 5.0}
+    assert clock.take() == {}
+
+
+# Notices ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A worker without compiler and without cache, beside a driver that had both."""
+    for known in (evaluate._gradient, evaluate._without_native, native.library):
+        known.cache_clear()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("DISCOVER_CACHE_DIR", str(tmp_path / "cache"))
+    yield
+    for known in (evaluate._gradient, evaluate._without_native, native.library):
+        known.cache_clear()
+
+
+def test_what_a_worker_cannot_do_is_said_once_and_the_search_goes_on(
+    space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_compiler: None
+) -> None:
+    monkeypatch.setattr(native, "available", lambda: True)
+    monkeypatch.setattr("discover.gradient.is_cached", lambda task: True)
+    configuration = session.configure(str(space), workers=0, candidates=20, compile="always")
+    assert configuration.native
+    with runs.create(configuration, out=tmp_path / "out") as run:
+        *events, last = session.search(run)
+    notes = [event.text for event in events if isinstance(event, Notice)]
+    assert len(notes) == 2
+    assert "quadratic: gradients run uncompiled: no C++ compiler ('no-such-compiler' not found)" in notes[0]
+    assert "rules run as plain PyTorch: " in notes[1]
+    assert all("; results differ in the last bits" in note for note in notes)
+    assert isinstance(last, Finished)
+    assert last.trained >= 20
