@@ -110,13 +110,17 @@ class Progress:
         )
 
     def _standings(self, number: int) -> list[Standing]:
-        """The best that reached the last rung, by what is known of them, until each has been scored often enough."""
+        """Elites to be scored again: half of them the best of those that were before, until each has been scored often
+        enough, half the best of those that were not. The fitness of the latter chose them, and flatters them."""
         confirm = self.plan.space.confirm
         if number % confirm.every:
             return []
-        open_ = [candidate for candidate in self._elite if len(self._fresh[candidate]) < confirm.most]
-        best = sorted(open_, key=lambda candidate: (-self._fitness[candidate], candidate))[: confirm.top]
-        return [Standing(self._entry(candidate), tuple(self._fresh[candidate])) for candidate in best]
+        ranked = sorted(self._elite, key=lambda candidate: (-self._fitness[candidate], candidate))
+        again = [candidate for candidate in ranked if 0 < len(self._fresh.get(candidate, ())) < confirm.most]
+        anew = [candidate for candidate in ranked if candidate not in self._fresh]
+        half = min(len(again), confirm.top // 2)
+        best = (again[:half] + anew[: confirm.top - half] + again[half:])[: confirm.top]
+        return [Standing(self._entry(candidate), tuple(self._fresh.get(candidate, ()))) for candidate in best]
 
     def _entry(self, candidate: int) -> Entry:
         text = self._elite[candidate]
