@@ -278,7 +278,7 @@ def perturbed(value: float, sigma: float, rng: Generator) -> float:
     """A constant near `value`; it, or its distance from 1, has four significant digits."""
     factor = 2.0 ** rng.normal(0.0, sigma)
     if 0.5 < value < 1.0:
-        return 1.0 - _rounded(min((1.0 - value) * factor, 1.0))
+        return float(f"{1.0 - _rounded(min((1.0 - value) * factor, 1.0)):.12g}")
     return _rounded(rng.normal() if value == 0.0 else value * factor)
 
 
