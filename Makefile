@@ -23,6 +23,7 @@ bench: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m dsl.docs
+	$(BIN)/python -m tasks.docs
 
 references: $(READY)
 	$(BIN)/discover reference
@@ -31,10 +32,11 @@ clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
 
 # constraints.txt pins every version; torch first, so that nothing else pulls another build of it.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt tests/oracles.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r tests/oracles.txt
 	@$(BIN)/python -c "from discover import native; native.available()"  # compiled now, so that no search waits for it
 	@touch $@

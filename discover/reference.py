@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shlex
 import statistics
 import tempfile
 import time
@@ -83,7 +84,7 @@ class Budget:
 
     def command(self, name: str) -> str:
         return (
-            f"discover reference {name} --trials {self.trials} --tuning-seeds {self.tuning_seeds}"
+            f"discover reference {shlex.quote(name)} --trials {self.trials} --tuning-seeds {self.tuning_seeds}"
             f" --seeds {self.fresh_seeds}"
         )
 
@@ -104,13 +105,13 @@ def calibrate(
         budget: how many settings and seeds.
         gradient: of the same task.
         native: see `discover.lanes.train`.
-        name: what the reference says its task is called; by default the task's own name.
+        name: what the reference says its task is called; by default the task's own spelling.
         tell: is called now and then with the model steps done and planned.
 
     Raises:
         UserError: AdamW is lost (not finite, or rising) at every setting, or on a fresh seed.
     """
-    name = name or task.name
+    name = name or task.spelling
     trials = _Trials(task, budget, gradient, native, tell)
     rates: tuple[float, ...] = budget.learning_rates(task)
     decays: tuple[float, ...] = WEIGHT_DECAYS
@@ -252,9 +253,9 @@ def run(names: Sequence[str], budget: Budget, *, out: Path | None, as_json: bool
     Raises:
         UserError: no such task; a file that cannot be read or written; AdamW is lost.
     """
-    names = tuple(dict.fromkeys(names)) or tasks.names()
-    loaded = {name: _load(name) for name in names}
-    files = {name: out or (references.PATH if name in tasks.names() else None) for name in names}
+    loaded = {task.spelling: task for task in map(_load, names or tasks.names())}
+    built_in = {name for name in loaded if name.partition("(")[0] in tasks.names()}
+    files = {name: out or (references.PATH if name in built_in else None) for name in loaded}
     for path in {path for path in files.values() if path}:
         _check_file(path)
     console = Console(stderr=as_json)

@@ -6,13 +6,19 @@ Each computes K independent layers with one batched kernel. Letters in shapes: K
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from tasks.task import Parameter, Role
+
+WRITTEN_OUT_TO = 256
+"""Positions up to which `causal_attention` is written out on a CPU."""
 
 
 def dense(
@@ -36,17 +42,20 @@ def linear(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
 def convolve3x3(parameters: Mapping[str, Tensor], name: str, x: Tensor, *, stride: int = 1) -> Tensor:
     """3x3 convolution with a border of zeros, examples last: [K, in, H, W, B] -> [K, out, H/stride, W/stride, B].
 
+    The sides are rounded up; the bias is added where there is one.
+
     Nine shifted copies of the image, one product. With the examples last every copy, and every sum of the gradient, is
     over contiguous numbers. Measured on one core with `digits_cnn` (batch 64), loss and gradient, compiled, in one run:
     this 5.9k model-steps/s; patches picked by an index, channels last, 2.7k; a loop over torch.nn.Conv2d models 0.9k.
     """
-    weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]  # [K, out, in, 3, 3], [K, out]
+    weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")  # [K, out, in, 3, 3], [K, out]
     lanes, channels, height, width, examples = x.shape
     bordered = functional.pad(x, (0, 0, 1, 1, 1, 1))
     shifted = [bordered[:, :, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
     patches = torch.stack(shifted, 2).view(lanes, channels * 9, -1)
-    y = torch.baddbmm(bias.unsqueeze(2), weight.reshape(lanes, -1, channels * 9), patches)
-    return y.view(lanes, -1, height // stride, width // stride, examples)
+    matrix = weight.reshape(lanes, -1, channels * 9)
+    y = torch.bmm(matrix, patches) if bias is None else torch.baddbmm(bias.unsqueeze(2), matrix, patches)
+    return y.view(lanes, -1, -(-height // stride), -(-width // stride), examples)
 
 
 def embed(table: Tensor, symbols: Tensor) -> Tensor:
@@ -69,11 +78,17 @@ def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, heads: int) -> Tensor:
     """Scaled dot-product attention in which a position sees itself and those before: [K, B, T, width], all four.
 
-    Written out, because for short contexts two products and a softmax compile to faster code than
-    F.scaled_dot_product_attention (1.54k to 1.40k model-steps/s of `bytes_transformer`, 16 lanes on one core).
+    Written out for short contexts on a CPU, where two products and a softmax compile to faster code than
+    F.scaled_dot_product_attention: 1.54k to 1.40k model-steps/s of `bytes_transformer` (16 lanes on one core), and with
+    the network of `gpt` 228 to 208 at 32 positions, 214 to 210 at 64, 189 to 183 at 128, 145 to 136 at 256. Beyond, and
+    on a GPU, the scores of all pairs of positions would not fit where they are fast to reach.
     """
     lanes, examples, positions, width = query.shape
     size = width // heads
+    if positions > WRITTEN_OUT_TO or query.is_cuda:
+        q, k, v = (x.reshape(-1, positions, heads, size).transpose(1, 2) for x in (query, key, value))
+        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return attended.transpose(1, 2).reshape(lanes, examples, positions, width)
 
     def by_head(x: Tensor) -> Tensor:
         return x.view(-1, positions, heads, size).transpose(1, 2).reshape(-1, positions, size)
@@ -84,7 +99,44 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, heads: int) -
     return mixed.transpose(1, 2).reshape(lanes, examples, positions, width)
 
 
+@dataclass
+class Draws:
+    """Where labels are drawn from, and whether any were: a generator on the CPU for each lane."""
+
+    generators: Sequence[torch.Generator]
+    made: bool = False
+
+    def labels(self, logits: Tensor) -> Tensor:
+        """A class for each example, drawn with the model's own probabilities: [K, B, classes] -> [K, B] int64."""
+        self.made = True
+        probabilities = logits.detach().double().softmax(-1).cpu()
+        drawn = [
+            torch.multinomial(each, 1, generator=generator).squeeze(1)
+            for each, generator in zip(probabilities, self.generators, strict=True)
+        ]
+        return torch.stack(drawn).to(logits.device)
+
+
+_draws: ContextVar[Draws | None] = ContextVar("draws", default=None)
+
+
+@contextmanager
+def drawn_labels(generators: Sequence[torch.Generator]) -> Iterator[Draws]:
+    """Within it, `cross_entropy` takes labels that the model itself draws, which is how Sophia-G sees the curvature."""
+    draws = Draws(generators)
+    token = _draws.set(draws)
+    try:
+        yield draws
+    finally:
+        _draws.reset(token)
+
+
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean negative log-likelihood in nats of each lane: logits [K, B, classes], target [K, B] int64 -> [K]."""
+    """Mean negative log-likelihood in nats of each lane: logits [K, B, classes], target [K, B] int64 -> [K].
+
+    Within `drawn_labels` the targets are the model's own.
+    """
+    if draws := _draws.get():
+        target = draws.labels(logits)
     losses = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
     return losses.view(target.shape).mean(1)

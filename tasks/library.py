@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
+import copy
 import hashlib
 import importlib
 import importlib.util
+import math
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -16,17 +17,29 @@ from typing import cast
 
 import torch
 
+from tasks import options
+from tasks.options import nearest
 from tasks.task import ROLES, Parameter, Task
 
 # Name to class; the module has the task's name. Not imported before it is asked for.
 _BUILT_IN = {
     "quadratic": "Quadratic",
     "breast_cancer": "BreastCancer",
+    "wine_classification": "WineClassification",
+    "diabetes_regression": "DiabetesRegression",
     "digits_mlp": "DigitsMLP",
+    "digits_spikes": "DigitsSpikes",
     "digits_autoencoder": "DigitsAutoencoder",
     "bytes_mlp": "BytesMLP",
     "digits_cnn": "DigitsCNN",
+    "burgers_pinn": "BurgersPINN",
+    "photo_coordinates": "PhotoCoordinates",
+    "digits_diffusion": "DigitsDiffusion",
     "bytes_transformer": "BytesTransformer",
+    "mnist_resnet": "MnistResNet",
+    "mnist_vit": "MnistViT",
+    "gru_lm": "GRULM",
+    "gpt": "GPT",
 }
 
 
@@ -35,50 +48,89 @@ def names() -> tuple[str, ...]:
     return tuple(_BUILT_IN)
 
 
-@cache
 def load(name: str) -> Task:
-    """The task called `name`; asking again gives the same object.
+    """The task called `name`; asking again gives the same object, however its options are spelled.
 
     Args:
         name: a built-in name (see `names`), or `path/file.py:NAME` where NAME is a `Task` subclass that needs no
-            arguments, or an instance of one, in that Python file. The file is executed.
+            arguments, or an instance of one, in that Python file. The file is executed. Either may be followed by
+            options, as in `digits_mlp(batch_size=512)`: see `tasks.options`.
 
     Raises:
-        ValueError: no such task, file or name, or the task breaks the contract; says what, and what was expected.
+        ValueError: no such task, file, name or option, a value that cannot be, or the task breaks the contract; says
+            what, and what was expected.
     """
-    if own := re.fullmatch(r"(.+\.py)(?::(.*))?", name):
-        return _load_from_file(Path(own[1]), own[2] or "")
-    if name not in _BUILT_IN:
-        hint = _nearest(name, _BUILT_IN) or f"there are {', '.join(_BUILT_IN)}; your own is written path/file.py:NAME"
-        raise ValueError(f"unknown task '{name}'; {hint}")
-    task: Task = getattr(importlib.import_module(f"tasks.{name}"), _BUILT_IN[name])()
+    base, given = options.parse(name)
+    own, common = options.convert(_maker(base), given, base)
+    return _make(base, own, common)
+
+
+def spelling(task: Task) -> str:
+    """What a task is called where results are stored: its name, or for a variant the one spelling with its options."""
+    return task.spelling
+
+
+@cache
+def _make(base: str, own: options.Values, common: options.Values) -> Task:
+    if not common:
+        task = _construct(base, _maker(base), dict(own))
+        task.spelling = options.spelled(base, own)
+        if base not in _BUILT_IN:
+            path, _, attribute = base.rpartition(":")
+            check(task, where=f"{path}: {attribute}")
+        return task
+    plain = _make(base, own, ())
+    changes = tuple((key, value) for key, value in common if value != getattr(plain, key))
+    if changes != common:
+        return _make(base, own, changes)
+    task = copy.copy(plain)  # its data are shared
+    for key, value in changes:
+        setattr(task, key, value)
+    task.spelling = options.spelled(base, own + changes)
+    if task.horizon >= 1:
+        task.warmup = min(round(plain.warmup * task.horizon / plain.horizon), task.horizon - 1)
+    _check_numbers(task, where=base)
     return task
 
 
-def _nearest(word: str, words: Iterable[str]) -> str:
-    """`did you mean ...?`, or nothing where no word is near."""
-    near = difflib.get_close_matches(word, list(words), n=1)
-    return f"did you mean '{near[0]}'?" if near else ""
+def _construct(base: str, maker: type[Task] | Task, own: dict[str, object]) -> Task:
+    if isinstance(maker, Task):
+        return copy.copy(maker)
+    try:
+        return cast(Callable[..., Task], maker)(**own)
+    except Exception as error:
+        if base not in _BUILT_IN:
+            path, _, attribute = base.rpartition(":")
+            message = f"{path}: {attribute}() cannot be made: {type(error).__name__}: {error}"
+            raise ValueError(message) from error
+        if isinstance(error, ValueError):  # data that are not there, a package that is not installed
+            raise ValueError(f"{base}: {error}") from error
+        raise
 
 
-def _load_from_file(path: Path, attribute: str) -> Task:
-    module = _execute(path)
+def _maker(base: str) -> type[Task] | Task:
+    """The class of a task, or the task itself where a file holds one."""
+    if own := re.fullmatch(r"(.+\.py)(?::(.*))?", base):
+        return _from_file(Path(own[1]), own[2] or "")
+    if base not in _BUILT_IN:
+        hint = nearest(base, _BUILT_IN) or f"there are {', '.join(_BUILT_IN)}; your own is written path/file.py:NAME"
+        raise ValueError(f"unknown task '{base}'; {hint}")
+    made: type[Task] = getattr(importlib.import_module(f"tasks.{base}"), _BUILT_IN[base])
+    return made
+
+
+def _from_file(path: Path, attribute: str) -> type[Task] | Task:
+    module = _execute(path, path.resolve())
     there = [name for name, value in vars(module).items() if _is_own_task(value, module)]
     listed = f"tasks there: {', '.join(there) or 'none'}"
     if not attribute:
         raise ValueError(f"{path}: say which task, as {path}:NAME; {listed}")
     if not hasattr(module, attribute):
-        raise ValueError(f"{path}: '{attribute}' is not defined; {_nearest(attribute, there) or listed}")
-    found = getattr(module, attribute)
-    if isinstance(found, type) and issubclass(found, Task):
-        try:
-            found = cast(Callable[[], Task], found)()
-        except Exception as error:
-            raise ValueError(f"{path}: {attribute}() cannot be made: {type(error).__name__}: {error}") from error
-    if not isinstance(found, Task):
-        raise ValueError(f"{path}: '{attribute}' is not a tasks.Task; {listed}")
-    check(found, where=f"{path}: {attribute}")
-    return found
+        raise ValueError(f"{path}: '{attribute}' is not defined; {nearest(attribute, there) or listed}")
+    found: object = getattr(module, attribute)
+    if isinstance(found, Task) or (isinstance(found, type) and issubclass(found, Task)):
+        return found
+    raise ValueError(f"{path}: '{attribute}' is not a tasks.Task; {listed}")
 
 
 def _is_own_task(value: object, module: ModuleType) -> bool:
@@ -86,10 +138,12 @@ def _is_own_task(value: object, module: ModuleType) -> bool:
     return is_class or isinstance(value, Task)
 
 
-def _execute(path: Path) -> ModuleType:
+@cache
+def _execute(path: Path, absolute: Path) -> ModuleType:
+    """The module that a file makes; once for a file, as its data may take long to load."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; a task of your own is written path/file.py:NAME")
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(str(absolute).encode()).hexdigest()[:12]
     name = f"tasks_user_{path.stem}_{digest}"  # two files of one stem must not meet in sys.modules
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -120,7 +174,7 @@ def check(task: Task, where: str) -> None:
     for p in task.parameters:
         expect(
             p.role in ROLES,
-            f"parameter '{p.name}': unknown role '{p.role}'; {_nearest(p.role, ROLES) or roles}",
+            f"parameter '{p.name}': unknown role '{p.role}'; {nearest(p.role, ROLES) or roles}",
         )
         value = p.init(torch.Generator().manual_seed(0))
         expect(
@@ -130,11 +184,21 @@ def check(task: Task, where: str) -> None:
     for part, tensors in (("train", task.train), ("held_out", task.held_out)):
         counts = {x.shape[0] for x in tensors}
         expect(len(counts) == 1, f"{part}: its tensors count {sorted(counts)} examples, expected one number")
-    examples = task.train[0].shape[0]
-    expect(1 <= task.batch_size <= examples, f"batch_size {task.batch_size}: expected 1 to {examples}")
-    expect(0 <= task.warmup < task.horizon, f"warmup {task.warmup}: expected 0 to less than {task.horizon}")
+    _check_numbers(task, where)
     flat = torch.stack([task.initial(0), task.initial(1)])
     batch = task.gather(torch.stack([task.batches(0, 1)[0], task.batches(1, 1)[0]]))
     loss = task.loss(task.split(flat), batch)
     expect(tuple(loss.shape) == (2,), f"loss of 2 lanes gave shape {tuple(loss.shape)}, expected (2,)")
     expect(bool(loss.isfinite().all()), f"loss at the start is {loss.tolist()}, expected finite numbers")
+
+
+def _check_numbers(task: Task, where: str) -> None:
+    examples = task.train[0].shape[0]
+    for truth, message in (
+        (1 <= task.batch_size <= examples, f"batch_size {task.batch_size}: expected 1 to {examples}, the examples"),
+        (task.horizon >= 1, f"horizon {task.horizon}: expected at least 1 step"),
+        (0 <= task.warmup < task.horizon, f"warmup {task.warmup}: expected 0 to less than {task.horizon}"),
+        (0 < task.learning_rate < math.inf, f"learning_rate {task.learning_rate}: expected more than 0"),
+    ):
+        if not truth:
+            raise ValueError(f"{where}: {message}")

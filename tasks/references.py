@@ -22,7 +22,7 @@ class Reference:
     """What AdamW reaches on a task at its full horizon, tuned on a stated budget and then run on seeds it never saw.
 
     Attributes:
-        task: its name, or `FILE.py:NAME`.
+        task: its spelling: a name, or `FILE.py:NAME`, with options in parentheses for a variant.
         loss: held-out loss at the end, geometric mean over the fresh seeds.
         standard_error: of `loss`: `loss` times the standard error of the mean logarithm.
         losses: one for each of `fresh_seeds`.
@@ -77,15 +77,15 @@ class Reference:
 
 
 def reference(name: str) -> Reference | None:
-    """The stored reference of a built-in task; None where there is none, as for a task of your own.
+    """The stored reference of a built-in task or of a variant; None where there is none, as for a task of your own.
 
     Raises:
-        ValueError: the file is damaged, or of another version.
+        ValueError: no such task; the file is damaged, or of another version.
     """
-    stored = read(PATH).get(name)
+    task = load(name)
+    stored = read(PATH).get(task.spelling)
     if stored is None:
         return None
-    task = load(name)
     return replace(stored, stale=(stored.data_sha256, stored.steps) != (task.data_sha256, task.horizon))
 
 

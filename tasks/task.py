@@ -7,7 +7,8 @@ The docstrings of the built-in tasks say under *Measured* what known rules reach
 geometric mean of the held-out loss over seeds at the best of five learning rates a factor 2 apart (three for
 `bytes_transformer`), in float32 with torch 2.13. In brackets: the mean difference of the logarithm to AdamW on the same
 seeds, and its standard error. AdamW has beta1 0.9, beta2 0.999, weight decay 0.01; "no momentum" is AdamW with beta1 0,
-"no correction" is AdamW without bias correction; SGD's momentum is 0.9.
+"no correction" is AdamW without bias correction; SGD's momentum is 0.9. Where it says 2 seeds, the rates are a factor
+2.5 apart, more of them where the best lay at an edge, and there is no weight decay.
 
 Letters in shapes: K lanes, N numbers in all parameters together, B examples in a batch, M held-out examples.
 """
@@ -26,9 +27,11 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
-Role = Literal["hidden", "embedding", "head", "bias", "norm", "vector"]
+Role = Literal["hidden", "embedding", "head", "bias", "norm", "query_key", "vector"]
 ROLES: tuple[str, ...] = get_args(Role)
 Batch = tuple[Tensor, ...]
+SIZE_CLASSES = {"proxy": 3e10, "small": 1e13, "medium": 1e17}
+"""Floating-point operations of a full training below which a task is of that class; from the last limit on, "large"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class Parameter:
         name: unique within its task, spelled as torch would (`hidden.weight`).
         shape: as torch spells it: a matrix is [out, in], a convolution [out, in, height, width].
         role: what the tensor does. `hidden` matrices map features to features, `embedding` is a table with a row a
-            symbol, `head` makes the outputs; `bias` is added, `norm` is a gain, `vector` is any other 1-d tensor.
+            symbol, `head` makes the outputs, `query_key` matrices make an attention's queries or keys; `bias` is added,
+            `norm` is a gain, `vector` is any other 1-d tensor.
         init: draws the initial value, float32 of `shape`, from a generator on the CPU.
     """
 
@@ -84,6 +88,8 @@ class Task(ABC):
         horizon: steps of a full training.
         warmup: steps of linear warm-up, part of the horizon.
         learning_rate: where a rule whose step has RMS `lr` (Adam-like) does best at `horizon`: the centre of a grid.
+        microbatch: how many examples of a batch go through `loss` at once, at most; None, all. A batch is cut into
+            equal pieces, and their gradients are averaged: the same step in less memory.
         train: the data, tensors whose first axis counts examples.
         held_out: data of the same form that no batch contains.
         data_sha256: of the raw data, so that a stored result says what it was measured on.
@@ -98,6 +104,7 @@ class Task(ABC):
     horizon: int
     warmup: int
     learning_rate: float
+    microbatch: int | None = None
     train: Batch
     held_out: Batch
     data_sha256: str
@@ -125,7 +132,7 @@ class Task(ABC):
     def validation_loss(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """The mean loss of each lane over all held-out examples, without gradient: [K, *shape] each -> [K]."""
         lanes = next(iter(parameters.values())).shape[0]
-        count, piece = self.held_out[0].shape[0], 4 * self.batch_size  # in pieces, to bound the memory
+        count, piece = self.held_out[0].shape[0], self.microbatch or 4 * self.batch_size  # to bound the memory
         sums = []
         with torch.no_grad():
             for start in range(0, count, piece):
@@ -189,6 +196,27 @@ class Task(ABC):
             elif isinstance(value, tuple) and value and all(isinstance(x, Tensor) for x in value):
                 setattr(moved, name, tuple(x.to(device) for x in value))
         return moved
+
+    @property
+    def spelling(self) -> str:
+        """What results are stored under: `tasks.load` reads it. The name, or what the task was loaded by."""
+        return getattr(self, "_spelling", self.name)
+
+    @spelling.setter
+    def spelling(self, value: str) -> None:
+        self._spelling = value
+
+    @property
+    def training_flops(self) -> int:
+        """Floating-point operations of one lane's full training, about."""
+        return self.flops * self.horizon
+
+    @property
+    def size_class(self) -> str:
+        """By the cost of a lane's full training: "proxy" (seconds on a core), "small" (up to some minutes), "medium"
+        (up to hours of a GPU) or "large"; see `SIZE_CLASSES`.
+        """
+        return next((name for name, limit in SIZE_CLASSES.items() if self.training_flops < limit), "large")
 
     @property
     def device(self) -> torch.device:
