@@ -13,21 +13,24 @@ Letters in shapes: K lanes, N numbers in all parameters of a task.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from discover.gradient import Gradient
+from discover.lane_closure import TaskClosure
 from discover.native import Code, NativeRules, encode
 from dsl import Program
+from dsl.graph import needs
 from dsl.lane_rule import LaneRule
 from tasks import Batch, Task
 
 LOST_ABOVE = 3.0
-"""A lane whose training loss still exceeds its first loss this many times when half its steps are done is dropped.
+"""A lane whose training and held-out loss still exceed its first loss this many times when half its steps are done is
+dropped.
 Before that a loss may rise: on an ill-conditioned task Adam's first steps raise it, and a good end comes of it yet."""
 
 
@@ -58,12 +61,21 @@ class Trace:
     Attributes:
         loss: validation loss at the end of the schedule; inf for a lane that was lost.
         steps: how many steps it ran.
-        lost: empty, or why it was dropped: "not finite", "rising", or the error of its program's kernel.
+        lost: empty, or why it was dropped: "not finite", "rising", "pruned", or the error of its program's kernel.
+        curve: validation losses after the steps that `train` was asked for, as far as it came; inf where not finite.
     """
 
     loss: float
     steps: int
     lost: str = ""
+    curve: tuple[float, ...] = ()
+
+
+_SEEDS = 2**24
+"""Seeds of a rule's own draws are smaller, so that every dtype holds them exactly."""
+
+Prune = Callable[[int, Mapping[int, float]], Collection[int]]
+"""Is told a step and the validation loss of every lane that is left, by its place in the call; says whom to drop."""
 
 
 class _Part(Protocol):
@@ -78,6 +90,8 @@ class _Part(Protocol):
 
     def evaluation(self, parameters: Tensor) -> Tensor: ...
 
+    def state(self) -> list[Tensor]: ...
+
 
 @dataclass(slots=True)
 class _Generated:
@@ -89,6 +103,8 @@ class _Generated:
     ratios: Sequence[float]
     start: int
     stop: int
+    asks: bool = False
+    """Whether the rule needs a closure."""
 
     def step(self, parameters: Tensor, gradients: Tensor, t: int) -> None:
         ratio = self.ratios[t - 1]
@@ -102,6 +118,9 @@ class _Generated:
 
     def evaluation(self, parameters: Tensor) -> Tensor:
         return self.rule.evaluation(parameters)
+
+    def state(self) -> list[Tensor]:
+        return [unit.state[name] for unit in self.rule.units for name in sorted(unit.state)]
 
 
 @dataclass(slots=True)
@@ -121,6 +140,9 @@ class _Native:
     def evaluation(self, parameters: Tensor) -> Tensor:
         return self.rules.evaluation(parameters)
 
+    def state(self) -> list[Tensor]:
+        return [self.rules.state]
+
 
 def train(
     task: Task,
@@ -131,6 +153,10 @@ def train(
     gradient: Gradient,
     native: bool = False,
     checkpoints: Sequence[float] = (0.1, 0.25, 0.5, 0.75),
+    curve: Sequence[int] = (),
+    prune: Prune | None = None,
+    resume: Mapping[str, Any] | None = None,
+    pulse: Callable[[Training], None] | None = None,
 ) -> list[Trace]:
     """Trains every lane from its seed to the end of the task's schedule, stretched or shrunk to `steps`.
 
@@ -142,16 +168,24 @@ def train(
         gradient: of the same task, from `discover.gradient.build`.
         native: step elementwise rules by `discover.native` (float32 on the CPU; it must be available).
         checkpoints: when to look for lost lanes, as fractions of `steps`.
+        curve: steps after which validation losses are taken, besides the end.
+        prune: is asked after each of those steps.
+        resume: what `Training.state` gave in a call with the same arguments; goes on from there, to the same bits.
+        pulse: is called after every step; may raise, to stop.
 
     Returns:
         A trace for each lane, in the order of `lanes`.
 
     A program whose kernel raises an arithmetic error loses its own lanes and no others.
     """
-    training = Training(task, programs, lanes, steps, gradient, native=native, checkpoints=checkpoints)
+    training = Training(
+        task, programs, lanes, steps, gradient, native=native, checkpoints=checkpoints, curve=curve, prune=prune
+    )
+    if resume is not None:
+        training.restore(resume)
     torch.set_flush_denormal(True)  # denormals are slow; the flag is the thread's, numpy's arithmetic included
     try:
-        return training.run()
+        return training.run(pulse)
     finally:
         torch.set_flush_denormal(False)
 
@@ -169,8 +203,13 @@ class Training:
         *,
         native: bool,
         checkpoints: Sequence[float],
+        curve: Sequence[int] = (),
+        prune: Prune | None = None,
     ) -> None:
         self.task, self.lanes, self.steps, self.gradient = task, lanes, steps, gradient
+        self.done = 0
+        self.curve, self.prune = frozenset(curve), prune
+        self.curves: list[list[float]] = [[] for _ in lanes]
         self.looks = {max(1, round(fraction * steps)) for fraction in checkpoints}
         self.traces: list[Trace | None] = [None] * len(lanes)
         codes = [encode(program) if native else None for program in programs]
@@ -194,12 +233,17 @@ class Training:
         self.ratios = [task.lr_ratio(t, steps) for t in range(1, steps + 1)]
         self.parts = self._parts(programs, codes, rows)
 
-    def run(self) -> list[Trace]:
-        """All steps, then validation."""
-        for t in range(1, self.steps + 1):
+    def run(self, pulse: Callable[[Training], None] | None = None) -> list[Trace]:
+        """All steps that are left, then validation."""
+        for t in range(self.done + 1, self.steps + 1):
             if not self.order:
                 break
             self.step(t)
+            if t in self.curve and self.order:
+                self._record(t)
+            self.done = t
+            if pulse is not None:
+                pulse(self)
         if self.order:
             self._finish()
         return [trace for trace in self.traces if trace is not None]
@@ -215,6 +259,33 @@ class Training:
         if lost:
             self._drop(lost, t)
 
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs to go on from here; its tensors are those in use, to be stored at once."""
+        return {
+            "done": self.done,
+            "order": self.order,
+            "traces": [None if trace is None else (trace.loss, trace.steps, trace.lost) for trace in self.traces],
+            "curves": self.curves,
+            "first_loss": self.first_loss,
+            "buffer": self.buffer,
+            "parts": [part.state() for part in self.parts],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Makes a training that was set up anew what it was when `state` was taken."""
+        place = {lane: row for row, lane in enumerate(self.order)}
+        self._keep([place[lane] for lane in state["order"]])
+        self.done, self.curves = state["done"], [list(curve) for curve in state["curves"]]
+        self.traces = [
+            None if trace is None else Trace(trace[0], trace[1], trace[2], tuple(curve))
+            for trace, curve in zip(state["traces"], self.curves, strict=True)
+        ]
+        self.first_loss.copy_(state["first_loss"])
+        self.buffer.copy_(state["buffer"])
+        for part, tensors in zip(self.parts, state["parts"], strict=True):
+            for mine, stored in zip(part.state(), tensors, strict=True):
+                mine.copy_(stored)
+
     def _gradient(self, t: int) -> tuple[Tensor, Tensor]:
         parameters = self.buffer * self.scale if self.scaled else self.buffer
         loss, grad = self.gradient(parameters, self._batch(t), shared=len(self.seeds) == 1)
@@ -229,24 +300,54 @@ class Training:
         """Steps every rule. Returns the rows whose rule has no value, and why."""
         failed: dict[int, str] = {}
         for part in self.parts:
+            if isinstance(part, _Generated) and part.asks:
+                part.rule.closure = self._closure(part, t)
             try:
                 part.step(self.buffer[part.start : part.stop], grad[part.start : part.stop], t)
-            except (ArithmeticError, ValueError, TypeError) as error:
+            except (ArithmeticError, ValueError, TypeError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
                 failed |= dict.fromkeys(range(part.start, part.stop), f"{type(error).__name__}: {error}")
         return failed
+
+    def _closure(self, part: _Part, t: int) -> TaskClosure:
+        """Answers what a rule asks for beside the gradient, on the step's batch."""
+        rows = slice(part.start, part.stop)
+        batch = self._batch(t)
+        mine = batch if len(batch[0]) == 1 else tuple(x[rows] for x in batch)
+        scale = self.scale[rows]
+        seeds = [self.lanes[lane].seed for lane in self.order[rows]]
+        points = self.buffer[rows]
+        return TaskClosure(self.task, self.gradient, mine, points, scale, self.gain[rows] / scale, seeds, t)
 
     def _look(self, t: int, loss: Tensor) -> dict[int, str]:
         """The rows of lanes that are lost, and why."""
         finite = torch.isfinite(loss) & torch.isfinite(self.buffer).all(1)
-        rising = (loss > LOST_ABOVE * self.first_loss) & (2 * t >= self.steps)
+        rising = finite & (loss > LOST_ABOVE * self.first_loss) & (2 * t >= self.steps)
+        if rising.any():  # a single batch may be corrupt, as in `digits_spikes`: the held-out examples decide
+            held_out = torch.tensor(self._validation(self._points()[rising]), device=loss.device)
+            rising[rising.clone()] = ~(held_out <= LOST_ABOVE * self.first_loss[rising])
         lost = (~finite | rising).nonzero().flatten().tolist()
         return {row: "rising" if finite[row] else "not finite" for row in lost}
 
+    def _record(self, t: int) -> None:
+        """Takes the validation losses, and drops whom `prune` names."""
+        losses = dict(zip(self.order, self._validation(self._points()), strict=True))
+        for lane, loss in losses.items():
+            self.curves[lane].append(loss if math.isfinite(loss) else math.inf)
+        if self.prune is None or t == self.steps:
+            return
+        pruned = self.prune(t, {lane: self.curves[lane][-1] for lane in sorted(losses)})
+        if pruned:
+            self._drop({row: "pruned" for row, lane in enumerate(self.order) if lane in pruned}, t)
+
     def _drop(self, lost: Mapping[int, str], t: int) -> None:
         for row, reason in lost.items():
-            self.traces[self.order[row]] = Trace(math.inf, t, reason)
-        keep = torch.tensor([row for row in range(len(self.order)) if row not in lost], dtype=torch.long)
-        kept = set(keep.tolist())
+            lane = self.order[row]
+            self.traces[lane] = Trace(math.inf, t, reason, tuple(self.curves[lane]))
+        self._keep([row for row in range(len(self.order)) if row not in lost])
+
+    def _keep(self, rows: Sequence[int]) -> None:
+        """Compacts the buffer to some of its rows, in order."""
+        keep, kept = torch.tensor(rows, dtype=torch.long), set(rows)
         parts, start = [], 0
         for part in self.parts:
             mine = [row - part.start for row in range(part.start, part.stop) if row in kept]
@@ -258,16 +359,21 @@ class Training:
             start = part.stop
             parts.append(part)
         self.parts = parts
-        self.order = [self.order[row] for row in keep.tolist()]
+        self.order = [self.order[row] for row in rows]
         self.buffer, self.scale, self.gain = self.buffer[keep], self.scale[keep], self.gain[keep]
         self.of_seed, self.first_loss = self.of_seed[keep], self.first_loss[keep]
 
     def _finish(self) -> None:
-        points = [part.evaluation(self.buffer[part.start : part.stop]) for part in self.parts]
-        parameters = torch.cat(points) * self.scale
-        for lane, loss in zip(self.order, self._validation(parameters), strict=True):
+        for lane, loss in zip(self.order, self._validation(self._points()), strict=True):
             finite = math.isfinite(loss)
-            self.traces[lane] = Trace(loss if finite else math.inf, self.steps, "" if finite else "not finite")
+            self.traces[lane] = Trace(
+                loss if finite else math.inf, self.steps, "" if finite else "not finite", tuple(self.curves[lane])
+            )
+
+    def _points(self) -> Tensor:
+        """Where every lane is evaluated, [K, N]."""
+        points = [part.evaluation(self.buffer[part.start : part.stop]) for part in self.parts]
+        return torch.cat(points) * self.scale
 
     def _validation(self, parameters: Tensor) -> list[float]:
         """Held-out losses of rows [K, N], in tiles as gradients are: a product of another number of lanes may round in
@@ -296,14 +402,18 @@ class Training:
             program = programs[rows[start].program]
             stop = next((r for r in range(start, len(rows)) if rows[r].program != rows[start].program), len(rows))
             rule = LaneRule(program, layout, lanes=stop - start, device=self.buffer.device, dtype=self.buffer.dtype)
-            rule.start(self.buffer[start:stop])
+            rule.examples = self.task.batch_size
             own = rows[start].hypers
             mine: dict[str, float | Tensor] = {
                 name: self._tensor([each[name] for each in hypers[start:stop]]) if name in own else default
                 for name, default in program.defaults.items()
             }
+            if "seed" in program.defaults and "seed" not in own:  # what a rule draws is a lane's own
+                mine["seed"] = self._tensor([float(each.seed % _SEEDS) for each in rows[start:stop]])
+            rule.start(self.buffer[start:stop], mine)
             lr = self._tensor([each.get("lr", 1.0) for each in hypers[start:stop]])
-            parts.append(_Generated(rule, lr, mine, self.ratios, start, stop))
+            asks = bool(needs(program).closure)
+            parts.append(_Generated(rule, lr, mine, self.ratios, start, stop, asks))
         return parts
 
     def _tensor(self, values: Sequence[float]) -> Tensor:

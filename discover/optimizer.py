@@ -6,17 +6,19 @@ import copyreg
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from dsl.codegen import Code, compiled, generate
+from discover.closures import Closure, calls_backward
+from dsl.codegen import Barrier, Code, compiled, generate
+from dsl.graph import needs
 from dsl.parse import suggest
 from dsl.program import ROLES, Facts, Program, Slot
-from dsl.types import EXTENTS
+from dsl.types import EXTENTS, size_of
 
 _COMBINE: dict[str, Callable[[Any, Any], Any]] = {"sum": operator.add, "amax": torch.maximum}
 _OWN_KEYS = ("role", "maximize", "reference_lr", "evaluating")
@@ -40,6 +42,9 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
         ValueError: an unknown hyperparameter or role, a value that is no finite number, a negative lr, complex
             parameters.
 
+    State has the parameter's dtype. In half precision sums and slow averages stand still early, as they do in torch's
+    own optimizers: keep parameters in float32 and use autocast.
+
     `lr_ratio`, which schedules inside a rule read, is a group's lr over its `reference_lr`: the lr it was made with.
     """
 
@@ -61,7 +66,8 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
                     f"{self._name()} has no hyperparameter '{name}'{suggest(name, names)}; it has {', '.join(names)}"
                 )
             given[name] = value
-        self._kinds: dict[tuple[int, str | None], _Kind] = {}
+        self._kinds: dict[tuple[torch.Size, str | None], _Kind] = {}
+        self._asks = needs(program)
         defaults = {**program.defaults, **given, "role": None, "maximize": maximize, "evaluating": False}
         super().__init__(module_groups(params) if isinstance(params, nn.Module) else params, defaults)
 
@@ -115,52 +121,80 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
     # Steps --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Updates every parameter that has a gradient.
+    def step(self, closure: Callable[..., Any] | None = None, *, examples: int | None = None) -> Any:
+        """Updates every parameter that has a gradient; every one that requires it, where the rule takes no gradient.
 
         Args:
-            closure: computes the loss anew, with its gradients; its value is returned.
+            closure: computes the loss anew, with its gradients; its value is returned. Rules that ask for more than a
+                gradient call it again, as `discover.closures` says.
+            examples: how many the loss is a mean over, for rules that read it.
 
         Raises:
-            ValueError: a sparse gradient; a step while `eval()` holds.
+            ValueError: a sparse gradient; a step while `eval()` holds; the rule needs a closure, or the number of
+                examples, and there is none; the closure does not do what the rule asks.
         """
         if any(group["evaluating"] for group in self.param_groups):
             raise ValueError(
                 f"{self._name()}: the parameters are at the evaluation point; call opt.train() before opt.step()"
             )
+        asks = self._asks
+        if closure is None and asks.closure:
+            raise ValueError(
+                f"{self._name()} needs a closure: it asks for {asks.closure[0]}(...); call opt.step(closure)"
+            )
+        if examples is None and asks.examples:
+            raise ValueError(
+                f"{self._name()} needs the number of examples in the batch; call opt.step(closure, examples=len(x))"
+            )
+        if examples is not None and not examples > 0:
+            raise ValueError(f"{self._name()}: examples is how many the loss is a mean over, not {examples}")
         loss = None
-        if closure is not None:
+        if closure is not None and (asks.gradient or not asks.closure):
             with torch.enable_grad():
                 loss = closure()
-        work = [self._prepare(p, group) for group in self.param_groups for p in group["params"] if _has_gradient(p)]
-        for level in range(max((len(each.kind.shares) for each in work), default=0)):
-            totals: dict[str, Tensor] = {}
-            for each in work:
-                if level < len(each.kind.shares):
-                    each.share(level, totals)
-            for each in work:
-                each.numbers.update(totals)
+        everything = ((p, group) for group in self.param_groups for p in group["params"])
+        work = [
+            self._prepare(p, group, place, examples)
+            for place, (p, group) in enumerate(everything)
+            if p.numel() > 0 and (p.grad is not None if asks.gradient else p.requires_grad)
+        ]
+        answers = None
+        if asks.closure and closure is not None:
+            answers = Closure(
+                self._name(),
+                closure,
+                [each.owner for each in work],
+                takes_gradient=calls_backward(asks),
+                maximize=[bool(each.numbers["maximize"]) for each in work],
+                examples=examples,
+            )
+        depth = max((barrier.level + 1 for each in work for barrier, *_ in each.kind.shares), default=0)
+        for level in range(depth):
+            _exchange(level, work, answers)
         for each in work:
             each.update()
+        if answers is not None:
+            answers.release()
+            loss = answers.loss if loss is None else loss
         return loss
 
-    def _prepare(self, p: Tensor, group: dict[str, Any]) -> _Work:
+    def _prepare(self, p: Tensor, group: dict[str, Any], place: int, examples: int | None) -> _Work:
         kind = self._kind(p, group["role"])
         state = self.state[p]
         if not state:
             state["step"] = 0
-            state.update({slot.name: initial(slot, p, kind.code.matrix) for slot in kind.code.slots})
-        state["step"] += 1
-        grad = p.grad
-        assert grad is not None
+            state.update({slot.name: initial(slot, p, kind.code.matrix, group) for slot in kind.code.slots})
+        grad = p if p.grad is None else p.grad.detach()  # a rule that takes no gradient reads none
         if grad.layout != torch.strided:
             raise ValueError(f"{self._name()} does not take sparse gradients; make the layer with sparse=False")
-        return _Work(kind, p, -grad if group["maximize"] else grad, state, group)
+        work = _Work(kind, p, -grad if group["maximize"] else grad, state, group)
+        work.numbers["place"], work.numbers["examples"] = place, examples
+        return work
 
     def _kind(self, p: Tensor, role: str | None) -> _Kind:
-        key = (min(p.ndim, 2), role)
+        key = (p.shape, role)
         if key not in self._kinds:
-            self._kinds[key] = _Kind(generate(self._program(), Facts.of(p.ndim, role)))
+            self._kinds[key] = _kind_of(self._program(), Facts.of(p.shape, role))
         return self._kinds[key]
 
     # The evaluation point -----------------------------------------------------------------------------------------
@@ -186,10 +220,20 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
                     p.copy_(other)
             group["evaluating"] = evaluating and self._program().result is not None
 
-    # Pickling -----------------------------------------------------------------------------------------------------
+    # Checkpoints --------------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's own, which makes every state a float: codes are made codes again."""
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            for p in group["params"]:
+                for slot in self._kind(p, group["role"]).code.slots:
+                    if slot.code and slot.name in self.state.get(p, ()):
+                        self.state[p][slot.name] = self.state[p][slot.name].to(torch.uint8)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._kinds = {}
+        self._asks = needs(self._program())
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("evaluating", False)
@@ -201,20 +245,28 @@ class _Kind:
     def __init__(self, code: Code) -> None:
         self.code = code
         self.slots = [slot.name for slot in code.slots]
-        self.shares = [(compiled(each.share), each.share.params[2:], each) for each in code.barriers]
+        self.shares = [(each, compiled(each.share), each.share.params[2:]) for each in code.barriers]
         self.update = compiled(code.update)
         self.params = code.update.params[2:]
 
 
-class _Work:
-    """One parameter in one step."""
+@cache
+def _kind_of(program: Program, facts: Facts) -> _Kind:
+    return _Kind(generate(program, facts))
 
-    __slots__ = ("grad", "kind", "numbers", "p", "target")
+
+class _Work:
+    """One parameter in one step.
+
+    `p` is the parameter as the rule sees it, `owner` as the user does.
+    """
+
+    __slots__ = ("grad", "kind", "numbers", "owner", "p", "state", "target")
 
     def __init__(self, kind: _Kind, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        self.kind, self.p, self.grad = kind, p, grad
+        self.kind, self.p, self.grad, self.owner, self.state = kind, p, grad, p, state
         reference = group["reference_lr"]
-        self.numbers: dict[str, Any] = {**group, "t": state["step"], "lr_ratio": 1.0}
+        self.numbers: dict[str, Any] = {**group, "t": state["step"] + 1, "lr_ratio": 1.0}
         if "lr" in group and reference != 0:
             self.numbers["lr_ratio"] = group["lr"] / reference
         self.target: Tensor | None = None
@@ -232,39 +284,81 @@ class _Work:
         if self.p.data_ptr() != p.data_ptr():  # its strides have no such view: update a copy
             self.target = p
 
-    def share(self, level: int, totals: dict[str, Tensor]) -> None:
-        """Adds this parameter's share to the totals of a level."""
-        function, params, barrier = self.kind.shares[level]
-        shares = function(self.p, self.grad, *[self.numbers[name] for name in params])
-        for name, how, share in zip(barrier.totals, barrier.combine, shares, strict=True):
-            if isinstance(share, Tensor):
-                share = share.reshape(()).to(totals.get(name, share).device)
-            totals[name] = _COMBINE[how](totals[name], share) if name in totals else share
+    def shares(self, level: int) -> tuple[Barrier, Iterator[Any]] | None:
+        """This parameter's shares of a level, if it has any."""
+        for barrier, function, params in self.kind.shares:
+            if barrier.level == level:
+                return barrier, iter(function(self.p, self.grad, *[self.numbers[name] for name in params]))
+        return None
 
     def update(self) -> None:
+        """Takes the step, which counts from now on: a closure that failed before has changed nothing."""
+        self.state["step"] += 1
         self.kind.update(self.p, self.grad, *[self.numbers[name] for name in self.kind.params])
         if self.target is not None:
             self.target.copy_(self.p.view(self.target.shape))
 
 
-def _has_gradient(p: Tensor) -> bool:
-    return p.grad is not None and p.numel() > 0
+def _exchange(level: int, work: list[_Work], answers: Closure | None) -> None:
+    """Joins what the parameters have to share, and asks what they have to ask, before they go on."""
+    totals: dict[float, Any] = {}
+    asked: dict[float, tuple[str, dict[int, list[Any]]]] = {}
+    waiting = []
+    for index, each in enumerate(work):
+        if (found := each.shares(level)) is None:
+            continue
+        barrier, values = found
+        waiting.append((index, each, barrier))
+        for total in barrier.totals:
+            if total.combine == "closure":
+                asked.setdefault(total.place, (total.op, {}))[1][index] = [next(values) for _ in range(total.arity)]
+                continue
+            share, known = next(values), totals.get(total.place)
+            if isinstance(share, Tensor):
+                share = share.reshape(()) if total.scalar else share
+                share = share if known is None else share.to(known.device)
+            totals[total.place] = share if known is None else _COMBINE[total.combine](known, share)
+    found_answers = {place: _ask(op, given, len(work), answers) for place, (op, given) in asked.items()}
+    for index, each, barrier in waiting:
+        for total in barrier.totals:
+            value = found_answers[total.place] if total.place in found_answers else totals[total.place]
+            value = value[index] if isinstance(value, list) else value
+            shaped = isinstance(value, Tensor) and total.combine == "closure" and not total.scalar
+            each.numbers[total.name] = value.reshape(each.p.shape) if shaped else value
 
 
-def initial(slot: Slot, p: Tensor, matrix: bool) -> Tensor:
-    """A slot's first value: of p's shape where it is full, of the extent's sizes where p is treated as a matrix."""
+def _ask(op: str, given: dict[int, list[Any]], count: int, answers: Closure | None) -> Any:
+    """An answer for all parameters; None where none needs it at this step."""
+    asking = [values for values in given.values() if values[0] is not None]
+    if not asking:
+        return None
+    assert answers is not None
+    if any(values[1:] != asking[0][1:] for values in asking):
+        raise ValueError(
+            f"{answers.rule} asks {op}(...) for all parameters at once: its numbers, {asking[0][1:]}, must be "
+            "the same in all groups"
+        )
+    return answers(op, [given.get(index, [None])[0] for index in range(count)], *asking[0][1:])
+
+
+def initial(slot: Slot, p: Tensor, matrix: bool, hypers: Mapping[str, float]) -> Tensor:
+    """A slot's first value: of p's shape where it is full, of the extent's sizes where p is treated as a matrix.
+
+    Raises:
+        ValueError: a hyperparameter that gives a size is no whole number from 1.
+    """
     if slot.extent == EXTENTS["full"]:
         memory = torch.contiguous_format if matrix else torch.preserve_format
         if slot.init == "p":
             return p.detach().clone(memory_format=memory)
         assert not isinstance(slot.init, str)
-        return torch.full_like(p, slot.init, memory_format=memory)
+        dtype = torch.uint8 if slot.code else p.dtype
+        return torch.full_like(p, slot.init, memory_format=memory, dtype=dtype, requires_grad=False)
     if not matrix:
         assert not isinstance(slot.init, str)
         return p.new_full((), slot.init)
     rows = p.shape[0] if p.ndim >= 2 else p.numel()
-    sizes = {"r": rows, "c": p.numel() // rows, "1": 1}
-    shape = (sizes[slot.extent[0]], sizes[slot.extent[1]])
+    shape = [size_of(symbol, rows, p.numel() // rows, hypers) for symbol in slot.extent]
     if slot.init == "eye":
         return torch.eye(shape[0], dtype=p.dtype, device=p.device)
     assert not isinstance(slot.init, str)

@@ -101,6 +101,8 @@ def _parity(node: Node, args: list[_Parity | None], graph: Graph) -> _Parity | N
         return {"g": _ODD, "p": _P}.get(str(node.payload), _EVEN)
     if node.op == CONSTANT:
         return _EVEN if node.payload else _ZERO
+    if OPS[node.op].combine == "closure":  # what a model says elsewhere follows no rule
+        return None
     known = [arg for arg in args if arg is not None]
     if OPS[node.op].parity == "constant":
         return _EVEN
@@ -193,6 +195,8 @@ def _degree(node: Node, args: list[_Degree | None], graph: Graph) -> _Degree | N
         return {"g": _Degree(1.0), "p": _Degree(math.inf, True)}.get(str(node.payload), _Degree(0.0))
     if node.op == CONSTANT:
         return _NOTHING if abs(float(node.payload)) <= EPS else _Degree(0.0)  # type: ignore[arg-type]
+    if OPS[node.op].combine == "closure":
+        return None
     known = [arg for arg in args if arg is not None]
     if OPS[node.op].degree == "constant":
         return _Degree(0.0)

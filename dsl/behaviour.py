@@ -39,20 +39,18 @@ def behaviour_hash(program: Program) -> str:
     graphs = lower_all(program)
     kinds = kinds_to_run(graphs)
     probe = _probe()
-    machine = Machine(
-        [graphs[facts] for facts in kinds],
-        [probe.parameters[facts.matrix] for facts in kinds],
-        program.slots,
-        program.defaults,
-    )
+    held = [shaped(probe.parameters, facts) for facts in kinds]
+    machine = Machine([graphs[facts] for facts in kinds], held, program.slots, program.defaults)
+    surrogate = Surrogate(machine, [shaped(probe.curvature, facts) for facts in kinds])
     numbers: list[list[str]] = [[] for _ in kinds]
     for number, (t, ratio) in enumerate(zip(STEPS, RATIOS, strict=True)):
         before = [unit.p for unit in machine.units]
-        machine.step([probe.gradients[facts.matrix][number] for facts in kinds], t, LR * ratio, ratio)
+        surrogate.step([shaped(probe.gradients[number], facts) for facts in kinds], t, LR * ratio, ratio)
         for unit, old, facts, text in zip(machine.units, before, kinds, numbers, strict=True):
-            text.append(_rounded(old, unit.p, probe.directions[facts.matrix]))
+            direction = shaped(probe.direction, facts)
+            text.append(_rounded(old, unit.p, direction))
             if program.result:
-                text.append(_rounded(old, unit.result, probe.directions[facts.matrix]))
+                text.append(_rounded(old, unit.result, direction))
     digests = {facts: sha256(";".join(text).encode()).hexdigest() for facts, text in zip(kinds, numbers, strict=True)}
     return combine({facts: digests.get(facts, digests[kinds[0]]) for facts in graphs})
 
@@ -86,20 +84,70 @@ def _rounded(old: Array, new: Array, direction: Array) -> str:
     return ",".join(f"{value:.6e}" if abs(value) > _FLOOR else "0" for value in along)
 
 
+class Surrogate:
+    """Steps a machine on gradients that are given, and answers what its rule asks for beside them.
+
+    The loss around p is taken to be g.(q - p) + (q - p).C(q - p) / 2, with a diagonal C: a model that has the gradient
+    g where the parameters are, and is as simple as can be elsewhere. Labels that a model draws give the gradient C g.
+
+    Args:
+        machine: what is stepped.
+        curvature: C for each parameter, of its shape or with leading axes for situations.
+    """
+
+    EXAMPLES = 8
+    """How many examples the gradient is said to be a mean over."""
+
+    def __init__(self, machine: Machine, curvature: list[Array]) -> None:
+        self.machine, self.curvature = machine, curvature
+        self.gradients: list[Array] = []
+        machine.closure, machine.examples = self.answer, self.EXAMPLES
+
+    def step(self, gradients: list[Array], t: float, lr: float, lr_ratio: float) -> None:
+        """As `Machine.step`."""
+        self.gradients = gradients
+        self.machine.step(gradients, t, lr, lr_ratio)
+
+    def answer(self, op: str, values: list[Array], *numbers: float) -> list[Array] | Array:
+        """See `dsl.reference.Closure`."""
+        both = list(zip(values, self.curvature, strict=True))
+        if op == "hvp":
+            return [c * z for z, c in both]
+        moved = [q - unit.p for q, unit in zip(values, self.machine.units, strict=True)]
+        if op == "loss_at":
+            parts = [
+                np.sum(g * d + 0.5 * c * d**2, axis=(-2, -1), keepdims=True)
+                for g, d, c in zip(self.gradients, moved, self.curvature, strict=True)
+            ]
+            return np.asarray(sum(parts))
+        found = [g + c * d for g, d, c in zip(self.gradients, moved, self.curvature, strict=True)]
+        if op == "sampled_grad":
+            return [c * g for g, c in zip(found, self.curvature, strict=True)]
+        if op == "clipped_grad":
+            norm = np.sqrt(sum(np.sum(g**2, axis=(-2, -1), keepdims=True) for g in found))
+            return [g * np.minimum(1.0, numbers[0] / np.where(norm > 0, norm, 1.0)) for g in found]
+        return found
+
+
 class _Probe:
-    """Fixed inputs, as matrices (True) and as the same elements in a column (False)."""
+    """Fixed inputs for a tall matrix."""
 
     def __init__(self) -> None:
         numbers = generic(7, (2 + len(STEPS), ROWS, COLS))
-        p, direction, units = numbers[0], numbers[1], numbers[2:]
+        p, self.direction, units = numbers[0], numbers[1], numbers[2:]
+        self.curvature = generic(8, (ROWS, COLS))
         small = units * 1e-3
         small[:, 0] = 0.0
         small[1::2, 1] = 0.0
-        gradients = np.stack([units, small], axis=1)
-        both = np.stack([p, p])
-        self.parameters = {True: both, False: column(both)}
-        self.directions = {True: direction, False: column(direction)}
-        self.gradients = {True: gradients, False: column(gradients)}
+        self.gradients = np.stack([units, small], axis=1)
+        self.parameters = np.stack([p, p])
+
+
+def shaped(array: Array, facts: Facts) -> Array:
+    """What is given for a tall matrix, for a parameter of this kind: as it is, transposed, or as one column."""
+    if not facts.matrix:
+        return column(array)
+    return array if facts.tall else np.swapaxes(array, -1, -2)
 
 
 @cache

@@ -43,7 +43,7 @@ def _holes(program: Program) -> dict[str, str]:
 
 def _digest(program: Program, values: Mapping[str, float], labels: Mapping[str, str], *, shape: bool) -> str:
     graphs = simplified(program, values)
-    places = _places(graphs)
+    places = _places(lower_all(program))
     digests: dict[int, str] = {}
     for graph in graphs.values():
         if id(graph) not in digests:
@@ -64,7 +64,7 @@ def simplified(program: Program, values: Mapping[str, float]) -> dict[Facts, Gra
 def shapes(program: Program) -> list[tuple[Graph, list[str]]]:
     """Each distinct simplified graph with a digest for every value that is blind to constants."""
     graphs = simplified(program, {})
-    places = _places(graphs)
+    places = _places(lower_all(program))
     distinct = {id(graph): graph for graph in graphs.values()}.values()
     return [(graph, _refined(graph, program.slots, _holes(program), places, True)) for graph in distinct]
 
@@ -72,9 +72,13 @@ def shapes(program: Program) -> list[tuple[Graph, list[str]]]:
 def combine(digests: Mapping[Facts, str]) -> str:
     """One digest of the kinds' digests; a role that is treated as others of its dimensions adds nothing."""
     usual = {facts.matrix: digest for facts, digest in digests.items() if facts in (_MATRIX, _VECTOR)}
-    special = {f"{f.matrix} {f.role}": d for f, d in digests.items() if d != usual[f.matrix]}
+    special = {_words(facts): digest for facts, digest in digests.items() if digest != usual[facts.matrix]}
     text = [usual[True], usual[False], *(f"{kind} {digest}" for kind, digest in sorted(special.items()))]
     return sha256("\n".join(text).encode()).hexdigest()
+
+
+def _words(facts: Facts) -> str:
+    return f"{facts.matrix} {facts.role}" + ("" if facts.tall else " wide")
 
 
 _MATRIX, _VECTOR = Facts(True, "hidden"), Facts(False, "vector")
@@ -87,7 +91,7 @@ def _places(graphs: Mapping[Facts, Graph]) -> dict[float, str]:
         for node in graph.nodes:
             if node.op in OPS and OPS[node.op].combine:
                 place = float(node.payload)  # type: ignore[arg-type]
-                sharing.setdefault(place, []).append(f"{facts.matrix} {facts.role}")
+                sharing.setdefault(place, []).append(_words(facts))
     return {place: "" if len(kinds) == len(graphs) else ",".join(sorted(kinds)) for place, kinds in sharing.items()}
 
 
@@ -100,7 +104,8 @@ def _refined(
     graph: Graph, slots: tuple[Slot, ...], labels: Mapping[str, str], places: Mapping[float, str], shape: bool
 ) -> list[str]:
     """A digest for each value, slots told apart by how they change."""
-    start = {slot.name: f"{slot.extent} {slot.init}" for slot in slots if slot.name in graph.inputs}
+    kept = [slot for slot in slots if slot.name in graph.inputs]
+    start = {slot.name: f"{slot.extent} {slot.init}{' code' * slot.code}" for slot in kept}
     names = start
     digests = _node_digests(graph, {**labels, **names}, places, shape)
     distinct = 0

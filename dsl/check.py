@@ -2,12 +2,13 @@
 
 A rule is well formed if, for every kind of parameter that its static ifs tell apart: every name is assigned before it
 is read, every operator's arguments have types it takes, what is stored in p and in a slot fits there, matrix operators
-stand where the parameter is a matrix, and the new p depends on the gradient. The result it returns, if any, exists.
+stand where the parameter is a matrix, and the new p depends on the gradient, or on what a closure says. The result it
+returns, if any, exists.
 """
 
 from __future__ import annotations
 
-from dsl.graph import lower_all
+from dsl.graph import lower_all, needs
 from dsl.program import Program, RuleError, assignments
 
 
@@ -21,6 +22,6 @@ def check(program: Program) -> Program:
         raise RuleError(
             "p is never assigned; a rule ends with something like p = p - lr * u", 1, f"{program.name}.rule"
         )
-    if not any("g" in graph.inputs for graph in lower_all(program).values()):
+    if not any("g" in graph.inputs for graph in lower_all(program).values()) and not needs(program).closure:
         raise RuleError("the gradient g is not used: the new p does not depend on it", 1, f"{program.name}.rule")
     return program

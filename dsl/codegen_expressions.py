@@ -139,7 +139,9 @@ class Expressions(Values):
         for position, kind in enumerate(kinds):
             wanted = op.kinds.get(op.params[position]) == "tensor"
             free = (
-                (op.infix and not wanted) or op.kinds.get(op.params[position]) == "number" or (forms and kinds in forms)
+                (op.infix and not wanted)
+                or op.kinds.get(op.params[position]) in ("number", "key")
+                or (forms and kinds in forms)
             )
             if kind == "n" and not free:
                 reduced = "tensor" in op.kinds.values()

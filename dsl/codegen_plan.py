@@ -16,6 +16,7 @@ from itertools import takewhile
 from dsl.codegen_expressions import UNARY, Atom, Call, Expr, Expressions, Fill, Fn, Num, parts, size
 from dsl.codegen_values import Guard
 from dsl.graph import INPUT, Graph
+from dsl.ops import OPS
 from dsl.types import EXTENTS
 
 _FULL = EXTENTS["full"]
@@ -44,10 +45,17 @@ class Statement:
     reads: Counter[int] = field(default_factory=Counter)
 
 
+def _repeats(op: str, position: int) -> bool:
+    """Whether an operator's spelling names an argument more than once."""
+    spelling = OPS[op].torch if op in OPS else ""
+    return isinstance(spelling, str) and spelling.count(f"{{{position}}}") > 1
+
+
 class Plan(Expressions):
     """Statements for some outputs of a graph, in order; arguments as for `Expressions`.
 
-    A plan with results writes nothing in place.
+    A plan with results writes nothing in place. `when` says under which choices by numbers (positions in the graph) a
+    result is needed, where that is not always. Without `statements` there are guards and nothing else.
     """
 
     def __init__(
@@ -59,11 +67,19 @@ class Plan(Expressions):
         lanes: bool = False,
         per_lane: frozenset[str] = frozenset(),
         results: Sequence[int] = (),
+        when: Mapping[int, Sequence[tuple[int, bool]]] | None = None,
+        statements: bool = True,
     ) -> None:
         super().__init__(graph, outputs, external=external, lanes=lanes, per_lane=per_lane, results=results)
         self.hints: dict[int, str] = dict(graph.hints)
         self.default_names: dict[int, str] = {}
+        self.when: dict[int, Guard] = {
+            index: tuple((self.number(mask), holds) for mask, holds in choices)
+            for index, choices in (when or {}).items()
+        }
         self._find_guards()
+        if not statements:
+            return
         self.fixed: set[str] = set()
         """Storages that are written by a copy at the end, as writing in place would contradict the order of reads."""
         self.buffered: set[str] = set()
@@ -80,7 +96,9 @@ class Plan(Expressions):
     # Guards and homes ---------------------------------------------------------------------------------------------
 
     def _find_guards(self) -> None:
-        self.guards: dict[int, Guard] = dict.fromkeys([*self.outputs.values(), *self.results], ())
+        self.guards: dict[int, Guard] = dict.fromkeys(self.outputs.values(), ())
+        for index in self.results:
+            self.guards[index] = self.when.get(index, ())
         for index in sorted(self.live, reverse=True):
             mine = self.guards[index]
             for arg, condition in self.users(index):
@@ -255,7 +273,8 @@ class Plan(Expressions):
         if isinstance(expr, Fn):
             for position, arg in enumerate(expr.args):
                 divisor = expr.op == "div" and position == 1
-                expr.args[position] = self._named(arg, guard, order, 2, "denom" if divisor else "")
+                limit = 0 if _repeats(expr.op, position) else 2
+                expr.args[position] = self._named(arg, guard, order, limit, "denom" if divisor else "")
         while isinstance(expr, Call):
             first = isinstance(expr.receiver, Atom)
             for position, arg in enumerate(expr.args):

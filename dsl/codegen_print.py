@@ -52,7 +52,7 @@ def unique(name: str, taken: set[str]) -> str:
     return result
 
 
-RESERVED = {"torch", "math", "float", "abs", "min", "max", "power", "newton_schulz"}
+RESERVED = {"torch", "math", "float", "abs", "min", "max", "power", *(h for op in OPS.values() for h in op.helpers)}
 """Names that generated code uses for itself."""
 
 
@@ -92,9 +92,16 @@ class Printer:
         hoisted = [((), f"{text} = {self._definition(number)}") for number, text in sorted(waiting.items())]
         body = [f"    {line}" for line in self._nest([*hoisted, *lines])]
         if self.plan.results:
-            results = [self._text(self.plan.expr(index), 0) for index in self.plan.results]
+            results = [self._result(index) for index in self.plan.results]
             body.append(f"    return ({results[0]},)" if len(results) == 1 else f"    return {', '.join(results)}")
         return Function(name, self._params(), tuple(body), tuple(self.helpers))
+
+    def _result(self, index: int) -> str:
+        """What is returned: the value, or None at a step that does not need it."""
+        when = self.plan.when.get(index, ())
+        text = self._text(self.plan.expr(index), 2 if when else 0)
+        tests = [self._number(number, 3) if holds else f"not ({self._number(number)})" for number, holds in when]
+        return f"{text} if {' and '.join(tests)} else None" if tests else text
 
     def _params(self) -> tuple[str, ...]:
         plan = self.plan
@@ -138,6 +145,7 @@ class Printer:
                     used += each.keywords.values()
         used += {condition for statement in self.plan.statements for condition, _ in statement.guard}
         used += [self.plan.number(index) for index in self.plan.results if self.plan.is_number[index]]
+        used += [number for guard in self.plan.when.values() for number, _ in guard]
         seen: set[int] = set()
         for number in used:
             uses[number] += 1
@@ -317,6 +325,11 @@ class Printer:
             self.helpers["power"] = None
             return f"power({', '.join(self._text(arg, 0, statement) for arg in expr.args)})", 9, True
         op: Op = OPS[expr.op]
+        if op.infix and not (op.lanes and self.plan.lanes):
+            own = op.precedence
+            left = self._text(expr.args[0], own + (own in (3, 7)), statement)
+            right = self._text(expr.args[1], own + (own != 7), statement)
+            return self._join(left, op.infix, right), own, True
         for helper in op.helpers:
             self.helpers[helper] = None
         kinds = "".join(
@@ -325,14 +338,9 @@ class Printer:
         template = op.torch if isinstance(op.torch, str) else op.torch.get(kinds) or op.torch["t" * len(kinds)]
         if op.lanes and self.keepdim:
             template = op.lanes
-        if op.infix:
-            own = op.precedence
-            left = self._text(expr.args[0], own + (own in (3, 7)), statement)
-            right = self._text(expr.args[1], own + (own != 7), statement)
-            return self._join(left, op.infix, right), own, True
         needs, own = shape(template)
         args = [self._text(arg, need, statement) for arg, need in zip(expr.args, needs, strict=False)]
-        return template.format(*args), own, expr.op != "transpose"
+        return template.format(*args), own, not op.view
 
     def _dies(self, value: int, statement: Statement) -> bool:
         """Whether nobody reads it after this statement, which reads it once, and its storage is ours to reuse."""

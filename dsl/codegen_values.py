@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dsl.codegen_numbers import Numbers
 from dsl.graph import CONSTANT, INPUT, Graph
 from dsl.ops import OPS
-from dsl.types import EXTENTS
+from dsl.types import EXTENTS, SIZED_BY
 
 Guard = tuple[tuple[int, bool], ...]
 """Conditions (number expressions) under which something is needed, outermost first."""
@@ -113,9 +113,19 @@ class Values:
         return numbers.apply(node.op, *(self.number(arg) for arg in node.args))
 
     def _length(self, symbol: str) -> int:
+        numbers = self.numbers
         if symbol == "1":
-            return self.numbers.one
-        return self.numbers.name("p.shape[-2]" if symbol == "r" else "p.shape[-1]")
+            return numbers.one
+        if symbol in "rc":
+            return numbers.name("p.shape[-2]" if symbol == "r" else "p.shape[-1]")
+        elements = numbers.mul(self._length("r"), self._length("c"))
+        if symbol == "n":
+            return elements
+        given = numbers.name(SIZED_BY[symbol], SIZED_BY[symbol] in self.per_lane)
+        if symbol == "k":
+            return numbers.apply("min", numbers.apply("min", given, self._length("r")), self._length("c"))
+        blocks = numbers.neg(numbers.apply("floor", numbers.neg(numbers.div(elements, given))))
+        return given if symbol == "h" else blocks
 
     # What is part of what -----------------------------------------------------------------------------------------
 
@@ -172,8 +182,9 @@ class Values:
 
     def inline(self, index: int) -> bool:
         """Whether it is part of the one statement that uses it."""
-        if self.nodes[index].op == "transpose":
-            return True
+        op = self.nodes[index].op
+        if op in OPS and OPS[op].view:
+            return not self.is_number[index] and not self.leaf(index)
         return self.uses[index] == 1 and not self.leaf(index) and not self.lazy(index) and not self.is_number[index]
 
     # Terms and factors --------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from dsl.program import (
     HasRole,
     If,
     IsMatrix,
+    IsTall,
     Name,
     Not,
     Number,
@@ -65,6 +66,9 @@ def _docstring(doc: str) -> list[str]:
 def _slot(slot: Slot) -> str:
     if slot.init == "p":
         return "like(p)"
+    if slot.code:
+        assert not isinstance(slot.init, str)
+        return f"codes({format_number(slot.init)})"
     init = {0.0: "zeros", 1.0: "ones"}.get(slot.init) if not isinstance(slot.init, str) else slot.init
     extent = _EXTENT_NAMES[slot.extent]
     if extent == "full" and init:
@@ -98,6 +102,8 @@ def _test(test: Test, inside: str = "") -> str:
     match test:
         case IsMatrix():
             return "matrix(p)"
+        case IsTall():
+            return "tall(p)"
         case HasRole(role):
             return f"role({role!r})"
         case Not(inner):

@@ -27,8 +27,9 @@ from dsl.program import (
     Statement,
     all_facts,
     assignments,
+    expressions,
 )
-from dsl.types import FULL, NUMBER, SCALAR, MismatchError, Type, fits
+from dsl.types import FULL, NUMBER, SCALAR, SIZED_BY, MismatchError, Type, fits
 
 INPUT = "input"
 """The operator of a node that is read from outside: p, g, a slot's old value, a hyperparameter, t, lr_ratio."""
@@ -102,7 +103,10 @@ class Builder:
                 raise MismatchError(
                     position, f"must be a mask, but {{}} is {type}; compare it first, for example a > 0"
                 )
-            if kind == "number" and not type.is_number:
+            if type.code != (kind == "code"):
+                what = "a code, as quantize or order gives" if kind == "code" else "a value"
+                raise MismatchError(position, f"must be {what}, but {{}} is {type}")
+            if kind in ("number", "key") and not type.is_number:
                 raise MismatchError(position, f"must be a number known before training, but {{}} is {type}")
             if kind == "tensor" and type.is_number:
                 raise MismatchError(position, f"must be a tensor, but {{}} is {type}")
@@ -126,16 +130,29 @@ class Builder:
             self.nodes.append(Node(op, args, payload, type))
         return self._index[key]
 
-    def graph(self, outputs: Mapping[str, int], hints: Mapping[int, str] | None = None) -> Graph:
+    def graph(
+        self,
+        outputs: Mapping[str, int],
+        hints: Mapping[int, str] | None = None,
+        shared: frozenset[object] = frozenset(),
+    ) -> Graph:
         """The graph of what the outputs need; a slot whose value does not change is no output."""
-        return prune(self.nodes, outputs, hints)
+        return prune(self.nodes, outputs, hints, shared)
 
 
-def prune(nodes: Iterable[Node], outputs: Mapping[str, int], hints: Mapping[int, str] | None = None) -> Graph:
-    """The outputs and what they need, and nothing else, slots that feed only themselves included."""
+def prune(
+    nodes: Iterable[Node],
+    outputs: Mapping[str, int],
+    hints: Mapping[int, str] | None = None,
+    shared: frozenset[object] = frozenset(),
+) -> Graph:
+    """The outputs, the shares of global values at the places given, and what these need, and nothing else: slots that
+    feed only themselves go too."""
     nodes = list(nodes)
     live: set[int] = set()
     wanted = [outputs[name] for name in ("p", "result") if name in outputs]
+    if shared:
+        wanted += [index for index, node in enumerate(nodes) if node.payload in shared and is_total(node)]
     kept = {name for name in ("p", "result") if name in outputs}
     while wanted:
         index = wanted.pop()
@@ -163,14 +180,36 @@ def prune(nodes: Iterable[Node], outputs: Mapping[str, int], hints: Mapping[int,
     )
 
 
+def is_total(node: Node) -> bool:
+    """Whether it is a sum or the like over all parameters."""
+    return node.op in OPS and OPS[node.op].combine in ("sum", "amax")
+
+
 @lru_cache(maxsize=4096)
 def lower(program: Program, facts: Facts) -> Graph:
     """Lowers a program for one kind of parameter.
 
+    A global value that any kind of parameter needs is over all parameters for which its statement stands, also over
+    those that have no use for it themselves.
+
     Raises:
         RuleError: the first violation of the law of types, with the line it stands on.
     """
-    return _Lowering(program, facts).run()
+    return _Lowering(program, facts).run(_shared(program))
+
+
+_TOTALS = {op.name for op in OPS.values() if op.combine in ("sum", "amax") or "global_" in op.expand}
+
+
+@lru_cache(maxsize=4096)
+def _shared(program: Program) -> frozenset[object]:
+    """The places of global values that some kind of parameter needs; none where all kinds are alike."""
+    apart = any(isinstance(statement, If) for statement in program.body)
+    calls = (e for statement in assignments(program.body) for e in expressions(statement.value) if isinstance(e, Call))
+    if not apart or not any(call.op in _TOTALS for call in calls):
+        return frozenset()
+    graphs = [_Lowering(program, facts).run(frozenset()) for facts in all_facts(program)]
+    return frozenset(node.payload for graph in graphs for node in graph.nodes if is_total(node))
 
 
 class _Lowering:
@@ -178,16 +217,21 @@ class _Lowering:
         self.program = program
         self.facts = facts
         self.builder = Builder()
-        self.slots = {slot.name: Type(slot.extent) for slot in program.slots}
+        self.slots = {slot.name: Type(slot.extent, code=slot.code) for slot in program.slots}
         self.env: dict[str, int] = {}
         self.hints: dict[int, str] = {}
         self.line = 0
         self.place = 0.0
         """Which assignment of the whole program this is, and behind the point which global operator in it."""
 
-    def run(self) -> Graph:
+    def run(self, shared: frozenset[object]) -> Graph:
         if self.program.rules:
             raise self.fail(f"rule '{self.program.name}' takes a rule; write {self.program.name}(adamw), for example")
+        for slot in self.program.slots:
+            for size in slot.extent:
+                if SIZED_BY.get(size, "lr") not in (*self.program.defaults, "lr"):
+                    needed = f"the rule needs a hyperparameter '{SIZED_BY[size]}'"
+                    raise self.fail(f"state '{slot.name}' is {Type(slot.extent)}: {needed}")
         for name in ("p", "g"):
             self.env[name] = self.builder.input(name, FULL)
         for name, type in self.slots.items():
@@ -199,7 +243,7 @@ class _Lowering:
         self.line = 0
         if self.program.result:
             outputs["result"] = self.value(self.read(self.program.result), "the returned value", FULL)
-        return self.builder.graph(outputs, self.hints)
+        return self.builder.graph(outputs, self.hints, shared)
 
     def block(self, body: tuple[Statement, ...], place: int) -> None:
         for statement in body:
@@ -249,9 +293,10 @@ class _Lowering:
         raise self.fail(f"unknown operator '{expr.op}'{suggest(expr.op, OPS)}")
 
     def call(self, expr: Call, op: Op, args: tuple[Expr, ...]) -> int:
-        if op.matrix and not self.facts.matrix:
-            raise self.fail(f"{op.name} needs a matrix, but p may be a vector here; put it under 'if matrix(p):'")
         lowered = tuple(self.lower(arg) for arg in args)
+        sizes = {size for index in lowered for size in self.builder.nodes[index].type.extent}
+        if op.matrix and not self.facts.matrix and sizes & {"r", "c"}:
+            raise self.fail(f"{op.name} needs a matrix, but p may be a vector here; put it under 'if matrix(p):'")
         try:
             lowered = self.builder.admit(op, lowered)
             if op.expand:
@@ -284,6 +329,38 @@ def lower_all(program: Program) -> dict[Facts, Graph]:
     if any(isinstance(statement, If) for statement in program.body) or _names_matrices(program.body):
         return {facts: lower(program, facts) for facts in kinds}
     return dict.fromkeys(kinds, first)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a rule must be given.
+
+    Attributes:
+        gradient: whether it reads the gradient, or asks for a Hessian's product, which is made from it.
+        closure: the closure operators that it asks for, in the table's order.
+        examples: whether it reads how many examples the gradient is a mean over.
+    """
+
+    gradient: bool
+    closure: tuple[str, ...]
+    examples: bool
+
+    def __str__(self) -> str:
+        return ", ".join([*self.closure, *(["examples"] if self.examples else [])])
+
+
+@lru_cache(maxsize=4096)
+def needs(program: Program) -> Needs:
+    """What a rule needs beside its parameters.
+
+    Raises:
+        RuleError: as `lower`.
+    """
+    graphs = lower_all(program).values()
+    inputs = {name for graph in graphs for name in graph.inputs}
+    operators = {node.op for graph in graphs for node in graph.nodes}
+    closure = tuple(op.name for op in OPS.values() if op.combine == "closure" and op.name in operators)
+    return Needs("g" in inputs or "hvp" in closure, closure, "examples" in inputs)
 
 
 def _names_matrices(body: tuple[Statement, ...]) -> bool:

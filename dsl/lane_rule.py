@@ -13,16 +13,33 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dsl.codegen import Code, Style, compiled, generate, is_flat, storage
+from dsl.codegen import Code, Style, Total, compiled, generate, is_flat, storage
 from dsl.graph import lower
 from dsl.program import Facts, Program, Slot
+from dsl.types import SIZED_BY, size_of
 
 _COMBINE: dict[str, Callable[[Any, Any], Any]] = {"sum": operator.add, "amax": torch.maximum}
+
+
+class LaneClosure(Protocol):
+    """What a rule may ask for beside a gradient, of K lanes at once."""
+
+    def __call__(self, op: str, values: Tensor, *numbers: float | Tensor) -> Tensor:
+        """Answers one closure operator of the table.
+
+        Args:
+            op: the operator's name.
+            values: its first argument for all parameters, [K, N].
+            numbers: its other arguments; a tensor has one value a lane, [K, 1, 1].
+
+        Returns: [K, N]; [K] for `loss_at`.
+        """
+        ...
 
 
 @dataclass(slots=True)
@@ -30,18 +47,38 @@ class _Unit:
     """What is updated by one call: one parameter, or all of them as one.
 
     Attributes:
+        place: which parameter it is, from 0.
         rows, cols: its shape as a matrix.
         facts: decides the program's static ifs.
         slots: its state, and `evaluation`, the slot that holds the point to evaluate where that is not p.
         state: slot name -> [K, ...]; filled by `start`.
     """
 
+    place: int
     rows: int
     cols: int
     facts: Facts
     slots: tuple[Slot, ...]
     evaluation: str | None
     state: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Share:
+    """The function that gives one parameter's shares of a level, and what it takes."""
+
+    function: Callable[..., Any]
+    names: list[str]
+    state: list[Tensor]
+    totals: tuple[Total, ...]
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A closure operator's arguments, by the parameter that gave them."""
+
+    op: str
+    values: dict[int, list[Any]] = field(default_factory=dict)
 
 
 class LaneRule:
@@ -68,24 +105,38 @@ class LaneRule:
     ) -> None:
         self.program, self.lanes = program, lanes
         self.device, self.dtype = torch.device(device), dtype
-        facts = [Facts.of(len(shape), role) for shape, role in layout]
+        facts = [Facts.of(shape, role) for shape, role in layout]
         graphs = [lower(program, each) for each in facts]
         self.sizes = [_numel(shape) for shape, _ in layout]
         self.flat = bool(graphs) and is_flat(graphs[0]) and all(graph == graphs[0] for graph in graphs[1:])
         shapes = [(1, sum(self.sizes))] if self.flat else [_as_matrix(shape) for shape, _ in layout]
         self.units = []
-        for (rows, cols), each, graph in zip(shapes, facts, graphs, strict=False):
+        for place, ((rows, cols), each, graph) in enumerate(zip(shapes, facts, graphs, strict=False)):
             slots, _, evaluation = storage(program, graph)
-            self.units.append(_Unit(rows, cols, each, slots, evaluation))
+            self.units.append(_Unit(place, rows, cols, each, slots, evaluation))
+        self.closure: LaneClosure | None = None
+        """Answers the closure operators of the program, which needs it if it has any."""
+        self.examples = 1
+        """How many examples a gradient is a mean over."""
         self._started = False
+        self._sizes: dict[str, Any] = {}
+        """What shapes the state, as it was when the state was made."""
+        self._alike = True
         self._read: list[tuple[str, bool]] | None = None
         """The hyperparameters that the code reads, and whether each is a tensor; None before the code is there."""
         self._expanded: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def start(self, P: Tensor) -> None:  # noqa: N803
-        """Makes the state anew for parameters P [K, N]; the first step does it if nobody has."""
+    def start(self, P: Tensor, hypers: Mapping[str, float | Tensor] | None = None) -> None:  # noqa: N803
+        """Makes the state anew for parameters P [K, N]; the first step does it if nobody has.
+
+        Raises:
+            ValueError: a hyperparameter that gives the state its shape (`rank`) is no whole number, or differs by lane.
+        """
+        values: Mapping[str, Any] = {**self.program.defaults, **(hypers or {})}
+        symbols = {symbol for slot in self.program.slots for symbol in slot.extent}
+        self._sizes = {name: values[name] for symbol, name in SIZED_BY.items() if symbol in symbols}
         for unit, p in zip(self.units, self._views(P), strict=True):
-            unit.state = {slot.name: _initial(slot, p) for slot in unit.slots}
+            unit.state = {slot.name: _initial(slot, p, values) for slot in unit.slots}
         self._started, self._read = True, None
 
     def step(
@@ -110,25 +161,63 @@ class LaneRule:
                 of this rule, and P is then as it was or partly updated.
         """
         if not self._started:
-            self.start(P)
+            self.start(P, hypers)
+        for name, value in self._sizes.items():
+            if hypers[name] != value:
+                raise ValueError(f"{name} gave the state its shape and cannot change from {value} to {hypers[name]}")
         numbers = self._numbers(hypers)
         numbers["t"], numbers["lr_ratio"] = t, lr_ratio
-        if self.flat:
-            update, names, state = self._calls[0]
-            update(P.unsqueeze(1), G.unsqueeze(1), *state, *[numbers[name] for name in names])
+        if self._alike:
+            ps, gs = self._views(P), self._views(G)
+            for (update, names, state), p, g in zip(self._calls, ps, gs, strict=True):
+                update(p, g, *state, *[numbers[name] for name in names])
             return
+        self._step_together(P, G, numbers)
+
+    def _step_together(self, P: Tensor, G: Tensor, numbers: dict[str, Any]) -> None:  # noqa: N803
+        """A step whose parameters wait for one another, or are given different numbers."""
+        numbers["examples"] = self.examples
         ps, gs = self._views(P), self._views(G)
-        for shares in self._barriers:
-            totals: dict[str, Tensor] = {}
-            for (share, names, state, outs, combine), p, g in zip(shares, ps, gs, strict=True):
+        known = [{**numbers, "place": unit.place} for unit in self.units]
+        for level in self._barriers:
+            totals: dict[float, Any] = {}
+            asked: dict[float, _Asked] = {}
+            for share, p, g, unit, mine in zip(level, ps, gs, self.units, known, strict=True):
                 if share is None:
                     continue
-                values = share(p, g, *state, *[numbers[name] for name in names])
-                for name, how, value in zip(outs, combine, values, strict=True):
-                    totals[name] = _COMBINE[how](totals[name], value) if name in totals else value
-            numbers.update(totals)
-        for (update, names, state), p, g in zip(self._calls, ps, gs, strict=True):
-            update(p, g, *state, *[numbers[name] for name in names])
+                values = iter(share.function(p, g, *share.state, *[mine[name] for name in share.names]))
+                for total in share.totals:
+                    if total.combine == "closure":
+                        question = asked.setdefault(total.place, _Asked(total.op))
+                        question.values[unit.place] = [next(values) for _ in range(total.arity)]
+                    else:
+                        value, place = next(values), total.place
+                        totals[place] = _COMBINE[total.combine](totals[place], value) if place in totals else value
+            answers = {place: self._answer(question, P, ps) for place, question in asked.items()}
+            for share, unit, mine in zip(level, self.units, known, strict=True):
+                for total in share.totals if share else ():
+                    both = answers[total.place][unit.place] if total.place in answers else totals[total.place]
+                    mine[total.name] = both
+        for (update, names, state), p, g, mine in zip(self._calls, ps, gs, known, strict=True):
+            update(p, g, *state, *[mine[name] for name in names])
+
+    def _answer(self, asked: _Asked, P: Tensor, ps: list[Tensor]) -> list[Tensor | None]:  # noqa: N803
+        """What the closure says, for each parameter; None for all where none needs it at this step."""
+        given = [values for values in asked.values.values() if values[0] is not None]
+        if not given:
+            return [None] * len(self.units)
+        if self.closure is None:
+            raise ValueError(f"rule '{self.program.name}' asks for {asked.op}(...) and nobody answers")
+        parts = []
+        for unit, p in zip(self.units, ps, strict=True):
+            value = asked.values.get(unit.place, [None])[0]
+            if value is None:
+                value = torch.zeros_like(p) if asked.op == "hvp" else p
+            parts.append(value.expand_as(p).reshape(len(P), -1))
+        answer = self.closure(asked.op, torch.cat(parts, dim=1), *given[0][1:])
+        if answer.ndim == 1:
+            return [answer.view(-1, 1, 1)] * len(self.units)
+        return list(self._views(answer))
 
     def keep(self, index: Tensor) -> None:
         """Keeps the state of some lanes: index [K'], the kept lanes' positions in order."""
@@ -183,21 +272,22 @@ class LaneRule:
             (compiled(code.update), *self._arguments(unit, code.update.params))
             for unit, code in zip(self.units, codes, strict=True)
         ]
-        depth = max((len(code.barriers) for code in codes), default=0)
+        depth = max((barrier.level + 1 for code in codes for barrier in code.barriers), default=0)
         self._barriers = [
             [self._share(unit, code, level) for unit, code in zip(self.units, codes, strict=True)]
             for level in range(depth)
         ]
         read = {name for code in codes for function in code.functions for name in function.params}
+        self._alike = not depth and not read & {"place", "examples"}
         self._read = [(name, name in per_lane) for name in self.program.defaults if name in read]
         return self._read
 
-    def _share(self, unit: _Unit, code: Code, level: int) -> Any:
-        if level >= len(code.barriers):
-            return None, (), (), (), ()
-        barrier = code.barriers[level]
-        names, state = self._arguments(unit, barrier.share.params)
-        return compiled(barrier.share), names, state, barrier.totals, barrier.combine
+    def _share(self, unit: _Unit, code: Code, level: int) -> _Share | None:
+        for barrier in code.barriers:
+            if barrier.level == level:
+                names, state = self._arguments(unit, barrier.share.params)
+                return _Share(compiled(barrier.share), names, state, barrier.totals)
+        return None
 
     def _arguments(self, unit: _Unit, params: Sequence[str]) -> tuple[list[str], list[Tensor]]:
         """The names of the numbers, and the state, that a function takes after p and g."""
@@ -217,13 +307,12 @@ def _as_matrix(shape: Sequence[int]) -> tuple[int, int]:
     return (shape[0], _numel(shape[1:])) if len(shape) >= 2 else (_numel(shape), 1)
 
 
-def _initial(slot: Slot, p: Tensor) -> Tensor:
+def _initial(slot: Slot, p: Tensor, hypers: Mapping[str, Any]) -> Tensor:
     """A slot's first value beside a parameter [K, rows, cols]."""
     if slot.init == "p":
         return p.clone(memory_format=torch.contiguous_format)
-    sizes = {"r": p.shape[1], "c": p.shape[2], "1": 1}
-    shape = (len(p), sizes[slot.extent[0]], sizes[slot.extent[1]])
+    rows, cols = (size_of(symbol, p.shape[1], p.shape[2], hypers) for symbol in slot.extent)
     if slot.init == "eye":
-        return torch.eye(shape[1], dtype=p.dtype, device=p.device).expand(shape).clone()
+        return torch.eye(rows, dtype=p.dtype, device=p.device).expand(len(p), rows, cols).clone()
     assert not isinstance(slot.init, str)
-    return p.new_full(shape, slot.init)
+    return p.new_full((len(p), rows, cols), slot.init, dtype=torch.uint8 if slot.code else p.dtype)

@@ -19,6 +19,7 @@ from dsl.program import (
     Hyper,
     If,
     IsMatrix,
+    IsTall,
     Name,
     Not,
     Number,
@@ -136,7 +137,7 @@ class _Parser:
                 raise self.fail(function, f"'{name}' is declared twice")
             if name in BUILTINS:
                 raise self.fail(function, f"'{name}' is built in and cannot be declared")
-            if name in OPS:
+            if name in OPS and name not in {hyper.name for hyper in hypers}:  # nothing is assigned to those
                 raise self.fail(function, f"'{name}' is an operator and cannot be declared")
         return Program(function.name, slots, hypers, self.block(body), result, self.rules, doc)
 
@@ -169,6 +170,10 @@ class _Parser:
             extent = "full"
             if not (isinstance(init, ast.Name) and init.id == "p"):
                 raise self.fail(arg, f"state '{arg.arg}': like takes p; {expected}")
+        if extent == "codes":
+            if init is not None and (number := _literal(init)) is not None:
+                return Slot(arg.arg, EXTENTS["full"], number, code=True)
+            raise self.fail(arg, f"state '{arg.arg}': codes start as a number, codes(0)")
         if extent not in EXTENTS:
             raise self.fail(arg, f"state '{arg.arg}': unknown extent '{extent}'{suggest(extent, EXTENTS)}; {expected}")
         if isinstance(init, ast.Name) and init.id in _INITS:
@@ -238,6 +243,8 @@ class _Parser:
         match node:
             case ast.Call(func=ast.Name(id="matrix"), args=[ast.Name(id="p")], keywords=[]):
                 return IsMatrix()
+            case ast.Call(func=ast.Name(id="tall"), args=[ast.Name(id="p")], keywords=[]):
+                return IsTall()
             case ast.Call(func=ast.Name(id="role"), args=[ast.Constant(value=str(role))], keywords=[]):
                 if role not in ROLES:
                     raise self.fail(node, f"unknown role '{role}'{suggest(role, ROLES)}; roles are {', '.join(ROLES)}")
@@ -250,7 +257,7 @@ class _Parser:
                 return Or(tuple(self.test(value, depth + 1) for value in values))
         raise self.fail(
             node,
-            "an if may ask only matrix(p), role('head'), and, or, not: what is known before training; "
+            "an if may ask only matrix(p), tall(p), role('head'), and, or, not: what is known before training; "
             "for values use where(mask, a, b)",
         )
 

@@ -7,7 +7,8 @@ A `Program` is what a rule file says and nothing more: it is parsed from text (`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dsl.types import Extent
@@ -18,8 +19,9 @@ ROLES = ("hidden", "embedding", "head", "bias", "norm", "query_key", "vector")
 LARGEST = 1e300
 """Literals are smaller; a larger one is a mistake, and its products are inf."""
 
-BUILTINS = ("t", "lr_ratio")
-"""Numbers every rule may read: the step, from 1, and lr over its initial value."""
+BUILTINS = ("t", "lr_ratio", "place", "examples")
+"""Numbers every rule may read: the step, from 1; lr over its initial value; which parameter this is, from 0; how many
+examples the gradient is a mean over, which whoever steps the rule must then say."""
 
 
 class RuleError(ValueError):
@@ -85,6 +87,11 @@ class IsMatrix:
 
 
 @dataclass(frozen=True, slots=True)
+class IsTall:
+    """True for a parameter with at least as many rows as columns, such as a vector."""
+
+
+@dataclass(frozen=True, slots=True)
 class HasRole:
     role: str
 
@@ -104,7 +111,7 @@ class Or:
     tests: tuple[Test, ...]
 
 
-Test = IsMatrix | HasRole | Not | And | Or
+Test = IsMatrix | IsTall | HasRole | Not | And | Or
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +120,21 @@ class Facts:
 
     matrix: bool
     role: str
+    tall: bool = True
 
     @classmethod
-    def of(cls, ndim: int, role: str | None = None) -> Facts:
-        matrix = ndim >= 2
-        return cls(matrix, role or ("hidden" if matrix else "vector"))
+    def of(cls, shape: Sequence[int], role: str | None = None) -> Facts:
+        """What is known of a parameter of this shape."""
+        matrix = len(shape) >= 2
+        tall = not matrix or shape[0] >= math.prod(shape[1:])
+        return cls(matrix, role or ("hidden" if matrix else "vector"), tall)
 
     def decide(self, test: Test) -> bool:
         match test:
             case IsMatrix():
                 return self.matrix
+            case IsTall():
+                return self.tall
             case HasRole(role):
                 return self.role == role
             case Not(inner):
@@ -159,11 +171,15 @@ Statement = Assign | If
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A state tensor: `extent` relative to the parameter, `init` a number, `eye` or `p` (a copy of the parameter)."""
+    """A state tensor: `extent` relative to the parameter, `init` a number, `eye` or `p` (a copy of the parameter).
+
+    `code` says that it is kept in eight bits, as `quantize` makes them.
+    """
 
     name: str
     extent: Extent
     init: float | str = 0.0
+    code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,13 +282,17 @@ def specialize(body: tuple[Statement, ...], facts: Facts) -> tuple[Assign, ...]:
 
 def all_facts(program: Program) -> tuple[Facts, ...]:
     """One `Facts` for every kind of parameter that the program may treat differently, the matrix first."""
-    asked = {test.role for test in _atoms(program.body) if isinstance(test, HasRole)}
+    atoms = list(questions(program.body))
+    roles = {test.role for test in atoms if isinstance(test, HasRole)}
     kinds = [Facts(True, "hidden"), Facts(False, "vector")]
-    kinds += [Facts(matrix, role) for role in ROLES if role in asked for matrix in (True, False)]
+    kinds += [Facts(matrix, role) for role in ROLES if role in roles for matrix in (True, False)]
+    if any(isinstance(test, IsTall) for test in atoms):
+        kinds += [replace(kind, tall=False) for kind in kinds if kind.matrix]
     return tuple(dict.fromkeys(kinds))
 
 
-def _atoms(body: tuple[Statement, ...]) -> Iterator[Test]:
+def questions(body: tuple[Statement, ...]) -> Iterator[Test]:
+    """Every question that the static ifs ask, taken apart: IsMatrix, IsTall and HasRole."""
     stack = list(tests(body))
     while stack:
         test = stack.pop()

@@ -14,15 +14,16 @@ from functools import cache
 
 import numpy as np
 
-from dsl.behaviour import column, generic, kinds_to_run
+from dsl.behaviour import Surrogate, generic, kinds_to_run, shaped
 from dsl.graph import CONSTANT, INPUT, Graph, lower_all
 from dsl.ops import OPS
-from dsl.program import Program
+from dsl.program import Facts, Program
 from dsl.reference import Array, Machine
-from dsl.types import EXTENTS, Scope
+from dsl.types import EXTENTS, Scope, size_of
 
 STEPS = 10
 ROWS, COLS = 5, 3
+LARGE = 4096
 TOLERANCE = 1e-9
 DEGREE_TOLERANCE = 1e-3
 """Relative; wide enough for an eps that keeps a quotient finite."""
@@ -45,6 +46,7 @@ class Properties:
             step to step.
         scale: root mean square of the update at lr = 1 on gradients of mean square 1, over the first ten steps.
         state: extent -> how many slots of it the rule keeps per parameter, for a matrix.
+        state_bytes: bytes of state per element of a float32 matrix of 4096 x 4096, to three decimals: 8 for Adam.
         operations: passes over the parameter a step, by `Op.cost`, for a matrix.
     """
 
@@ -58,6 +60,7 @@ class Properties:
     cosine: float
     scale: float
     state: Mapping[str, int]
+    state_bytes: float
     operations: float
 
     @property
@@ -65,15 +68,10 @@ class Properties:
         """How many state tensors of any extent the rule keeps per parameter."""
         return sum(self.state.values())
 
-    @property
-    def state_bytes(self) -> float:
-        """float32 bytes of state per element of a large matrix: 8 for Adam; rows and columns count nothing."""
-        return 4.0 * sum(count for extent, count in self.state.items() if extent in ("full", "flipped"))
-
     def plain(self) -> dict[str, bool | float | int | None]:
         """The facts as numbers and truth values, ready to be stored."""
         names = [field.name for field in fields(self) if field.name != "state"]
-        return {name: getattr(self, name) for name in names} | {"slots": self.slots, "state_bytes": self.state_bytes}
+        return {name: getattr(self, name) for name in names} | {"slots": self.slots}
 
 
 def of(program: Program) -> Properties:
@@ -86,27 +84,28 @@ def of(program: Program) -> Properties:
     kinds = kinds_to_run(graphs)
     probe = _probe()
     values = program.defaults | ({"weight_decay": 0.0} if "weight_decay" in program.defaults else {})
-    held = [probe.p[facts.matrix] for facts in kinds]
+    held = [shaped(probe.p, facts) for facts in kinds]
     machine = Machine([graphs[facts] for facts in kinds], held, program.slots, values)
+    surrogate = Surrogate(machine, [shaped(probe.losses, facts) for facts in kinds])
     points = [p[_DESCENT] for p in held]
     updates: list[list[Array]] = [[] for _ in kinds]
     with np.errstate(all="ignore"):
         for step in range(STEPS):
             gradients = []
             for facts, unit, p, point in zip(kinds, machine.units, held, points, strict=True):
-                unit.p, g = p.copy(), probe.g[facts.matrix][step].copy()
-                unit.p[_DESCENT], g[_DESCENT] = point, probe.curvature[facts.matrix] * point
+                unit.p, g = p.copy(), shaped(probe.g[step], facts).copy()
+                unit.p[_DESCENT], g[_DESCENT] = point, shaped(probe.curvature, facts) * point
                 gradients.append(g)
             before = [unit.p for unit in machine.units]
-            machine.step(gradients, step + 1, 1.0, 1.0)
+            surrogate.step(gradients, step + 1, 1.0, 1.0)
             for number, (unit, old) in enumerate(zip(machine.units, before, strict=True)):
                 update = old - unit.p
                 updates[number].append(update)
                 points[number] = points[number] - 0.1 * _normalised(update[_DESCENT])
         finite = all(bool(np.all(np.isfinite(slot[_ZERO]))) for unit in machine.units for slot in unit.slots.values())
-        measured = [_measured(np.stack(u), probe, kind.matrix) for u, kind in zip(updates, kinds, strict=True)]
+        measured = [_measured(np.stack(u), probe, kind) for u, kind in zip(updates, kinds, strict=True)]
         descends = all(
-            _quadratic(end, probe.curvature[kind.matrix]) < _quadratic(p[_DESCENT], probe.curvature[kind.matrix])
+            _quadratic(end, shaped(probe.curvature, kind)) < _quadratic(p[_DESCENT], shaped(probe.curvature, kind))
             for end, p, kind in zip(points, held, kinds, strict=True)
         )
     first = graphs[kinds[0]]
@@ -122,18 +121,30 @@ def of(program: Program) -> Properties:
         cosine=min(fact.cosine for fact in measured),
         scale=measured[0].scale,
         state=state(program, first),
+        state_bytes=state_bytes(program, first),
         operations=operations(first),
     )
 
 
 def state(program: Program, graph: Graph) -> dict[str, int]:
-    """How many slots of each extent the rule keeps for one kind of parameter."""
+    """How many slots of each extent the rule keeps for one kind of parameter; "codes" are those of eight bits."""
     names = {extent: name for name, extent in EXTENTS.items()}
     counts: dict[str, int] = {}
     for slot in program.slots:
         if slot.name in graph.inputs:
-            counts[names[slot.extent]] = counts.get(names[slot.extent], 0) + 1
+            name = "codes" if slot.code else names[slot.extent]
+            counts[name] = counts.get(name, 0) + 1
     return counts
+
+
+def state_bytes(program: Program, graph: Graph) -> float:
+    """Bytes of state per element of a float32 matrix of LARGE x LARGE, to three decimals."""
+    total = 0
+    for slot in program.slots:
+        if slot.name in graph.inputs:
+            sizes = (size_of(symbol, LARGE, LARGE, program.defaults) for symbol in slot.extent)
+            total += math.prod(sizes) * (1 if slot.code else 4)
+    return round(total / LARGE**2, 3)
 
 
 def operations(graph: Graph) -> float:
@@ -168,14 +179,16 @@ class _Facts:
     scale: float
 
 
-def _measured(updates: Array, probe: _Probe, matrix: bool) -> _Facts:
+def _measured(updates: Array, probe: _Probe, kind: Facts) -> _Facts:
     """Facts about updates [step, situation, rows, cols]."""
     size = updates.shape[-2] * updates.shape[-1]
+    if not kind.tall:
+        updates = np.swapaxes(updates, -1, -2)
     flat = updates.reshape(STEPS, -1, size)
     plain = flat[:, _PLAIN]
     scale = _rms(plain)
     moves = math.isfinite(scale) and scale > 0
-    g = probe.g[matrix][:, _PLAIN].reshape(STEPS, size)
+    g = probe.g[:, _PLAIN].reshape(STEPS, size)
     norms = np.sqrt(np.sum(plain**2, axis=1) * np.sum(g**2, axis=1))
     cosines = np.sum(plain * g, axis=1) / np.where(norms > 0, norms, 1.0)
     return _Facts(
@@ -222,7 +235,7 @@ def _quadratic(point: Array, curvature: Array) -> float:
 
 
 class _Probe:
-    """Fixed inputs, as matrices (True) and as the same elements in a column (False)."""
+    """Fixed inputs for a tall matrix."""
 
     def __init__(self) -> None:
         size = ROWS * COLS
@@ -236,9 +249,10 @@ class _Probe:
         curvature = 10.0 ** (np.argsort(generic(13, (size,))) / (size - 1)).reshape(p.shape)
         ps = np.stack([p, p, p, p, p, p_shuffled, p])
         gs = np.stack([g, -g, 1e-2 * g, 1e2 * g, 0.0 * g, shuffled, g], axis=1)
-        self.p = {True: ps, False: column(ps)}
-        self.g = {True: gs, False: column(gs)}
-        self.curvature = {True: curvature, False: column(curvature)}
+        self.p, self.g, self.curvature = ps, gs, curvature
+        c_shuffled = curvature.reshape(size)[self.shuffle].reshape(p.shape)
+        factors = np.array([1.0, -1.0, 1e-2, 1e2, 0.0, 1.0, 1.0])  # what multiplies the loss multiplies its curvature
+        self.losses = factors[:, None, None] * np.where(np.arange(7)[:, None, None] == _SHUFFLED, c_shuffled, curvature)
 
 
 @cache

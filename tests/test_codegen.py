@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import textwrap
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,13 @@ import dsl
 from discover import optim
 from dsl import reference
 from dsl.codegen import Style, compiled, generate, is_flat
-from dsl.graph import lower
+from dsl.graph import lower, needs
 from dsl.lane_rule import LaneRule
 from dsl.ops import OPS, Op
-from dsl.program import Assign, Call, Expr, Facts, Name, Number, Program, RuleError
+from dsl.parse import definition
+from dsl.program import Assign, Call, Expr, Facts, Hyper, If, IsMatrix, Name, Number, Program, RuleError
 from tests.strategies import rules
+from tests.zoo.closures import closure_of
 
 GOLDEN = Path(__file__).parent / "golden"
 MATRIX = Facts(True, "hidden")
@@ -53,7 +57,7 @@ def test_random_programs_follow_the_reference(program: Program, seed: int) -> No
         states = reference.run(program, params, gradients)
     tensors = [torch.tensor(value, requires_grad=True) for value in params.values()]
     opt = optim.create(program, tensors)
-    layout = [(shape, Facts.of(len(shape)).role) for shape in SHAPES.values()]
+    layout = [(shape, Facts.of(shape).role) for shape in SHAPES.values()]
     lanes = LaneRule(program, layout, lanes=2, dtype=torch.float64)
     P = torch.tensor(np.concatenate([value.ravel() for value in params.values()])).repeat(2, 1)  # noqa: N806
     for t, (gradient, state) in enumerate(zip(gradients, states, strict=True), start=1):
@@ -68,32 +72,81 @@ def test_random_programs_follow_the_reference(program: Program, seed: int) -> No
             assume(isinstance(error, ArithmeticError) or "math domain" not in str(error))
             raise
         for p, want in zip(tensors, state.parameters.values(), strict=True):
-            assert close(p, want), f"{dsl.format(program)}\n{generate(program, Facts.of(p.ndim)).source}"
+            assert close(p, want), f"{dsl.format(program)}\n{generate(program, Facts.of(p.shape)).source}"
         whole = np.concatenate([value.ravel() for value in state.parameters.values()])
         assert close(P[0], whole), dsl.format(program)
         assert torch.equal(P[0], P[1])
 
 
+def expression(text: str) -> Expr:
+    return definition(text)({})
+
+
+GRAM = "(transpose(g) @ g + eye(transpose(g) @ g))"
+"""Symmetric and positive, cols x cols."""
+SCALE = "block_amax(abs(g), 4)"
+CODES = {
+    "take_columns": expression(f"order(diagonal({GRAM}))"),
+    "take_rows": expression("order(row_sum(g))"),
+    "dequantize": expression(f"quantize(g, {SCALE}, 4, 1)"),
+}
+FITTING = {
+    name: [expression(arg) for arg in args]
+    for name, args in {
+        "eye": [GRAM],
+        "diagonal": [GRAM],
+        "top_vectors": [GRAM, "2"],
+        "matrix_power": [GRAM, "-0.25"],
+        "orthonormal": [GRAM],
+        "solve": [GRAM, "transpose(p)"],
+        "unflatten": ["flatten(p)", "g"],
+        "put_column": ["p", "1", "row_sum(g)"],
+        "column": ["p", "1"],
+        "quantize": ["g", SCALE, "4", "1"],
+        "dequantize": [f"quantize(g, {SCALE}, 4, 1)", SCALE, "4", "1"],
+        "order": ["row_sum(g)"],
+        "eigenvectors": [GRAM],
+    }.items()
+}
+"""Arguments for operators that take no p and g."""
+WRAPS: list[Callable[[Expr], Expr]] = [
+    lambda e: e,
+    lambda e: Call("matmul", (e, Name("g"))),
+    lambda e: Call("matmul", (Name("p"), e)),
+    lambda e: Call("transpose", (e,)),
+    lambda e: Call("square", (Call("matmul", (Name("p"), e)),)),  # eigenvectors have any sign
+    lambda e: Call("matmul", (Name("p"), Call("matmul", (e, Call("transpose", (e,)))))),
+    lambda e: Call("unflatten", (e, Name("g"))),
+    lambda e: Call("sum", (e,)),
+    lambda e: Call("take_rows", (Name("p"), e)),
+    lambda e: Call("dequantize", (e, expression(SCALE), Number(4), Number(1))),
+]
+
+
 def operator_program(op: Op) -> Program | None:
-    """p = op(p, g, ...), arguments made to fit; None for an operator that has no value in p."""
+    """p = op(p, g, ...), arguments made to fit and the result brought into p."""
     values: list[Expr] = [Name("p"), Name("g"), Number(0.3)]
     args: list[Expr] = []
     for position, param in enumerate(op.params):
         kind = op.kinds.get(param, "value")
         if kind == "mask":
             args.append(Call("gt", (Name("g"), Name("p"))))
-        elif kind in ("number", "scalar"):
-            args.append(Number(3) if kind == "number" else Number(0.3))
+        elif kind in ("number", "scalar", "key"):
+            args.append(Number(0.3) if kind == "scalar" or param == "density" else Number(3))
+        elif kind == "code":
+            args.append(CODES[op.name])
         else:
             args.append(values[min(position, 2)])
     if op.name == "where" or op.name == "every":
         args[1:] = [Name("p"), Name("g")]
     if op.name == "matmul":
         args[1] = Call("transpose", (Name("g"),))
+    args = FITTING.get(op.name, args)
     used = Call("mul", (Number(0), Name("g")))
-    for wrap in (lambda e: e, lambda e: Call("matmul", (e, Name("g"))), lambda e: Call("transpose", (e,))):
-        body = (Assign("x", wrap(Call(op.name, tuple(args)))), Assign("p", Call("add", (used, Name("x")))))
-        program = Program("operator", (), (), body)
+    for wrap in WRAPS:
+        line = (Assign("x", wrap(Call(op.name, tuple(args)))), Assign("p", Call("add", (used, Name("x")))))
+        body = (If(IsMatrix(), line),)
+        program = Program("operator", (), (Hyper("block", 4), Hyper("rank", 2), Hyper("history", 3)), body)
         try:
             lower(program, MATRIX)
             return program
@@ -107,29 +160,33 @@ INFINITE = [np.inf, -np.inf, np.nan]
 
 
 @pytest.mark.parametrize("infinite", [False, True], ids=["finite", "infinite"])
-@pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [op for op in OPS.values() if op.combine != "closure"], ids=lambda op: op.name)
 def test_operator_is_lowered_to_what_the_reference_says_on_special_values(op: Op, infinite: bool) -> None:
     if infinite and op.special:
         pytest.skip(op.special)
     program = operator_program(op)
-    if program is None:
-        pytest.skip("has no value in p")
+    assert program is not None, "give its arguments in FITTING"
     values = np.array([x for x in SPECIAL if not op.special or 1e-3 < abs(x) < 1e3] + (INFINITE if infinite else []))
     pairs = np.stack(np.meshgrid(values, values)).reshape(2, len(values), len(values))
     elementwise = op.group in ("arithmetic", "elementwise", "comparison")
-    p, g = pairs if elementwise else (np.arange(12.0).reshape(4, 3) - 4, np.sin(np.arange(12.0)).reshape(4, 3))
+    p, g = pairs if elementwise else (np.cos(np.arange(12.0) ** 2).reshape(4, 3), np.sin(np.arange(12.0)).reshape(4, 3))
     g = np.where(np.isfinite(g), g, 1.0) if infinite and elementwise else g  # 0 * g keeps what is finite
     with np.errstate(all="ignore"):
         want = reference.run(program, {"p": p}, [{"p": g}])[0].parameters["p"]
     code = generate(program, MATRIX)
     mine = torch.tensor(p)
-    numbers = {"t": 1, "lr_ratio": 1.0}
+    numbers = {"t": 1, "lr_ratio": 1.0, "place": 0, **program.defaults}
     totals: dict[str, Tensor] = {}
     for barrier in code.barriers:
         shares = compiled(barrier.share)(mine, torch.tensor(g), *[numbers[name] for name in barrier.share.params[2:]])
-        totals.update(zip(barrier.totals, shares, strict=True))
+        totals.update(zip((total.name for total in barrier.totals), shares, strict=True))
     compiled(code.update)(mine, torch.tensor(g), *[(numbers | totals)[name] for name in code.update.params[2:]])
     np.testing.assert_allclose(mine.numpy(), want, rtol=1e-12, atol=0 if elementwise else 1e-12, err_msg=code.source)
+
+
+def distance(params: list[torch.Tensor], targets: list[torch.Tensor], sample: bool) -> torch.Tensor:
+    """A loss whose gradient is params - targets, of one example."""
+    return torch.stack([((p - x) ** 2 / 2).sum() for p, x in zip(params, targets, strict=True)]).sum()[None]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -137,10 +194,12 @@ def test_gradients_are_left_as_they_are(rule: str) -> None:
     params = [torch.randn(shape, requires_grad=True) for shape in SHAPES.values()]
     opt = optim.create(rule, params)
     for _ in range(5):
-        for p in params:
-            p.grad = torch.randn(p.shape)
+        targets = [torch.randn(p.shape) for p in params]
+        for p, x in zip(params, targets, strict=True):
+            p.grad = p.detach() - x
         before = [p.grad.clone() for p in params if p.grad is not None]
-        opt.step()
+        asking = closure_of(rule, params, partial(distance, params, targets))
+        opt.step(asking if needs(opt.program).closure else None, examples=1)
         assert all(torch.equal(a, b) for a, b in zip(before, (p.grad for p in params), strict=True))  # type: ignore[arg-type]
 
 

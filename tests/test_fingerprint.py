@@ -240,7 +240,7 @@ def test_fixed_inputs_are_the_same_bits_everywhere() -> None:
 
 
 def test_kinds_without_a_name_in_the_program_are_one() -> None:
-    assert Facts.of(2) == Facts(True, "hidden")
-    assert Facts.of(1) == Facts(False, "vector")
-    assert Facts.of(4, "head") == Facts(True, "head")
+    assert Facts.of((3, 2)) == Facts(True, "hidden")
+    assert Facts.of((3,)) == Facts(False, "vector")
+    assert Facts.of((8, 2, 2, 1), "head") == Facts(True, "head")
     assert Name("x") == Name("x")

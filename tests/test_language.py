@@ -196,7 +196,7 @@ def test_literal_must_be_finite_and_not_huge(value: float) -> None:
 def test_every_value_has_the_shape_its_extent_says(program: Program) -> None:
     p = np.linspace(-1.0, 2.0, 30).reshape(2, 5, 3)
     for matrix in (True, False):
-        graph = lower(program, Facts.of(2 if matrix else 1))
+        graph = lower(program, Facts.of((2, 2) if matrix else (2,)))
         point = p if matrix else p.reshape(2, 15, 1)
         machine = Machine([graph], [point], program.slots, program.defaults)
         machine.step([point * 0.5], 1, 0.1, 1.0)

@@ -27,8 +27,8 @@ def test_every_mutation_of_a_well_typed_program_is_well_typed(grammar: str, ance
     program = genotype(dsl.load(ancestor))
     for _ in range(150):
         program = mutate(program, GRAMMARS[grammar], rng).program
-        dsl.graph.lower(program, dsl.Facts.of(2))
-        dsl.graph.lower(program, dsl.Facts.of(1))
+        dsl.graph.lower(program, dsl.Facts.of((3, 2)))
+        dsl.graph.lower(program, dsl.Facts.of((3,)))
         assert dsl.parse(dsl.format(program)) == program
 
 

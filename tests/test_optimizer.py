@@ -8,6 +8,7 @@ import io
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import dsl
 from discover import optim
 from discover.optimizer import RuleOptimizer
+from tests.zoo.closures import closure_of
 
 BASES = optim.available()
 WRAPPERS = [name for name in dsl.names() if dsl.load(name).rules]
@@ -30,18 +32,22 @@ def model() -> nn.Module:
     return nn.Sequential(*layers).double()
 
 
-def backward(net: nn.Module, seed: int) -> Tensor:
+def losses(net: nn.Module, seed: int, sample: bool = False) -> Tensor:
+    """Of six examples, [6]."""
     x = torch.randn(6, 1, 6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (net(x) - sample * x[:, 0, 0, :2]).square().mean(1)
+
+
+def backward(net: nn.Module, seed: int) -> Tensor:
     net.zero_grad()
-    loss = net(x).square().mean()
+    loss = losses(net, seed).mean()
     loss.backward()
     return loss
 
 
 def train(net: nn.Module, opt: RuleOptimizer, start: int, stop: int, schedule: Any = None) -> None:
     for seed in range(start, stop):
-        backward(net, seed)
-        opt.step()
+        opt.step(closure_of(opt.program, net.parameters(), partial(losses, net, seed)), examples=6)
         if schedule is not None:
             schedule.step()
 
@@ -89,14 +95,19 @@ def test_pickled_and_copied_optimizers_go_on_alike(rule: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_low_precision_follows_float64_roughly(rule: str, dtype: torch.dtype) -> None:
     results = []
+    start, *targets = torch.randn(6, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for precision in (dtype, torch.float64):
-        p = torch.linspace(-1, 2, 12, dtype=torch.float64).reshape(4, 3).to(precision).requires_grad_()
-        opt = optim.create(rule, [p], lr=0.01)
-        for _ in range(5):
-            p.grad = p.detach() + 0.3
-            opt.step()
+        p = start.to(precision).requires_grad_()
+        opt = optim.create(
+            rule, [p], lr=0.01, **({"scale": 0.5} if rule == "mezo" else {})
+        )  # two points in bfloat16 too
+        for target in targets:  # gradients that differ and have full rank, so that no direction is rounding alone
+            opt.step(
+                closure_of(opt.program, [p], lambda sample, p=p, x=target: ((p - x) ** 2 / 2).sum()[None]), examples=1
+            )
         assert p.dtype == precision
-        assert all(s.dtype == precision for s in opt.state[p].values() if isinstance(s, Tensor))
+        slots = {slot.name: torch.uint8 if slot.code else precision for slot in opt.program.slots}
+        assert all(state.dtype == slots.get(name, precision) for name, state in opt.state[p].items() if name != "step")
         results.append(p.detach().double())
     assert torch.allclose(*results, atol=0.1 if dtype == torch.bfloat16 else 1e-4)
 
@@ -274,3 +285,32 @@ def test_import_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+FROZEN_NORMS = """
+def frozen_norms(p, g, *, lr=0.1):
+    if not role('norm'):
+        p = p - lr * g
+"""
+
+
+def test_a_global_value_is_over_all_parameters_also_those_that_have_no_use_for_it() -> None:
+    program = dsl.apply(dsl.load("clip_global"), {"base": dsl.parse(FROZEN_NORMS)})
+    matrix, gain = (torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (4,)))
+    matrix.grad, gain.grad = torch.full((2, 3), 2.0).double(), torch.full((4,), 5.0).double()
+    opt = optim.optimizer_class(program)([{"params": [matrix]}, {"params": [gain], "role": "norm"}], lr=1.0)
+    norm = float(torch.cat([matrix.grad.flatten(), gain.grad]).norm())
+    opt.step()
+    torch.testing.assert_close(matrix.detach(), -matrix.grad / (norm + 1e-6))
+    assert not gain.any()
+
+
+def test_numbers_of_a_question_must_be_the_same_in_all_groups() -> None:
+    params = [torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)]
+    opt = optim.create("dp_sgd", [{"params": params[:1]}, {"params": params[1:], "clip": 0.01}], lr=0.1)
+
+    def closure(examples: bool = False) -> torch.Tensor:
+        return (torch.arange(4.0).unsqueeze(1) * torch.cat(params)).sum(1)
+
+    with pytest.raises(ValueError, match="must be the same in all groups"):
+        opt.step(closure, examples=4)
