@@ -6,19 +6,37 @@ The update functions are the very text that `discover.optim` runs, so an exporte
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from discover import closures
+from discover.excerpt import Excerpt, excerpt
+from discover.export_kinds import Kind, condition, functions, kinds, roles
+from discover.export_text import (
+    ADD_PARAM_GROUP,
+    MODES,
+    TELLS,
+    block,
+    folded,
+    import_lines,
+    refusal,
+    refusal_while_evaluating,
+    wrapped,
+)
 from discover.optimizer import class_name
 from dsl import torch_functions
-from dsl.codegen import Code, generate
+from dsl.codegen import Barrier, Total
 from dsl.codegen_numbers import literal
 from dsl.codegen_print import Function
-from dsl.graph import lower_all
-from dsl.program import Facts, HasRole, Program, Slot, tests
+from dsl.graph import needs
+from dsl.ops import OPS
+from dsl.program import Program
 from dsl.types import EXTENTS
 
 _WIDTH = 120
+_OWN = {"p", "g", "state", "group", "loss", "closure", "work", "answers", "index", "rows", "matrix", "self", "torch"}
+"""Local names of the step that no shared value may have."""
 
 
 def source(program: Program) -> str:
@@ -33,57 +51,74 @@ def source(program: Program) -> str:
     return _Exporter(program).file()
 
 
-class _Kind:
-    """A kind of parameter with code of its own: the condition for it, and the names of its functions."""
-
-    def __init__(self, code: Code, condition: str, suffix: str, vectors: bool) -> None:
-        self.code, self.condition, self.suffix, self.vectors = code, condition, suffix, vectors
-
-    def name(self, function: Function) -> str:
-        return function.name + self.suffix
-
-
 class _Exporter:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.name = class_name(program.name)
-        self.kinds = _kinds(program)
-        functions = [function for kind in self.kinds for function in kind.code.functions]
-        self.reads = {name for function in functions for name in function.params}
-        self.helpers = dict.fromkeys(name for function in functions for name in function.helpers)
-        self.barriers = max(len(kind.code.barriers) for kind in self.kinds)
+        self.needs = needs(program)
+        self.kinds = kinds(program)
+        self.functions = functions(self.kinds)
+        self.reads = {name for function in self.functions.values() for name in function.params}
+        self.helpers = dict.fromkeys(name for each in self.functions.values() for name in each.helpers)
+        self.levels = sorted({barrier.level for kind in self.kinds for barrier in kind.code.barriers})
+        self.totals = self._named_totals()
         self.moves = any(kind.code.evaluation for kind in self.kinds)
-        self.math = any("math." in line for function in functions for line in function.body)
+        self.codes = [slot.name for slot in program.slots if slot.code]
+        self.closure: Excerpt | None = None
+        if self.needs.closure:
+            self.closure = excerpt(closures, "Closure", ("__call__", "release"), self.needs.closure)
+
+    def _named_totals(self) -> dict[float, str]:
+        """A local name of the step for each value that parameters share, by its place in the program."""
+        names: dict[float, str] = {}
+        totals = [total for kind in self.kinds for barrier in kind.code.barriers for total in barrier.totals]
+        for total in totals:
+            if total.place not in names:
+                taken = _OWN | set(names.values())
+                count = 2
+                name = total.name
+                while name in taken:
+                    name, count = f"{total.name}_{count}", count + 1
+                names[total.place] = name
+        return names
 
     # The file -----------------------------------------------------------------------------------------------------
 
     def file(self) -> str:
-        parts = ["\n".join(self.head())]
-        parts += [inspect.getsource(getattr(torch_functions, name)).rstrip() for name in self.helpers]
-        for kind in self.kinds:
-            for function in kind.code.functions:
-                head = _wrapped(f"def {kind.name(function)}(", list(function.params), "):", "")
-                parts.append("\n".join([*head, *(function.body or ("    pass",))]))
+        parts = [inspect.getsource(getattr(torch_functions, name)).rstrip() for name in self.helpers]
+        for name, function in self.functions.items():
+            head = wrapped(f"def {name}(", self.params(function), "):", "")
+            body = [line for long in function.body or ("    pass",) for line in folded(long)]
+            parts.append("\n".join([*head, *body]))
+        constants: list[str] = []
+        for part in self.closure.parts if self.closure else ():
+            (parts if part.startswith(("def ", "class ", "@")) else constants).append(part)
         parts.append("\n".join(self.class_()))
-        return "\n\n\n".join(parts) + "\n"
+        top = "\n\n".join(["\n".join(self.head("\n".join(parts))), *constants])
+        return "\n\n\n".join([top, *parts]) + "\n"
 
-    def head(self) -> list[str]:
-        lines = [
-            f'"""The optimizer {self.name}, written by `discover export` from the rule `{self.program.name}`."""',
-            "",
-        ]
-        lines += ["from __future__ import annotations", ""]
-        lines += ["import math"] if self.math else []
-        lines += ["from collections.abc import Callable", "from typing import Any", "", "import torch"]
-        return lines
+    def params(self, function: Function) -> list[str]:
+        """Its arguments; a rule that takes no gradient is given none."""
+        return [name for name in function.params if name != "g" or self.needs.gradient]
+
+    def head(self, text: str) -> list[str]:
+        about = f"The optimizer {self.name}, written by `discover export` from the rule `{self.program.name}`."
+        lines = textwrap.wrap(f'"""{about}"""', _WIDTH)
+        lines += ["", "from __future__ import annotations", ""]
+        wanted = {"from collections.abc import Callable", "from typing import Any", "import torch"}
+        wanted |= {"import math"} if "math." in text else set()
+        wanted |= set(self.closure.imports) if self.closure else set()
+        return [*lines, *import_lines(wanted)]
 
     def class_(self) -> list[str]:
         blocks = [[f"class {self.name}(torch.optim.Optimizer):", *self.docstring()], self.init()]
-        if "lr_ratio" in self.reads:
-            blocks.append(self.add_param_group())
+        if "lr_ratio" in self.reads and "lr" in self.program.defaults:
+            blocks.append(ADD_PARAM_GROUP)
         blocks.append(self.step())
+        if self.codes:
+            blocks.append(self.load_state_dict())
         if self.moves:
-            blocks.append(self.modes())
+            blocks.append([*MODES, *(" " * 16 + line for line in self.each(self.swap))])
         return "\n\n".join("\n".join(block) for block in blocks).split("\n")
 
     def docstring(self) -> list[str]:
@@ -92,11 +127,12 @@ class _Exporter:
         for paragraph in doc.split("\n\n"):
             lines += [*textwrap.wrap(paragraph, _WIDTH - 8), ""]
         lines += ["Args:", "    params: parameters, or parameter groups, each of which may set any of what follows."]
-        named = ", ".join(hyper.name for hyper in self.program.hypers)
-        lines += textwrap.wrap(f"    {named}: hyperparameters of the rule.", _WIDTH - 4, subsequent_indent=" " * 8)
+        if self.program.hypers:
+            named = ", ".join(hyper.name for hyper in self.program.hypers)
+            lines += textwrap.wrap(f"    {named}: hyperparameters of the rule.", _WIDTH - 4, subsequent_indent=" " * 8)
         lines.append("    maximize: goes up the gradient instead of down.")
-        if roles := _roles(self.program):
-            quoted = " or ".join(f'"{role}"' for role in roles)
+        if asked := roles(self.program):
+            quoted = " or ".join(f'"{role}"' for role in asked)
             lines.append(f"    role: of a parameter group; {quoted} is treated apart.")
         if self.moves:
             lines += ["", "Call `eval()` before evaluating or saving the model, and `train()` before training goes on."]
@@ -104,264 +140,253 @@ class _Exporter:
         return [f'    """{first}', *(f"    {line}" if line else "" for line in rest), '    """']
 
     def init(self) -> list[str]:
-        roles = _roles(self.program)
         params = ["self", "params: Any"]
         params += [f"{hyper.name}: float = {literal(hyper.default)}" for hyper in self.program.hypers]
         params += ["*", "maximize: bool = False"]
-        lines = _wrapped("def __init__(", params, ") -> None:", "    ")
+        lines = wrapped("def __init__(", params, ") -> None:", "    ")
         if "lr" in self.program.defaults:
             lines += ["        if lr < 0:", '            raise ValueError(f"lr must not be negative, but is {lr}")']
         entries = [f'"{hyper.name}": {hyper.name}' for hyper in self.program.hypers]
         entries += ['"maximize": maximize']
-        entries += ['"role": None'] if roles else []
+        entries += ['"role": None'] if roles(self.program) else []
         entries += ['"evaluating": False'] if self.moves else []
         return [
             *lines,
-            *_wrapped("defaults = {", entries, "}", "        "),
+            *wrapped("defaults = {", entries, "}", "        "),
             "        super().__init__(params, defaults)",
         ]
 
-    def add_param_group(self) -> list[str]:
-        return _block(
-            """
-            def add_param_group(self, param_group: dict[str, Any]) -> None:
-                \"""Adds a group; schedules inside the rule go by its lr over the lr that it has now.\"""
-                super().add_param_group(param_group)
-                group = self.param_groups[-1]
-                group.setdefault("reference_lr", group["lr"])
+    def load_state_dict(self) -> list[str]:
+        names = ", ".join(f'"{name}"' for name in self.codes) + ("," if len(self.codes) == 1 else "")
+        return block(
+            f"""
+            def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+                \"""As torch's own, which makes every state a float: codes are made codes again.\"""
+                super().load_state_dict(state_dict)
+                for state in self.state.values():
+                    for name in ({names}):
+                        if name in state:
+                            state[name] = state[name].to(torch.uint8)
             """
         )
 
     # The step -----------------------------------------------------------------------------------------------------
 
     def step(self) -> list[str]:
-        lines = _block(
-            """
-            @torch.no_grad()
-            def step(self, closure: Callable[[], Any] | None = None) -> Any:
-                \"""Updates every parameter that has a gradient; returns the loss that a `closure` computes.\"""
-                loss = None
-                if closure is not None:
-                    with torch.enable_grad():
-                        loss = closure()
-            """
-        )
-        if self.barriers:
+        lines = self.step_head()
+        if self.levels:
             lines.append("        work = []")
-        lines += _block(
-            """
-            for group in self.param_groups:
-                for p in group["params"]:
-                    if p.grad is None or p.numel() == 0:
-                        continue
-                    g = -p.grad if group["maximize"] else p.grad
-                    state = self.state[p]
-            """,
-            "        ",
-        )
-        indent = " " * 16
-        lines += [f"{indent}if not state:", f'{indent}    state["step"] = 0']
-        lines += [indent + "    " + line for line in self.each(lambda kind: self.initial(kind))]
-        lines.append(f'{indent}state["step"] += 1')
-        if not self.barriers:
-            lines += [indent + line for line in self.each(lambda kind: self.call(kind, kind.code.update))]
+        lines += self.gather()
+        if not self.levels:
+            lines += [" " * 16 + line for line in self.each(lambda kind: self.update(kind))]
             return [*lines, "        return loss"]
-        lines.append(f"{indent}work.append((p, g, state, group))")
-        for level in range(self.barriers):
-            totals = dict.fromkeys(
-                name
-                for kind in self.kinds
-                for barrier in kind.code.barriers[level : level + 1]
-                for name in barrier.totals
-            )
-            lines += [f"        {name} = None" for name in totals]
-            lines.append("        for p, g, state, group in work:")
-            lines += [" " * 12 + line for line in self.each(lambda kind, level=level: self.share(kind, level))]
-        lines.append("        for p, g, state, group in work:")
-        lines += [" " * 12 + line for line in self.each(lambda kind: self.call(kind, kind.code.update))]
+        lines.append(f"                work.append(({self.item()}))")
+        if self.closure:
+            lines += self.answers()
+        for level in self.levels:
+            lines += [" " * 8 + line for line in self.exchange(level)]
+        indexed = any(self.shaped(total) for kind in self.kinds for b in kind.code.barriers for total in b.totals)
+        body = list(self.each(lambda kind: self.update(kind)))
+        lines += [" " * 8 + line for line in self.loop(body, indexed)]
+        if self.closure:
+            lines.append("        answers.release()")
+            lines += [] if self.needs.gradient else ["        loss = answers.loss"]
         return [*lines, "        return loss"]
 
-    def each(self, lines: object) -> Iterator[str]:
-        """Lines for each kind of parameter, under its condition where there are several kinds."""
-        assert callable(lines)
-        made = [lines(kind) for kind in self.kinds]
+    def step_head(self) -> list[str]:
+        params = ["self", f"closure: Callable[{'...' if self.closure else '[]'}, Any] | None = None"]
+        params += ["*", "examples: int | None = None"] if self.needs.examples else []
+        lines = ["    @torch.no_grad()", *wrapped("def step(", params, ") -> Any:", "    ")]
+        which = "has a gradient" if self.needs.gradient else "requires one"
+        if not self.closure:
+            lines.append(
+                f'        """Updates every parameter that {which}; returns the loss that a `closure` computes."""'
+            )
+        else:
+            lines += [f'        """Updates every parameter that {which}; returns the loss.', "", "        Args:"]
+            told = " ".join(TELLS[op] for op in self.needs.closure)
+            lines += textwrap.wrap(f"closure: {told}", _WIDTH, initial_indent=" " * 12, subsequent_indent=" " * 16)
+            if self.needs.examples:
+                lines.append("            examples: how many the loss is a mean over.")
+            lines.append('        """')
+            lines += refusal("closure", f"{self.name} needs a closure; call opt.step(closure)")
+        if self.needs.examples:
+            lines += refusal("examples", f"{self.name} needs the number of examples; call opt.step(examples=len(x))")
+        if self.moves:
+            lines += refusal_while_evaluating()
+        lines.append("        loss = None")
+        if self.needs.closure and not self.needs.gradient:
+            return lines
+        call = ["    with torch.enable_grad():", "        loss = closure()"]
+        if self.closure:
+            return [*lines[:-1], *(" " * 4 + line for line in call)]
+        return [*lines, "        if closure is not None:", *(" " * 8 + line for line in call)]
+
+    def gather(self) -> list[str]:
+        """The loop over parameters, as far as every rule needs it."""
+        missing = "p.grad is None" if self.needs.gradient else "not p.requires_grad"
+        places = "place" in self.reads
+        lines = ["        place = -1"] if places else []
+        lines += ["        for group in self.param_groups:", '            for p in group["params"]:']
+        lines += ["                place += 1"] if places else []
+        lines += [f"                if {missing} or p.numel() == 0:", "                    continue"]
+        if self.needs.gradient:
+            detached = "p.grad.detach()" if self.closure else "p.grad"
+            lines.append(f'                g = -{detached} if group["maximize"] else {detached}')
+        lines += block(
+            """
+            state = self.state[p]
+            if not state:
+                state["step"] = 0
+            """,
+            " " * 16,
+        )
+        lines += [" " * 20 + line for line in self.each(lambda kind: kind.initial())]
+        return [*lines, '                state["step"] += 1']
+
+    def item(self) -> str:
+        """What the step keeps of a parameter while all of them share values."""
+        names = ["p", *(["g"] if self.needs.gradient else []), "state", "group"]
+        return ", ".join(names + (["place"] if "place" in self.reads else []))
+
+    def loop(self, body: list[str], indexed: bool) -> list[str]:
+        """A loop over what the step keeps of each parameter; what the body does not read has no name."""
+        read = set(re.findall(r"\w+", "\n".join(body)))
+        item = ", ".join(name if name in read else "_" for name in self.item().split(", "))
+        head = f"for index, ({item}) in enumerate(work):" if indexed else f"for {item} in work:"
+        return [head, *(f"    {line}" for line in body)]
+
+    def each(self, lines: Callable[[Kind], list[str]]) -> Iterator[str]:
+        """Lines for each kind of parameter; kinds with the same lines together, under their condition if need be."""
+        made: dict[tuple[str, ...], list[Kind]] = {}
+        for kind in self.kinds:
+            made.setdefault(tuple(lines(kind)), []).append(kind)
         if len(made) == 1:
-            yield from made[0]
+            yield from next(iter(made))
             return
-        for position, (kind, text) in enumerate(zip(self.kinds, made, strict=True)):
-            word = "if" if position == 0 else "elif"
-            yield f"{word} {kind.condition}:" if position < len(made) - 1 else "else:"
-            yield from (f"    {line}" for line in text or ["pass"])
-
-    def initial(self, kind: _Kind) -> list[str]:
-        lines = []
-        shaped = any(slot.extent != EXTENTS["full"] for slot in kind.code.slots) and kind.code.matrix
-        if shaped:
-            lines.append(self.rows(kind))
-        for slot in kind.code.slots:
-            lines.append(f'state["{slot.name}"] = {_initial(slot, kind.code.matrix)}')
-        return lines
-
-    @staticmethod
-    def rows(kind: _Kind) -> str:
-        return "rows = p.shape[0] if p.ndim >= 2 else p.numel()" if kind.vectors else "rows = p.shape[0]"
-
-    def call(self, kind: _Kind, function: Function, result: str = "") -> list[str]:
-        lines = []
-        p, g, view = "p", "g", ""
-        if kind.code.matrix:
-            lines += [self.rows(kind), "matrix = p.reshape(rows, p.numel() // rows)  # a conv kernel as out x rest"]
-            p, g, view = "matrix", "g.reshape(matrix.shape)", ".view(matrix.shape)"
-        slots = {slot.name: slot for slot in kind.code.slots}
-        args = [p, g]
-        for name in function.params[2:]:
-            if name in slots:
-                args.append(f'state["{name}"]' + (view if slots[name].extent == EXTENTS["full"] else ""))
-            elif name == "t":
-                args.append('state["step"]')
-            elif name == "lr_ratio":
-                lines.append('lr_ratio = group["lr"] / group["reference_lr"] if group["reference_lr"] != 0 else 1.0')
-                args.append(name)
-            elif name in self.program.defaults:
-                args.append(f'group["{name}"]')
+        silent = () in made
+        shown = [(text, some) for text, some in made.items() if text]
+        for position, (text, some) in enumerate(shown):
+            if position == len(shown) - 1 and not silent:
+                yield "else:"
             else:
-                args.append(name)
-        lines += _wrapped(f"{result}{kind.name(function)}(", args, ")", "", _WIDTH - 24)
-        if kind.code.matrix and function.name == "update":
+                yield f"{'elif' if position else 'if'} {condition(some, self.kinds)}:"
+            yield from (f"    {line}" for line in text)
+
+    def update(self, kind: Kind) -> list[str]:
+        lines = self.call(kind, kind.code.update)
+        if kind.code.matrix:
             lines.append("if matrix.data_ptr() != p.data_ptr():  # p's strides have no such view")
             lines.append("    p.copy_(matrix.view(p.shape))")
         return lines
 
-    def share(self, kind: _Kind, level: int) -> list[str]:
-        if level >= len(kind.code.barriers):
-            return []
-        barrier = kind.code.barriers[level]
-        shares = [f"{name}_share" for name in barrier.totals]
-        assigned = f"({shares[0]},)" if len(shares) == 1 else ", ".join(shares)
-        lines = self.call(kind, barrier.share, f"{assigned} = ")
-        for name, share, how, plain in zip(barrier.totals, shares, barrier.combine, barrier.plain, strict=True):
-            flat = f"{share}.reshape(())" if kind.code.matrix and not plain else share
-            joined = f"{name} + {flat}" if how == "sum" else f"torch.maximum({name}, {flat})"
-            lines.append(f"{name} = {flat} if {name} is None else {joined}")
+    def call(self, kind: Kind, function: Function, result: str = "") -> list[str]:
+        lines = []
+        view = ""
+        values = {"p": "p", "g": "g", "t": 'state["step"]', "place": "place", "examples": "examples"}
+        if kind.code.matrix:
+            lines += [kind.rows, "matrix = p.reshape(rows, p.numel() // rows)  # a conv kernel as out x rest"]
+            values |= {"p": "matrix", "g": "g.reshape(matrix.shape)"}
+            view = ".view(matrix.shape)"
+        if "lr_ratio" in function.params:
+            ratio = 'group["lr"] / group["reference_lr"] if group["reference_lr"] != 0 else 1.0'
+            lines.append(f"lr_ratio = {ratio if 'lr' in self.program.defaults else '1.0'}")
+        values |= {name: f'group["{name}"]' for name in self.program.defaults}
+        for slot in kind.code.slots:
+            values[slot.name] = f'state["{slot.name}"]' + (view if slot.extent == EXTENTS["full"] else "")
+        for barrier in kind.code.barriers:
+            values |= {total.name: self.shared(total, kind, barrier) for total in barrier.totals}
+        args = [values.get(name, name) for name in self.params(function)]
+        lines += wrapped(f"{result}{kind.name(function)}(", args, ")", "", _WIDTH - 24)
         return lines
+
+    # Values that all parameters share -----------------------------------------------------------------------------
+
+    def answers(self) -> list[str]:
+        args = [
+            f"\"optimizer '{self.program.name}'\"",
+            "closure",
+            "[p for p, *_ in work]",
+            f"takes_gradient={closures.calls_backward(self.needs)}",
+            f'maximize=[group["maximize"] for {self.item()} in work]',
+            *(["examples=examples"] if self.needs.examples else []),
+        ]
+        return wrapped("answers = Closure(", args, ")", "        ")
+
+    @staticmethod
+    def shaped(total: Total) -> bool:
+        """Whether it is a closure's answer of the parameter's shape, another for each parameter."""
+        return total.combine == "closure" and not total.scalar
+
+    def shared(self, total: Total, kind: Kind, barrier: Barrier) -> str:
+        """A shared value as an argument."""
+        name = self.totals[total.place]
+        if not self.shaped(total):
+            return name
+        if not kind.code.matrix:
+            return f"{name}[index]"
+        reshaped = f"{name}[index].reshape(matrix.shape)"
+        return f"None if {name}[index] is None else {reshaped}" if _sometimes(barrier) else reshaped
+
+    def exchange(self, level: int) -> Iterator[str]:
+        """Joins what the parameters have to share in one level, and asks what they have to ask."""
+        barriers = [barrier for kind in self.kinds if (barrier := kind.barrier(level))]
+        totals = {total.place: total for barrier in barriers for total in barrier.totals}
+        asked = {place: total for place, total in totals.items() if total.combine == "closure"}
+        for place, total in totals.items():
+            name = self.totals[place]
+            if place not in asked:
+                yield f"{name} = None"
+                continue
+            yield f"{name}_asked: list[Any] = [None] * len(work)"
+            yield from (f"{number} = None" for number in self.numbers(total))
+        yield from self.loop(list(self.each(lambda kind: self.share(kind, level))), bool(asked))
+        for place, total in asked.items():
+            name = self.totals[place]
+            numbers = "".join(f", {number}" for number in self.numbers(total))
+            answer = f'answers("{total.op}", {name}_asked{numbers})'
+            if any(_sometimes(barrier) for barrier in barriers if total in barrier.totals):
+                nothing = "None" if total.scalar else "[None] * len(work)"
+                yield f"{name} = {nothing}"
+                yield f"if any(each is not None for each in {name}_asked):"
+                yield f"    {name} = {answer}"
+            else:
+                yield f"{name} = {answer}"
+
+    def numbers(self, total: Total) -> list[str]:
+        """Local names of a closure operator's arguments but the first."""
+        number = self.totals[total.place].removeprefix(total.op)  # "_2" for a second one
+        return [param + number for param in OPS[total.op].params[1:]]
+
+    def share(self, kind: Kind, level: int) -> list[str]:
+        barrier = kind.barrier(level)
+        if barrier is None:
+            return []
+        targets, after = [], []
+        for total in barrier.totals:
+            name = self.totals[total.place]
+            if total.combine == "closure":
+                numbers = self.numbers(total)
+                targets += [f"{name}_asked[index]", *(f"{number}_here" for number in numbers)]
+                after += [f"{number} = {number}_here if {number} is None else {number}" for number in numbers]
+                continue
+            targets.append(f"{name}_share")
+            flat = f"{name}_share" + (".reshape(())" if kind.code.matrix and total.scalar and not total.plain else "")
+            joined = f"{name} + {flat}" if total.combine == "sum" else f"torch.maximum({name}, {flat})"
+            after.append(f"{name} = {flat} if {name} is None else {joined}")
+        left = f"({targets[0]},)" if len(targets) == 1 else ", ".join(targets)
+        return [*self.call(kind, barrier.share, f"{left} = "), *after]
 
     # The evaluation point -----------------------------------------------------------------------------------------
 
-    def modes(self) -> list[str]:
-        lines = _block(
-            """
-            def eval(self) -> None:
-                \"""Puts the point to evaluate and save into the parameters.\"""
-                self._swap(True)
-
-            def train(self) -> None:
-                \"""Puts the point to train from back into the parameters.\"""
-                self._swap(False)
-
-            @torch.no_grad()
-            def _swap(self, evaluating: bool) -> None:
-                for group in self.param_groups:
-                    if group["evaluating"] == evaluating:
-                        continue
-                    group["evaluating"] = evaluating
-                    for p in group["params"]:
-                        state = self.state[p]
-                        if not state:
-                            continue
-            """
-        )
-        return [*lines, *(" " * 16 + line for line in self.each(self.swap))]
-
     @staticmethod
-    def swap(kind: _Kind) -> list[str]:
+    def swap(kind: Kind) -> list[str]:
         if not kind.code.evaluation:
             return []
         other = f'state["{kind.code.evaluation}"]'
         return [f"other = {other}.clone()", f"{other}.copy_(p)", "p.copy_(other)"]
 
 
-# Kinds of parameters ----------------------------------------------------------------------------------------------
-
-
-def _roles(program: Program) -> list[str]:
-    found = dict.fromkeys(test.role for test in _asked(program))
-    return list(found)
-
-
-def _asked(program: Program) -> Iterator[HasRole]:
-    stack = list(tests(program.body))
-    while stack:
-        test = stack.pop(0)
-        if isinstance(test, HasRole):
-            yield test
-        for inner in (*getattr(test, "tests", ()), *filter(None, [getattr(test, "test", None)])):
-            stack.append(inner)
-
-
-def _kinds(program: Program) -> list[_Kind]:
-    """The kinds of parameters that have different code, with a condition for each but the last."""
-    roles = _roles(program)
-    codes: dict[str, Code] = {}
-    table: dict[bool, dict[str | None, str]] = {True: {}, False: {}}
-    lower_all(program)
-    for matrix in (True, False):
-        for role in (None, *roles):
-            code = generate(program, Facts.of(2 if matrix else 1, role))
-            text = f"{code.matrix} {code.evaluation} {code.slots} {code.source}"
-            table[matrix][role] = text
-            codes.setdefault(text, code)
-    suffixes = {1: [""], 2: ["_matrix", "_rest"]}.get(len(codes)) or [f"_{i + 1}" for i in range(len(codes))]
-    kinds = []
-    for (text, code), suffix in zip(codes.items(), suffixes, strict=True):
-        conditions = [each for matrix in (True, False) if (each := _condition(table[matrix], text, matrix)) is not None]
-        kinds.append(_Kind(code, " or ".join(conditions), suffix, text in table[False].values()))
-    return kinds
-
-
-def _condition(side: dict[str | None, str], text: str, matrix: bool) -> str | None:
-    """When a parameter of one side, matrices or not, has this code; None for never."""
-    ndim = "p.ndim >= 2" if matrix else "p.ndim < 2"
-    with_it = [role for role, other in side.items() if other == text and role is not None]
-    without = [role for role, other in side.items() if other != text and role is not None]
-    if side[None] == text:
-        return f'{ndim} and group["role"] not in {_tuple(without)}' if without else ndim
-    return f'{ndim} and group["role"] in {_tuple(with_it)}' if with_it else None
-
-
-def _tuple(names: list[str]) -> str:
-    return "(" + ", ".join(f'"{name}"' for name in names) + ("," if len(names) == 1 else "") + ")"
-
-
-def _initial(slot: Slot, matrix: bool) -> str:
-    if slot.extent == EXTENTS["full"]:
-        memory = ", memory_format=torch.contiguous_format" if matrix else ""
-        if slot.init == "p":
-            return f"p.detach().clone({memory[2:]})"
-        if slot.init == 0:
-            return f"torch.zeros_like(p{memory})"
-        assert not isinstance(slot.init, str)
-        return f"torch.full_like(p, {literal(slot.init)}{memory})"
-    if not matrix:
-        assert not isinstance(slot.init, str)
-        return f"p.new_full((), {literal(slot.init)})"
-    sizes = {"r": "rows", "c": "p.numel() // rows", "1": "1"}
-    rows, cols = (sizes[symbol] for symbol in slot.extent)
-    if slot.init == "eye":
-        return f"torch.eye({rows}, dtype=p.dtype, device=p.device)"
-    assert not isinstance(slot.init, str)
-    return f"p.new_full(({rows}, {cols}), {literal(slot.init)})"
-
-
-# Layout -----------------------------------------------------------------------------------------------------------
-
-
-def _wrapped(head: str, items: list[str], tail: str, indent: str, width: int = _WIDTH) -> list[str]:
-    """One line, or, where that is too long, one line an item."""
-    line = f"{indent}{head}{', '.join(items)}{tail}"
-    if len(line) <= width:
-        return [line]
-    return [indent + head, *(f"{indent}    {item}," for item in items), indent + tail]
-
-
-def _block(text: str, indent: str = "    ") -> list[str]:
-    return [indent + line if line else "" for line in inspect.cleandoc(text).split("\n")]
+def _sometimes(barrier: Barrier) -> bool:
+    """Whether it asks at some steps only: what it gives is None at the others."""
+    return any(" else None" in line for line in barrier.share.body[-1:])

@@ -1,31 +1,52 @@
 """Which known rule a program is, or is nearest to.
 
 A program is a known rule if it does the same on fixed inputs (`dsl.behaviour`), or if it has the rule's shape and the
-constants found in it, put into the known rule, make it do the same: then those constants are reported. Otherwise it is
-compared by direction: both run over fixed gradients with p held and weight decay off, and the similarity is the mean
-cosine of their updates over steps and kinds of parameters. Gradients differ in size from element to element by up to a
-factor of 100 and are half noise, so that rules that normalise, and those that average, are told apart.
+constants found in it, put into the known rule, make it do the same or read the same: then those constants are reported.
+(What a rule does in the null space of its matrices, as SOAP does, rounding decides, and rounding goes by the order of
+statements.) Known are the
+built-in rules, and every wrapper among them on every other rule, or on a wrapper on it.
+
+Otherwise two figures say how near it comes, and the known rule is named in which they are largest together:
+
+- *similarity*, how alike they step: both run over the same 24 fixed gradients with p held, at their default
+  hyperparameters and without weight decay; it is the mean cosine of their updates over steps, for a matrix and a
+  vector together. 1 is the same direction at every step, 0 nothing in common. Gradients differ in size from element to
+  element by up to a factor of 100 and are half noise, so that rules that normalise, and those that average, are told
+  apart. Nothing is tuned, and the length of steps plays no part.
+- *shared*, how alike they are written: the share of operations, each counted with what its arguments are, that both
+  have in common; names, constants and the order of statements play no part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
-from dsl.behaviour import behaviour_hash, column, generic
-from dsl.canonical import HOLE, shape_hash, shapes
-from dsl.graph import CONSTANT, INPUT, Graph, lower
+from dsl.behaviour import Surrogate, behaviour_hash, column, generic
+from dsl.canonical import HOLE, shape_hash, simplified
+from dsl.compose import apply
+from dsl.constants import constants
+from dsl.flatten import with_literals
+from dsl.graph import CONSTANT, INPUT, Graph, lower, lower_all
 from dsl.library import load, names
 from dsl.ops import OPS
-from dsl.program import Facts, Program
+from dsl.parse import definition
+from dsl.program import BUILTINS, Call, Facts, Name, Program, Slot, assignments, expressions
 from dsl.reference import Array, Machine
+from dsl.types import SIZED_BY
 
 STEPS = 24
 ROWS, COLS = 6, 4
-SAME = 1e-12
+_MARKS = ("global", "closure", "random", "eight bits", "history", "matrix")
+_STABLE = (
+    *("sign", "exp", "log", "tanh", "sigmoid", "cos", "floor", "min", "max", "clip"),
+    *("sum", "row_sum", "col_sum", "mean", "amax", "quantile", "block_mean"),
+)
+"""Operators, and groups of them, that programs of one shape all have or all have not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +59,7 @@ class Match:
         exact: the program is the known rule, with the hyperparameters in `hypers`.
         hypers: where exact, the known rule's hyperparameters that are not at their defaults.
         but_for_decay: not exact, but equal to the known rule once both have their weight decay at 0.
+        shared: the share of operations that both have in common, from 0 to 1.
     """
 
     name: str
@@ -45,6 +67,7 @@ class Match:
     exact: bool
     hypers: Mapping[str, float] = field(default_factory=dict)
     but_for_decay: bool = False
+    shared: float = 1.0
 
     def __str__(self) -> str:
         if self.exact:
@@ -52,7 +75,7 @@ class Match:
             return f"is {self.name}" + (f" with {values}" if values else "")
         if self.but_for_decay:
             return f"is {self.name} but for its weight decay"
-        return f"new; nearest is {self.name} (similarity {self.similarity:.3f})"
+        return f"new; nearest is {self.name} (similarity {self.similarity:.3f}), {self.shared:.0%} of operations shared"
 
 
 def nearest(program: Program) -> Match:
@@ -61,67 +84,166 @@ def nearest(program: Program) -> Match:
     Raises:
         RuleError: the program is not well formed.
     """
-    behaviour, shape = behaviour_hash(program), shape_hash(program)
+    behaviour, shape, traits = behaviour_hash(program), shape_hash(program), _traits(program)
+    for name in _zoo():
+        if _behaviour(name) == behaviour:
+            return Match(name, 1.0, True)
+    alike = [name for name in _zoo() if _traits(_program(name)) == traits]
+    for name in alike:
+        if (values := _same(program, shape, behaviour, _forms(name))) is not None:
+            return Match(name, 1.0, True, values)
+    for name, composed in _compositions(traits):
+        if (values := _same(program, shape, behaviour, ((shape_hash(composed), composed),))) is not None:
+            return Match(name, 1.0, True, values)
     decay_free = _without_decay(program)
     still, still_shape = behaviour_hash(decay_free), shape_hash(decay_free)
-    zoo = _zoo()
-    for known in zoo:
-        if known.behaviour == behaviour:
-            return Match(known.name, 1.0, True)
-    for known in zoo:
-        if known.shape == shape and (values := _constants(program, known.program, behaviour)) is not None:
-            return Match(known.name, 1.0, True, values)
-    for known in zoo:
-        if known.still == still or (
-            known.still_shape == still_shape
-            and _constants(decay_free, _without_decay(known.program), still) is not None
-        ):
-            return Match(known.name, 1.0, False, but_for_decay=True)
-    directions = _directions(program)
-    best = max(zoo, key=lambda known: _similarity(directions, known.directions))
-    return Match(best.name, _similarity(directions, best.directions), False)
+    for name in alike:
+        forms = tuple((known, _without_decay(form)) for known, form in _forms(name))
+        if _still(name) == still or _same(decay_free, still_shape, still, forms) is not None:
+            return Match(name, 1.0, False, but_for_decay=True)
+    directions, operations = _directions(program), _operations(program)
+    found = (
+        Match(name, _similarity(directions, _seen(name)[0]), False, shared=_share(operations, _seen(name)[1]))
+        for name in _zoo()
+    )
+    return max(found, key=lambda match: match.similarity + match.shared)
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    name: str
-    program: Program
-    behaviour: str
-    shape: str
-    still: str
-    still_shape: str
-    directions: Array
+# What is known ----------------------------------------------------------------------------------------------------
 
 
 @cache
-def _zoo() -> tuple[_Known, ...]:
+def _zoo() -> tuple[str, ...]:
     """Every built-in rule; wrappers on adamw."""
-    zoo = []
-    for name in names():
-        program = load(name)
-        if program.rules:
-            name = f"{name}(adamw)"
-            program = load(name)
-        still = _without_decay(program)
-        zoo.append(
-            _Known(
-                name,
-                program,
-                behaviour_hash(program),
-                shape_hash(program),
-                behaviour_hash(still),
-                shape_hash(still),
-                _directions(program),
-            )
-        )
-    return tuple(zoo)
+    return tuple(f"{name}(adamw)" if load(name).rules else name for name in names())
+
+
+@cache
+def _program(name: str) -> Program:
+    return load(name)
+
+
+@cache
+def _behaviour(name: str) -> str:
+    return behaviour_hash(_program(name))
+
+
+@cache
+def _still(name: str) -> str:
+    return behaviour_hash(_without_decay(_program(name)))
+
+
+@cache
+def _seen(name: str) -> tuple[Array, Counter[str]]:
+    return _directions(_program(name)), _operations(_program(name))
+
+
+@cache
+def _forms(name: str) -> tuple[tuple[str, Program], ...]:
+    """How a known rule may be written, each with its shape: as it is; without its decay; without all that its defaults
+    switch off. Constants of 0 and 1 are not found in a program once algebra is done with them."""
+    program = _program(name)
+    defaults = program.defaults
+    forms = [program]
+    for off in ({"weight_decay": 0.0}, {name: value for name, value in defaults.items() if value in (0, 1)}):
+        written = off.keys() & defaults.keys() - {"lr", *SIZED_BY.values()}
+        if written:
+            forms.append(with_literals(program.with_defaults({n: off[n] for n in written}), defaults.keys() - written))
+    return tuple({shape_hash(form): form for form in forms}.items())
 
 
 def _without_decay(program: Program) -> Program:
     return program.with_defaults({"weight_decay": 0.0}) if "weight_decay" in program.defaults else program
 
 
-# Direction --------------------------------------------------------------------------------------------------------
+def _same(
+    program: Program, shape: str, behaviour: str, forms: tuple[tuple[str, Program], ...]
+) -> dict[str, float] | None:
+    """A known rule's hyperparameters, where not at their defaults, with which it does what this program does."""
+    for known, form in forms:
+        if known == shape and (values := constants(program, form, behaviour)) is not None:
+            decays = forms[0][1].defaults.get("weight_decay", 0.0) != 0
+            return {"weight_decay": 0.0, **values} if decays and "weight_decay" not in form.defaults else values
+    return None
+
+
+# Compositions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Traits:
+    """What programs of one shape have in common at a glance: their state, and operators that algebra leaves alone."""
+
+    state: tuple[str, ...]
+    marks: frozenset[str]
+
+    def __add__(self, other: _Traits) -> _Traits:
+        return _Traits(tuple(sorted(self.state + other.state)), self.marks | other.marks)
+
+    def __bool__(self) -> bool:
+        return bool(self.state or self.marks)
+
+
+def _compositions(traits: _Traits) -> Iterator[tuple[str, Program]]:
+    """Wrappers on rules, and on wrappers on rules, that have these traits."""
+    wrappers = {name: _wrapper_traits(name) for name in names() if load(name).rules}
+    bases = {name: _traits(_program(name)) for name in names() if not load(name).rules}
+    for outer, mine in wrappers.items():
+        for base, rest in bases.items():
+            if mine + rest == traits:
+                yield f"{outer}({base})", _composed(outer, load(base))
+    telling = {name: mine for name, mine in wrappers.items() if mine}  # without traits, there are too many to try
+    for outer, mine in telling.items():
+        for inner, theirs in telling.items():
+            for base, rest in bases.items():
+                if mine + theirs + rest == traits:
+                    yield f"{outer}({inner}({base}))", _composed(outer, _composed(inner, load(base)))
+
+
+def _composed(wrapper: str, base: Program) -> Program:
+    return apply(load(wrapper), {load(wrapper).rules[0]: base})
+
+
+@lru_cache(maxsize=256)
+def _traits(program: Program) -> _Traits:
+    graphs = list({id(graph): graph for graph in lower_all(program).values()}.values())
+    live = {name for graph in graphs for name in (*graph.inputs, *graph.outputs)}
+    return _Traits(
+        _state(slot for slot in program.slots if slot.name in live),
+        _marks(node.op for graph in graphs for node in graph.nodes),
+    )
+
+
+@cache
+def _wrapper_traits(name: str) -> _Traits:
+    program = load(name)
+    calls = [part for each in assignments(program.body) for part in expressions(each.value) if isinstance(part, Call)]
+    return _Traits(
+        _state(program.slots),
+        _marks(op for call in calls if call.op in OPS for op in _primitive(call.op)),
+    )
+
+
+def _state(slots: Iterable[Slot]) -> tuple[str, ...]:
+    return tuple(sorted(f"{slot.extent} {slot.init} {slot.code}" for slot in slots))
+
+
+def _marks(found: Iterable[str]) -> frozenset[str]:
+    names = {name.replace("norm", "sum") if name in ("norm", "row_norm", "col_norm") else name for name in found}
+    return frozenset(name for name in names if name in _STABLE or (name in OPS and OPS[name].group in _MARKS))
+
+
+@cache
+def _primitive(name: str) -> frozenset[str]:
+    """The operators that one which abbreviates others stands for."""
+    op = OPS[name]
+    if not op.expand:
+        return frozenset({name})
+    parts = expressions(definition(op.expand)({param: Name(param) for param in op.params}))
+    return frozenset(found for part in parts if isinstance(part, Call) for found in _primitive(part.op))
+
+
+# Nearness ---------------------------------------------------------------------------------------------------------
 
 
 def _directions(program: Program) -> Array:
@@ -130,11 +252,13 @@ def _directions(program: Program) -> Array:
     p, gradients = _probe()
     held = [p, column(p)]
     machine = Machine([lower(program, facts) for facts in kinds], held, program.slots, _without_decay(program).defaults)
+    curvature = generic(22, (ROWS, COLS))
+    surrogate = Surrogate(machine, [curvature, column(curvature)])
     steps = []
     for step in range(STEPS):
         for unit, start in zip(machine.units, held, strict=True):
             unit.p = start
-        machine.step([gradients[step], column(gradients[step])], step + 1, 1.0, 1.0)
+        surrogate.step([gradients[step], column(gradients[step])], step + 1, 1.0, 1.0)
         steps.append([_unit(start - unit.p) for unit, start in zip(machine.units, held, strict=True)])
     return np.asarray(steps)
 
@@ -157,74 +281,33 @@ def _probe() -> tuple[Array, Array]:
     return numbers[1], sizes * np.sqrt(0.5) * (numbers[2] + numbers[3:])
 
 
-# Constants --------------------------------------------------------------------------------------------------------
+def _operations(program: Program) -> Counter[str]:
+    """The operations of a matrix's and a vector's graph, each with what its arguments are; alone, too."""
+    found: Counter[str] = Counter()
+    graphs = simplified(program, {})
+    for facts in (Facts(True, "hidden"), Facts(False, "vector")):
+        graph = graphs[facts]
+        words = [_word(graph, index) for index in range(len(graph.nodes))]
+        for index, node in enumerate(graph.nodes):
+            if node.op in OPS and words[index] != HOLE:
+                args = [words[arg] for arg in node.args]
+                found[node.op] += 1
+                found[f"{node.op}({', '.join(sorted(args) if OPS[node.op].commutative else args)})"] += 1
+        for name, index in graph.outputs.items():
+            found[f"{'p' if name == 'p' else 'state'} = {words[index]}"] += 1
+    return found
 
 
-def _constants(program: Program, known: Program, behaviour: str) -> dict[str, float] | None:
-    """The known rule's hyperparameters, where not at their defaults, with which it does what this program does."""
-    defaults = known.defaults
-    found: dict[str, float] = {}
-    for (theirs, their_digests), (ours, our_digests) in zip(shapes(known), shapes(program), strict=False):
-        for hole, value in _holes(theirs, their_digests, ours, our_digests, program.defaults):
-            if (solved := _solve(theirs, hole, value)) is not None:
-                found.setdefault(*solved)
-    values = {name: float(f"{value:.10g}") for name, value in found.items()}
-    values = {name: value for name, value in values.items() if abs(value - defaults[name]) > SAME * abs(value)}
-    return values if behaviour_hash(known.with_defaults(values)) == behaviour else None
-
-
-def _holes(
-    theirs: Graph, their_digests: Sequence[str], ours: Graph, our_digests: Sequence[str], values: Mapping[str, float]
-) -> Iterator[tuple[int, float]]:
-    """Walks two graphs of one shape side by side: each hole of the known one with the value it has in the other."""
-    stack = [(theirs.outputs["p"], ours.outputs["p"])]
-    seen: set[tuple[int, int]] = set()
-    while stack:
-        pair = stack.pop()
-        if pair in seen:
-            continue
-        seen.add(pair)
-        left, right = theirs.nodes[pair[0]], ours.nodes[pair[1]]
-        if their_digests[pair[0]] == HOLE and our_digests[pair[1]] == HOLE:
-            yield pair[0], _value(ours, pair[1], values)
-        elif left.op == right.op == INPUT:
-            names = str(left.payload), str(right.payload)
-            if names[0] in theirs.outputs and names[1] in ours.outputs and "p" not in names:
-                stack.append((theirs.outputs[names[0]], ours.outputs[names[1]]))
-        elif left.op == right.op:
-            args = list(left.args), list(right.args)
-            if OPS[left.op].commutative:
-                args[0].sort(key=lambda arg: their_digests[arg])
-                args[1].sort(key=lambda arg: our_digests[arg])
-            stack += zip(*args, strict=True)
-
-
-def _value(graph: Graph, index: int, values: Mapping[str, float]) -> float:
-    """What a value made of literals and hyperparameters comes to."""
+def _word(graph: Graph, index: int) -> str:
+    """What a value is, seen by who uses it: an operator, an input, state of some extent, or a constant."""
     node = graph.nodes[index]
-    if node.op == CONSTANT:
-        return float(node.payload)  # type: ignore[arg-type]
-    if node.op == INPUT:
-        return values[str(node.payload)]
-    function = OPS[node.op].ref
-    assert function is not None
-    with np.errstate(all="ignore"):
-        return float(function(*(np.float64(_value(graph, arg, values)) for arg in node.args)))
+    if node.op != INPUT:
+        return HOLE if node.op == CONSTANT else node.op
+    name = str(node.payload)
+    if name in ("p", "g", *BUILTINS, "lr"):
+        return name
+    return HOLE if node.type.is_number else f"state {node.type.extent}"
 
 
-def _solve(graph: Graph, index: int, value: float) -> tuple[str, float] | None:
-    """Which hyperparameter must be what for this expression to have the value; None where it is not a simple one."""
-    node = graph.nodes[index]
-    if node.op == INPUT:
-        return str(node.payload), value
-    literals = [graph.nodes[arg].payload if graph.nodes[arg].op == CONSTANT else None for arg in node.args]
-    match node.op, literals:
-        case "neg", [None]:
-            return _solve(graph, node.args[0], -value)
-        case "sub", [float(known), None]:
-            return _solve(graph, node.args[1], known - value)
-        case "add", [float(known), None] | [None, float(known)]:
-            return _solve(graph, node.args[literals.index(None)], value - known)
-        case "mul", [float(known), None] | [None, float(known)] if known:
-            return _solve(graph, node.args[literals.index(None)], value / known)
-    return None
+def _share(a: Counter[str], b: Counter[str]) -> float:
+    return (a & b).total() / max(1, (a | b).total())
