@@ -9,8 +9,8 @@ from pathlib import Path
 from discover.errors import UserError
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file in one go: whoever reads it meanwhile, or after a crash, sees the old text or the new.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file in one go: whoever reads it meanwhile, or after a crash, sees the old content or the new.
 
     Raises:
         UserError: the folder cannot be written.
@@ -19,8 +19,8 @@ def write_whole(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())

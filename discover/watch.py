@@ -12,8 +12,9 @@ from rich.console import Console
 
 import dsl
 from discover import session
-from discover.console import ProgressView, leaderboard, summary
+from discover.console import ProgressView, front_lines, leaderboard, summary
 from discover.events import Finished
+from discover.front import COSTS, costs
 from discover.records import Ranked
 from discover.runs import Run, program_of
 
@@ -25,7 +26,7 @@ def watch(run: Run, as_json: bool) -> None:
     for note in run.notes:
         console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
     finished: Finished | None = None
-    with _interruptible(console.print) as stop, ProgressView(console) as view:
+    with interruptible(console.print) as stop, ProgressView(console) as view:
         for event in session.search(run, stop):
             view.show(event)
             if isinstance(event, Finished):
@@ -38,7 +39,7 @@ def watch(run: Run, as_json: bool) -> None:
 
 
 @contextmanager
-def _interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+def interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Ctrl-C asks the search to stop after the unit of work in hand; a second one stops at once, with exit code 130.
 
     Yields:
@@ -62,7 +63,16 @@ def _interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
 
 
 def _print_summary(run: Run, finished: Finished, console: Console) -> None:
-    lines = ["", *leaderboard(finished.leaderboard, console.width), "", *summary(finished), ""]
+    front = list(front_lines(finished))
+    lines = [
+        "",
+        *leaderboard(finished.leaderboard, console.width),
+        "",
+        *front,
+        *([""] if front else []),
+        *summary(finished),
+        "",
+    ]
     if finished.interrupted:
         lines += [f"interrupted; resume with: discover resume {run.handle}", ""]
     if finished.leaderboard:
@@ -93,10 +103,15 @@ def _summary(run: Run, finished: Finished) -> dict[str, Any]:
         "proposed_per_second": finished.proposed / finished.elapsed if finished.elapsed else None,
         "trained_per_second": finished.trained / finished.elapsed if finished.elapsed else None,
         "phases": totals.seconds,
+        "incidents": finished.incidents,
         "interrupted": finished.interrupted,
         "best": best
         and {"rule": dsl.format(program_of(best, run.name)), "file": str(run.best_path), **_standing(best)},
         "leaderboard": [{"rank": each.rank, **_standing(each)} for each in finished.leaderboard],
+        "front": [
+            {"rank": each.rank, **_standing(each), **dict(zip(COSTS, costs(each), strict=True))}
+            for each in finished.front
+        ],
     }
 
 

@@ -1,0 +1,442 @@
+"""The command that compares optimizers fairly: `discover compare`.
+
+Every contender, the baseline as well, is tuned on each task with the same budget, several times over; the best setting
+of each tuning is trained on fresh seeds, the same for all; statistics are of those runs alone (`discover.verdict`).
+All that is trained is kept in the store, so that a comparison that was interrupted goes on, and what was tuned once is
+used again by every later comparison on the same task, budget and versions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import tasks
+from discover import footprint, verdict
+from discover.console import rows_table
+from discover.contenders import Contender, RuleContender, check, contender
+from discover.durations import format_duration
+from discover.errors import UserError
+from discover.files import write_whole
+from discover.footprint import Footprint
+from discover.keeper import Keeper, StoppedError
+from discover.runs import directory
+from discover.statistics import Estimate
+from discover.storage import Store, default_url
+from discover.studies import Budget, Tuned
+from discover.trainers import Ground
+from discover.tuning import tune
+from discover.verdict import Cell, Verdict, percent
+from discover.watch import interruptible
+from tasks import Task, references
+
+FORMAT = 1
+"""Version of compare.json."""
+
+TASKS = ("digits_mlp", "digits_autoencoder", "digits_cnn", "bytes_mlp")
+"""What is trained where no task is named: each takes seconds."""
+
+BASELINE = "adamw"
+POINTS = 20
+"""Of a curve, at even distances, the end left out."""
+
+_STUDIES = 100  # studies of seed s are 100 s, 100 s + 1, ...
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was asked for.
+
+    Attributes:
+        trials: settings of each tuning.
+        seeds: fresh seeds on each task, rounded up to as many for every tuning.
+        tunings: how often each contender is tuned, each time on seeds of its own.
+        tuning_seeds: on which each setting is trained.
+        steps: of each training; None for each task's horizon.
+        seed: fixes everything.
+        own: also tune hyperparameters other than lr and weight_decay.
+        pruner: see `studies.Budget`.
+        device: where to train.
+    """
+
+    trials: int = 20
+    seeds: int = 24
+    tunings: int = 6
+    tuning_seeds: int = 2
+    steps: int | None = None
+    seed: int = 0
+    own: bool = False
+    pruner: str = "none"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a number is out of range."""
+        if not 1 <= self.tunings <= _STUDIES:
+            raise UserError(f"--tunings {self.tunings}: expected 1 to {_STUDIES}")
+        if self.seeds < max(2, self.tunings):
+            least = max(2, self.tunings)
+            raise UserError(f"--seeds {self.seeds}: expected at least {least}, one for each tuning and two in all")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"--steps {self.steps}: expected at least 1")
+
+    @property
+    def budget(self) -> Budget:
+        fresh = math.ceil(self.seeds / self.tunings)
+        return Budget(self.trials, self.tuning_seeds, fresh, self.own, self.pruner)  # type: ignore[arg-type]
+
+    @property
+    def studies(self) -> range:
+        return range(self.seed * _STUDIES, self.seed * _STUDIES + self.tunings)
+
+
+@dataclass(slots=True)
+class Comparison:
+    """A comparison, as far as it is.
+
+    Attributes:
+        results: task -> contender -> tunings.
+        strides: task -> contender -> see `Ground.stride`.
+        footprints: task -> contender -> what a step costs.
+    """
+
+    options: Options
+    baseline: str
+    contenders: Sequence[Contender]
+    tasks: Mapping[str, Task]
+    results: dict[str, dict[str, list[Tuned]]] = field(default_factory=dict)
+    strides: dict[str, dict[str, float]] = field(default_factory=dict)
+    footprints: dict[str, dict[str, Footprint]] = field(default_factory=dict)
+
+
+def select(names: Sequence[str], baseline: str | None, task_names: Sequence[str], options: Options) -> Comparison:
+    """Finds what was asked for, and tries whether every contender can train every task.
+
+    Args:
+        names: contenders, as `contenders.contender` takes them.
+        baseline: one of them, or another, which then joins them; None: adamw.
+        task_names: as `tasks.load` takes them; none for `TASKS`.
+
+    Raises:
+        UserError, RuleError: no such rule, class or task; a name given twice; nothing to compare; a contender that
+            cannot train a task.
+    """
+    if twice := next((name for name in names if list(names).count(name) > 1), None):
+        raise UserError(f"'{twice}' is given twice")
+    reference = BASELINE if baseline is None else baseline
+    asked = list(names) if reference in names else [reference, *names]
+    if len(asked) < 2:
+        raise UserError(f"'{asked[0]}' is all there is to compare; name another rule, or another one with --baseline")
+    found = [contender(name) for name in asked]
+    loaded: dict[str, Task] = {}
+    for name in task_names or TASKS:
+        try:
+            task = tasks.load(name)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        loaded[task.spelling] = task
+    for one in found:
+        for task in loaded.values():
+            check(one, task)
+    return Comparison(options, reference, found, loaded)
+
+
+def carry_out(
+    comparison: Comparison,
+    store: Store,
+    *,
+    compile: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+    tell: Callable[[int], None] = lambda done: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Tunes and scores every contender on every task, and measures what a step costs.
+
+    Raises:
+        StoppedError: `stop` said so; what was trained is in the store.
+    """
+    options, keeper = comparison.options, Keeper(store.folder, stop=stop)
+    for name, task in comparison.tasks.items():
+        ground = Ground(task, steps=options.steps, compile=compile, device=options.device)
+        if ground.gradient.note:
+            say(ground.gradient.note)
+        curve = sorted({round(ground.steps * point / POINTS) for point in range(1, POINTS)} - {0, ground.steps})
+        row = comparison.results.setdefault(name, {})
+        strides = comparison.strides.setdefault(name, {})
+        for one in comparison.contenders:
+            began = time.perf_counter()
+            strides[one.name] = ground.stride(one)
+            row[one.name] = tune(
+                one, ground, options.budget, options.studies, store, keeper=keeper, curve=curve, tell=tell
+            )
+            mean = math.exp(float(verdict.log_losses(row[one.name]).mean()))
+            say(f"{name}: {one.name} {mean:.4g} ({format_duration(time.perf_counter() - began)})")
+        comparison.footprints[name] = footprint.measure(comparison.contenders, ground.task)
+
+
+def judged(comparison: Comparison) -> Verdict:
+    """The verdict; the same for the same results."""
+    return verdict.judge(comparison.results, comparison.baseline, np.random.default_rng(comparison.options.seed))
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def run(
+    names: Sequence[str],
+    task_names: Sequence[str],
+    options: Options,
+    *,
+    baseline: str | None,
+    storage: str | None,
+    out: Path | None,
+    as_json: bool,
+    command: Sequence[str],
+) -> None:
+    """Compares, shows what came of it, and writes compare.json and a picture.
+
+    Args:
+        names, task_names, baseline: see `select`.
+        storage: URL of an Optuna storage; None for the user's own file.
+        out: folder for what is written; None for a new one among the runs.
+        as_json: print JSON on stdout, and what is shown to people on stderr.
+        command: what was typed.
+
+    Raises:
+        UserError: a mistake of the user's; nothing has been trained then.
+    """
+    console = Console(stderr=as_json)
+    torch.set_num_threads(1)
+    _check_device(options.device)
+    comparison = select(names, baseline, task_names, options)
+    _ = options.budget  # its numbers are looked at before anything is made
+    began = time.perf_counter()
+    with interruptible(console.print) as stop, closing(Store(storage or default_url())) as store:
+        folder = _folder(out)
+        try:
+            with _progress(comparison, console) as (tell, say):
+                carry_out(comparison, store, stop=stop, tell=tell, say=say)
+        except StoppedError:
+            _remove_empty(folder)
+            line = f"interrupted; what was trained is kept in {store.url}: the same command goes on"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            if as_json:
+                print(json.dumps({"interrupted": True, "storage": store.url}, indent=2))
+            return
+    seconds = time.perf_counter() - began
+    found = judged(comparison)
+    data = plain(comparison, found, command, seconds, store.url)
+    write_whole(folder / "compare.json", json.dumps(data, indent=1) + "\n")
+    from discover.pictures import draw
+
+    write_whole(folder / "compare.png", draw(comparison.results, found))
+    _show(comparison, found, console)
+    for line in ("", *_endings(comparison, found, folder, store, seconds)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(data | {"folder": str(folder)}, indent=1))
+
+
+def plain(
+    comparison: Comparison, found: Verdict, command: Sequence[str], seconds: float, storage: str | None
+) -> dict[str, Any]:
+    """What compare.json holds: what was asked, every run on a fresh seed, statistics and words."""
+    rows: dict[str, Any] = {}
+    for task, row in comparison.results.items():
+        rows[task] = {
+            "steps": next(iter(row.values()))[0].horizon,
+            "data_sha256": comparison.tasks[task].data_sha256,
+            "contenders": {
+                name: {
+                    **_cell(found.cells[task][name]),
+                    "stride": comparison.strides[task][name],
+                    "step_seconds": comparison.footprints[task][name].seconds,
+                    "state_bytes": comparison.footprints[task][name].state_bytes,
+                    "tunings": [_json_ready(asdict(each)) for each in tuned],
+                }
+                for name, tuned in row.items()
+            },
+        }
+    overall = {name: _json_ready(asdict(each)) for name, each in found.overall.items()}
+    return {
+        "format": FORMAT,
+        "command": shlex.join(command),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "storage": storage,
+        "options": asdict(comparison.options),
+        "baseline": comparison.baseline,
+        "rules": {one.name: one.fingerprint for one in comparison.contenders},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "model_steps": sum(t.model_steps for row in comparison.results.values() for own in row.values() for t in own),
+        "tasks": rows,
+        "overall": overall,
+        "words": list(verdict.words(found)),
+    }
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    return dict(_json_ready(asdict(cell)))
+
+
+def _json_ready(value: Any) -> Any:
+    """JSON knows no inf and no nan: they are null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _json_ready(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(each) for each in value]
+    return value
+
+
+# What a person sees ---------------------------------------------------------------------------------------------------
+
+COLUMNS = ("rule", "loss", "vs {}", "p", "speed-up", "lr", "decay", "step", "bytes")
+
+
+def _show(comparison: Comparison, found: Verdict, console: Console) -> None:
+    for task, row in found.cells.items():
+        steps = next(iter(comparison.results[task].values()))[0].horizon
+        console.print(f"\n{task}, {steps} steps", style="bold", highlight=False, markup=False)
+        columns = [column.format(found.baseline) for column in COLUMNS]
+        prints = comparison.footprints[task]
+        ordered = sorted(row, key=lambda name: row[name].loss.value)
+        lines = [_row(name, row[name], prints[name], prints[found.baseline]) for name in ordered]
+        console.print(rows_table(columns, lines))
+    console.print()
+    for line in verdict.words(found):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _row(name: str, cell: Cell, cost: Footprint, reference: Footprint) -> tuple[str, ...]:
+    lost = f", {cell.lost} of {cell.runs} lost" if cell.lost else ""
+    decay = "" if cell.weight_decay is None else f"{cell.weight_decay:.2g}"
+    own = (
+        name,
+        references.loss_and_error(cell.loss.value, _half(cell.loss)) + lost,
+        "" if cell.difference is None else f"{percent(cell.difference.value)}{_mark(cell)}",
+        "" if cell.p is None else f"{cell.p:.2g}",
+        "" if cell.speed_up is None else f"{cell.speed_up.value:.2f}x",
+        f"{cell.learning_rate:.2g}{' (edge)' if cell.at_edge else ''}",
+        decay,
+        _step_time(cost, reference),
+        f"{cost.state_bytes:.2g}",
+    )
+    return own
+
+
+def _step_time(cost: Footprint, reference: Footprint) -> str:
+    if cost.seconds is None:
+        return ""
+    if cost is reference or reference.seconds is None:
+        return f"{1e6 * cost.seconds:.0f} us"
+    return f"{cost.seconds / reference.seconds:.2f}x"
+
+
+def _mark(cell: Cell) -> str:
+    return {"better": " better", "worse": " worse"}.get(cell.call or "", "")
+
+
+def _half(estimate: Estimate) -> float:
+    half = (estimate.high - estimate.low) / 2
+    return half if math.isfinite(half) else 0.0
+
+
+def _endings(comparison: Comparison, found: Verdict, folder: Path, store: Store, seconds: float) -> Iterator[str]:
+    options, budget = comparison.options, comparison.options.budget
+    yield (
+        f"loss: held-out, geometric mean over {options.tunings * budget.fresh} fresh seeds ± half of its 95 % interval."
+        " vs: the loss, relative."
+    )
+    yield (
+        "p: of no difference, Holm-corrected. speed-up: in steps, to what both reach. lr, decay: of the best settings."
+    )
+    yield f"step: time of the optimizer alone on these parameters, {found.baseline}'s and relative to it."
+    yield "bytes: of state for each parameter."
+    each = (
+        f"{options.tunings} x {budget.trials} trials on {budget.seeds} seeds"
+        if options.tunings > 1
+        else (f"{budget.trials} trials on {budget.seeds} seeds")
+    )
+    yield f"tuned: {each} for every rule and task, lr and weight decay{' and the others' if options.own else ''}."
+    for one in comparison.contenders:
+        if isinstance(one, RuleContender) and one.asks:
+            yield f"{one.name} asks for {', '.join(one.asks)} as well: its steps cost more than those of the others."
+    if options.tunings == 1:
+        yield "Tuned once: intervals and p leave out the luck of tuning; --tunings 6 takes it in."
+    for task, row in comparison.results.items():
+        for name, tuned in row.items():
+            if edge := sum(one.at_edge for one in tuned):
+                yield (
+                    f"{task}: {name}'s best learning rate lies at the edge of what was tried in {edge} of {len(tuned)}"
+                    " tunings; more --trials extend it"
+                )
+    yield f"{format_duration(seconds)}; written to {folder}; studies in {store.url}"
+
+
+@contextmanager
+def _progress(
+    comparison: Comparison, console: Console
+) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
+    """A bar over all runs, and lines above it.
+
+    Yields:
+        What is told of runs that are done, and what prints a line.
+    """
+    options = comparison.options
+    runs = len(comparison.tasks) * len(comparison.contenders) * options.tunings * options.budget.planned
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("training", total=runs)
+
+        def say(line: str) -> None:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+        yield lambda done: progress.advance(bar, done), say
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: {str(error).strip().splitlines()[0]}") from None
+
+
+def _folder(out: Path | None) -> Path:
+    """The folder for what is written, made now, so that what cannot be written is said before anything is trained."""
+    folder = out or _free(directory() / f"compare-{datetime.now():%Y%m%d-%H%M%S}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"cannot make the folder '{folder}': {reason}; --out names another one") from None
+    return folder
+
+
+def _free(folder: Path) -> Path:
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+def _remove_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()

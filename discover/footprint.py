@@ -1,0 +1,92 @@
+"""What a contender costs beside its gradients: the time of its step, and the memory of its state."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from discover.contenders import Contender, RuleContender, fresh
+from dsl import properties
+from tasks import Task
+
+WARM_UP = 3
+ROUNDS = 25
+SECONDS = 0.5
+"""After how long of measuring a contender no further round begins; three are made in any case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What one step costs.
+
+    Attributes:
+        seconds: of `optimizer.step()` on a task's parameters, gradients there already; median of the rounds. None for a
+            rule that asks for more than a gradient: its step is mostly the model's.
+        state_bytes: of its state for each number of the parameters.
+    """
+
+    seconds: float | None
+    state_bytes: float
+
+
+def measure(contenders: Sequence[Contender], task: Task) -> dict[str, Footprint]:
+    """Footprints by name, all measured in turns, so that whatever slows the machine down slows all of them."""
+    torch.manual_seed(0)
+    made: dict[str, torch.optim.Optimizer] = {}
+    found: dict[str, Footprint] = {}
+    for each in contenders:
+        if isinstance(each, RuleContender) and each.asks:
+            found[each.name] = Footprint(None, properties.of(each.program).state_bytes)
+            continue
+        parameters = fresh(task, task.initial(0))
+        made[each.name] = each.optimizer(task, parameters, {"lr": 1e-4})
+        for p in parameters:
+            p.grad = 1e-2 * torch.randn_like(p)
+    gradients = {name: [p.grad for p in _parameters(one)] for name, one in made.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in made}
+    for number in range(WARM_UP + ROUNDS):
+        for name, optimizer in made.items():
+            for tensor, gradient in zip(_parameters(optimizer), gradients[name], strict=True):
+                tensor.grad = None if gradient is None else gradient.clone()
+            took = _time(optimizer, task.device)
+            if number >= WARM_UP:
+                seconds[name].append(took)
+        if number >= WARM_UP + 2 and max(map(sum, seconds.values()), default=0.0) > SECONDS:
+            break
+    for name, optimizer in made.items():
+        found[name] = Footprint(statistics.median(seconds[name]), state_bytes(optimizer) / task.size)
+    return found
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of all tensors that an optimizer keeps, but for counters of one number."""
+    return sum(x.numel() * x.element_size() for state in optimizer.state.values() for x in _tensors(state) if x.ndim)
+
+
+def _tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [x for part in parts for x in _tensors(part)]
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _time(optimizer: torch.optim.Optimizer, device: torch.device) -> float:
+    _wait(device)
+    began = time.perf_counter()
+    optimizer.step()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

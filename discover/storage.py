@@ -1,0 +1,123 @@
+"""Where studies are kept: an Optuna storage with one writer. `optuna-dashboard` opens it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import optuna
+from optuna.trial import FrozenTrial
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+
+from discover.errors import UserError
+from dsl.library import registered_directory
+
+
+def default_url() -> str:
+    """A SQLite file beside the registered rules: in $DISCOVER_DATA_DIR, or the user's data directory."""
+    return f"sqlite:///{registered_directory().parent.absolute() / 'studies.sqlite'}"
+
+
+class Store:
+    """An Optuna storage with one writer. `optuna-dashboard URL` opens it.
+
+    Args:
+        url: as Optuna takes it, such as sqlite:///studies.sqlite; None keeps studies for this process only.
+
+    Raises:
+        UserError: no such storage, or another process writes there.
+    """
+
+    def __init__(self, url: str | None) -> None:
+        self.url = url
+        self._lock = _locked(url) if url else None
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with self._errors():
+            self._storage = _storage(url)
+        self._ids: dict[str, int] = {}
+
+    @property
+    def folder(self) -> Path | None:
+        """Where long trainings of these studies are kept: beside a SQLite file, else with the user's data."""
+        if self.url is None:
+            return None
+        file = _file_of(self.url)
+        return file.with_name(f"{file.name}.trainings") if file else registered_directory().parent / "trainings"
+
+    def study(self, name: str, facts: Mapping[str, Any]) -> tuple[list[FrozenTrial], dict[str, Any]]:
+        """The trials and attributes of a study, made if it is not there. Names count by their digest at the end."""
+        with self._errors():
+            digest = name[name.rindex("[") :]
+            for each in self._storage.get_all_studies():
+                if each.study_name.endswith(digest):
+                    self._ids[name] = each._study_id
+                    return self._storage.get_all_trials(each._study_id), dict(each.user_attrs)
+            self._ids[name] = self._storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], name)
+            self._storage.set_study_user_attr(self._ids[name], "about", facts)
+        return [], {}
+
+    def add(self, name: str, trial: FrozenTrial) -> None:
+        with self._errors():
+            self._storage.create_new_trial(self._ids[name], template_trial=trial)
+
+    def set(self, name: str, key: str, value: object) -> None:
+        with self._errors():
+            self._storage.set_study_user_attr(self._ids[name], key, value)
+
+    def close(self) -> None:
+        with self._errors():
+            self._storage.remove_session()
+        if self._lock is not None:
+            self._lock.release()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ImportError, ValueError, OSError) as error:
+            if isinstance(error, UserError):
+                raise
+            cause = error.__cause__ or error
+            raise UserError(f"--storage {self.url}: {str(cause).strip().splitlines()[0]}") from None
+
+
+def _storage(url: str | None) -> optuna.storages.BaseStorage:
+    if url is None or _file_of(url) is None:
+        return optuna.storages.get_storage(url)
+    found = optuna.storages.RDBStorage(url)
+
+    def connected(connection: Any, record: object) -> None:
+        """Commits that outlive the process, and need not outlive a power failure: ten times as fast."""
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    found.engine.dispose()
+    event.listen(found.engine, "connect", connected)
+    return found
+
+
+def _file_of(url: str) -> Path | None:
+    return Path(url.removeprefix("sqlite:///").partition("?")[0]) if url.startswith("sqlite:///") else None
+
+
+def _locked(url: str) -> filelock.BaseFileLock:
+    """SQLite stands one writer; two comparisons that train the same would waste their time with any storage."""
+    file = _file_of(url)
+    folder = file.parent if file else registered_directory().parent
+    name = file.name if file else hashlib.sha256(url.encode()).hexdigest()[:12]
+    lock = filelock.FileLock(folder / f"{name}.lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        raise UserError(
+            f"--storage {url}: another process writes there; wait for it, or name another file with --storage"
+        ) from None
+    except OSError as error:
+        raise UserError(f"--storage {url}: cannot be written: {error.strerror}") from None
+    return lock

@@ -1,0 +1,334 @@
+"""A study: one tuning of one contender on one task, as Optuna sees it, and what is kept of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+import torch
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from scipy.stats import qmc
+
+from discover.contenders import Contender
+from discover.errors import UserError
+from discover.lanes import Trace
+from discover.ranges import Dimension, dimensions, rounded
+from discover.storage import Store
+from discover.trainers import Ground, capped_log, model_steps
+
+FORMAT = 1
+"""Part of every study's key: raise it when tuning changes, so that old results are not taken for new ones."""
+
+EXTENSION = 3.0
+"""By how many factors of 2 a range of learning rates is extended; one of weight decays by as many powers of 10 / 3."""
+
+NOTHING = 1e-3
+"""Nats: a trial that gains no more than this over no training at all has learned nothing."""
+
+NO_DECAY = 1 / 3
+"""Share of the trials with weight decay 0."""
+
+_SEEDS_APART = 1000
+_FRESH = 500
+"""Seeds of study s: tuning from 1000 s on, fresh ones from 1000 s + 500 on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What tuning one contender on one task once may cost.
+
+    Attributes:
+        trials: settings.
+        seeds: tuning seeds of each.
+        fresh: seeds to score the best setting on.
+        own: also tune hyperparameters other than lr and weight_decay, in the second half of the trials.
+        pruner: "none", or "median": drops a trial whose loss at a look is above the median of earlier ones.
+    """
+
+    trials: int = 20
+    seeds: int = 2
+    fresh: int = 4
+    own: bool = False
+    pruner: Literal["none", "median"] = "none"
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a number is out of range."""
+        for name, value, least, most in (
+            ("trials", self.trials, 1, 100_000),
+            ("tuning seeds", self.seeds, 1, _FRESH),
+            ("fresh seeds", self.fresh, 1, _SEEDS_APART - _FRESH),
+        ):
+            if not least <= value <= most:
+                raise UserError(f"{name}: {value}, expected {least} to {most}")
+
+    @property
+    def batch(self) -> int:
+        """Trials proposed at once: a sixth, so that TPE learns from three batches at least."""
+        return max(1, math.ceil(self.trials / 6))
+
+    @property
+    def planned(self) -> int:
+        """Runs of a study, fresh ones included."""
+        return self.trials * self.seeds + self.fresh
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What a study came to.
+
+    Attributes:
+        seed: of the study.
+        hypers: the best setting: what was tuned; the rest are the contender's defaults.
+        value: its mean log loss over the tuning seeds.
+        trials, pruned: how many settings were tried, and dropped before their end.
+        at_edge: the best learning rate lies at the edge of its range, which was not extended any more.
+        model_steps: trained for this study, fresh seeds included.
+        horizon: steps of a training.
+        steps: of `curves`.
+        seeds: the fresh ones.
+        losses: at the end on each fresh seed; inf for a lost run.
+        curves: for each fresh seed, held-out losses after `steps`, as far as it came.
+        untrained: for each fresh seed, the loss before the first step.
+    """
+
+    seed: int
+    hypers: Mapping[str, float]
+    value: float
+    trials: int
+    pruned: int
+    at_edge: bool
+    model_steps: int
+    horizon: int
+    steps: tuple[int, ...]
+    seeds: tuple[int, ...]
+    losses: tuple[float, ...]
+    curves: tuple[tuple[float, ...], ...]
+    untrained: tuple[float, ...]
+
+
+class Study:
+    """A study as Optuna sees it in memory, and its copy in the store.
+
+    Attributes:
+        trials: those that are stored, in order; whole batches, but for a last one that a kill cut short.
+    """
+
+    def __init__(self, contender: Contender, ground: Ground, budget: Budget, seed: int, store: Store) -> None:
+        self.contender, self.ground, self.budget, self.seed, self.store = contender, ground, budget, seed, store
+        self.tuning_seeds = range(seed * _SEEDS_APART, seed * _SEEDS_APART + budget.seeds)
+        first = seed * _SEEDS_APART + _FRESH
+        self.fresh_seeds = range(first, first + budget.fresh)
+        self.dimensions = dimensions(contender, ground, own=budget.own)
+        self.name, facts = self._identity()
+        self._stored, self.attributes = store.study(self.name, facts)
+        self.trials: list[FrozenTrial] = []
+        self.late: list[FrozenTrial] = []
+        done = min(len(self._stored), budget.trials)
+        whole = done if done == budget.trials else done - done % budget.batch
+        self.trials, self.late = self._stored[:whole], self._stored[whole:done]
+
+    def _identity(self) -> tuple[str, dict[str, Any]]:
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+        budget = {"trials": self.budget.trials, "tuning_seeds": self.budget.seeds, "own": self.budget.own}
+        facts = {
+            "format": FORMAT,
+            "task": self.ground.task.spelling,
+            "ground": self.ground.fingerprint,
+            "steps": self.ground.steps,
+            "optimizer": self.contender.fingerprint,
+            "budget": budget | {"pruner": self.budget.pruner},
+            "seed": self.seed,
+            "versions": versions | {"optuna": optuna.__version__},
+        }
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+        name = f"{self.contender.name} on {self.ground.task.spelling}, {self.ground.steps} steps"
+        label = f"{self.budget.trials} trials x {self.budget.seeds}"
+        return f"{name}, {label}, tuning {self.seed} [{digest}]", facts | {"digest": digest}
+
+    # Proposing ------------------------------------------------------------------------------------------------------
+
+    def ask(self) -> list[optuna.Trial]:
+        """The next batch; the same one whenever it is asked for after the same trials."""
+        number = len(self.trials)
+        count = min(self.budget.batch, self.budget.trials - number)
+        study = optuna.create_study(sampler=self._sampler(number), pruner=self._pruner())
+        study.add_trials(self.trials)
+        dims = self._extended()
+        for place in range(number, number + count):
+            if place < self._designed:
+                study.enqueue_trial(self._design(place, dims))
+        asked = []
+        for place in range(number, number + count):
+            trial = study.ask()
+            for dimension in dims:
+                if dimension.name in ("lr", "weight_decay") or place >= self._designed:
+                    _suggest(trial, dimension)
+            asked.append(trial)
+        return asked
+
+    @property
+    def _designed(self) -> int:
+        """How many trials fill the range evenly before TPE proposes: whole batches, about half."""
+        batches = math.ceil(self.budget.trials / self.budget.batch)
+        return self.budget.batch * math.ceil(batches / 2)
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, constant_liar=True)
+
+    def _pruner(self) -> optuna.pruners.BasePruner:
+        if self.budget.pruner == "none":
+            return optuna.pruners.NopPruner()
+        return optuna.pruners.MedianPruner(n_startup_trials=self.budget.batch)
+
+    def _design(self, place: int, dims: Sequence[Dimension]) -> dict[str, Any]:
+        """A point of a scrambled Sobol sequence in lr and weight decay."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a length that is no power of 2
+            points = qmc.Sobol(2, rng=np.random.default_rng(self.seed)).random(place + 1)
+        chosen: dict[str, Any] = {}
+        for dimension, u in zip([d for d in dims if d.name in ("lr", "weight_decay")], points[-1], strict=False):
+            if dimension.zero:
+                chosen[dimension.switch] = bool(u >= NO_DECAY)
+                u = max(0.0, (u - NO_DECAY) / (1 - NO_DECAY))
+            if chosen.get(dimension.switch, True):
+                value = dimension.low * (dimension.high / dimension.low) ** float(u)
+                chosen[dimension.label] = min(max(value, dimension.low), dimension.high)
+        return chosen
+
+    def _extended(self) -> list[Dimension]:
+        """The ranges as they are after the trials so far: wider where the best was at an edge when a batch was done."""
+        dims = list(self.dimensions)
+        for end in range(self.budget.batch, len(self.trials) + 1, self.budget.batch):
+            best = _best(self.trials[:end])
+            for index, dimension in enumerate(dims):
+                if dimension.name not in ("lr", "weight_decay") or dimension.label not in best.params:
+                    continue
+                side = dimension.at_edge(best.params[dimension.label])
+                factor = 2.0**EXTENSION if dimension.name == "lr" else 10.0 ** (EXTENSION / 3)
+                lost = dimension.name == "lr" and not self._learned(best)  # no trial says where to look
+                low = rounded(dimension.low / factor) if side < 0 or lost else dimension.low
+                high = rounded(dimension.high * factor) if side > 0 or lost else dimension.high
+                dims[index] = replace(dimension, low=low, high=high)
+        return dims
+
+    def _learned(self, best: FrozenTrial) -> bool:
+        """Whether a trial is better than no training at all."""
+        nothing = np.mean([capped_log(math.inf, self.ground.untrained(seed)) for seed in self.tuning_seeds])
+        return best.value is not None and best.value < float(nothing) - NOTHING
+
+    def hypers_of(self, trial: optuna.Trial | FrozenTrial) -> dict[str, float]:
+        hypers: dict[str, float] = {}
+        for dimension in self.dimensions:
+            if dimension.label in trial.params:
+                value = trial.params[dimension.label]
+                hypers[dimension.name] = 1 - value if dimension.complement else value
+            elif trial.params.get(dimension.switch) is False:
+                hypers[dimension.name] = 0.0
+        return hypers
+
+    # Storing --------------------------------------------------------------------------------------------------------
+
+    def store_trial(
+        self, trial: optuna.Trial, traces: Sequence[Trace], seeds: Sequence[int], looks: Sequence[int]
+    ) -> None:
+        """Keeps a trial that is done; one that a killed process had stored before is left as it is."""
+        starts = [self.ground.untrained(seed) for seed in seeds]
+        pruned = any(trace.lost == "pruned" for trace in traces)
+        reports = {}
+        for place, step in enumerate(looks):
+            ends = [trace.curve[place] if place < len(trace.curve) else math.inf for trace in traces]
+            if any(place < len(trace.curve) for trace in traces):
+                reports[step] = float(np.mean([capped_log(*each) for each in zip(ends, starts, strict=True)]))
+        value = float(np.mean([capped_log(t.loss, start) for t, start in zip(traces, starts, strict=True)]))
+        done = create_trial(
+            state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
+            value=reports[max(reports)] if pruned else value,
+            params=trial.params,
+            distributions=trial.distributions,
+            intermediate_values=reports,
+            user_attrs={
+                "run": {
+                    "hypers": self.hypers_of(trial),
+                    "losses": [_plain(trace.loss) for trace in traces],
+                    "lost": [trace.lost for trace in traces if trace.lost],
+                    "model_steps": model_steps(traces),
+                }
+            },
+        )
+        if self.late:
+            self.trials.append(self.late.pop(0))
+        else:
+            self.store.add(self.name, done)
+            self.trials.append(done)
+
+    def fresh_of(self, curve: Sequence[int]) -> dict[str, Any] | None:
+        """What the best setting came to on the fresh seeds, if that is stored, for at least as many seeds."""
+        found: dict[str, Any] | None = self.attributes.get("fresh")
+        if found is None or found["steps"] != list(curve) or len(found["losses"]) < len(self.fresh_seeds):
+            return None
+        return found
+
+    def store_fresh(self, traces: Sequence[Trace], curve: Sequence[int]) -> None:
+        found = {
+            "steps": list(curve),
+            "losses": [_plain(trace.loss) for trace in traces],
+            "curves": [[_plain(loss) for loss in trace.curve] for trace in traces],
+            "model_steps": model_steps(traces),
+        }
+        self.attributes["fresh"] = found
+        self.store.set(self.name, "fresh", found)
+
+    @property
+    def best_hypers(self) -> dict[str, float]:
+        return self.hypers_of(_best(self.trials))
+
+    def result(self) -> Tuned:
+        fresh, best, count = self.attributes["fresh"], _best(self.trials), len(self.fresh_seeds)
+        lr = next(d for d in self._extended() if d.name == "lr")
+        spent = sum(trial.user_attrs["run"]["model_steps"] for trial in self.trials) + fresh["model_steps"]
+        assert best.value is not None
+        return Tuned(
+            seed=self.seed,
+            hypers=self.best_hypers,
+            value=best.value,
+            trials=len(self.trials),
+            pruned=sum(trial.state == TrialState.PRUNED for trial in self.trials),
+            at_edge=bool(lr.at_edge(best.params["lr"])),
+            model_steps=spent,
+            horizon=self.ground.steps,
+            steps=tuple(fresh["steps"]),
+            seeds=tuple(self.fresh_seeds),
+            losses=tuple(map(_number, fresh["losses"][:count])),
+            curves=tuple(tuple(map(_number, curve)) for curve in fresh["curves"][:count]),
+            untrained=tuple(self.ground.untrained(seed) for seed in self.fresh_seeds),
+        )
+
+
+def _best(trials: Sequence[FrozenTrial]) -> FrozenTrial:
+    """The least value of those that came to their end; among equals the first."""
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return min(done or trials, key=lambda trial: math.inf if trial.value is None else trial.value)
+
+
+def _suggest(trial: optuna.Trial, dimension: Dimension) -> None:
+    if dimension.zero and not trial.suggest_categorical(dimension.switch, [True, False]):
+        return
+    trial.suggest_float(dimension.label, dimension.low, dimension.high, log=True)
+
+
+def _plain(loss: float) -> float | None:
+    """JSON has no inf."""
+    return loss if math.isfinite(loss) else None
+
+
+def _number(loss: float | None) -> float:
+    return math.inf if loss is None else loss

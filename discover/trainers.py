@@ -1,0 +1,418 @@
+"""Trains contenders on a task, and gives their curves: rules as lanes, optimizer classes each on their own parameters.
+
+Both see the same: initial parameters and batches by seed, the task's schedule, the same compiled gradients, the same
+notion of a lost run. A result depends on the contender, its hyperparameters and the seed alone, not on what is trained
+beside it.
+
+A long training is kept on disk now and then and goes on from there, to the same bits, when it is asked for again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import dsl
+from discover import gradient, lanes, native
+from discover.contenders import Contender, RuleContender, fresh
+from discover.errors import UserError
+from discover.keeper import Keeper
+from discover.lanes import LOST_ABOVE, Lane, Prune, Trace
+from discover.strides import STEPS
+from tasks import Task
+
+CHECKPOINTS = (0.1, 0.25, 0.5, 0.75)
+"""When lost runs are looked for, as fractions of the steps."""
+
+_DIGITS = 3  # kept of a stride, so that two implementations of a rule have one range of learning rates
+_SMALLEST = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A training: hyperparameters (defaults otherwise; `lr` is the peak), and the seed of parameters and batches."""
+
+    hypers: Mapping[str, float]
+    seed: int
+
+
+class Ground:
+    """What trainings on one task, at one length, share.
+
+    Args:
+        task: what to train.
+        steps: of each training; the schedule is stretched to it. None: the task's horizon.
+        compile: gradients of lanes, see `gradient.build`.
+        device: where to train.
+    """
+
+    def __init__(
+        self, task: Task, *, steps: int | None = None, compile: bool = True, device: torch.device | str = "cpu"
+    ) -> None:
+        self.gradient = gradient.build(task, compile=compile, device=device)
+        self.task = self.gradient.task
+        self.steps = task.horizon if steps is None else steps
+        self.native = self.gradient.device.type == "cpu" and native.available()
+        self.ratios = [task.lr_ratio(t, self.steps) for t in range(1, self.steps + 1)]
+        self._untrained: dict[int, float] = {}
+
+    @cached_property
+    def single(self) -> gradient.Gradient:
+        """The gradient of one lane, uncompiled."""
+        return gradient.build(self.task, compile=False, device=self.gradient.device, tile=1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal where a training would come to the same: data, losses, gradients, parameters, schedule, batches."""
+        task = self.task
+        exact = gradient.build(task, compile=False, device=task.device, dtype=torch.float64, tile=1)
+        flat, index = task.initial(0).double().unsqueeze(0), task.batches(0, 2)
+        loss, grad = exact(flat, task.gather(index[:1]))
+        held_out = float(task.validation_loss(task.split(flat))[0])
+        numbers = [float(loss[0]), float(grad.norm()), float(grad.sum()), held_out, float(flat.norm())]
+        shapes = [(p.name, p.shape, p.role) for p in task.parameters]
+        some = [f"{x:.6g}" for x in [*numbers, *self.ratios[:: max(1, self.steps // 16)], task.learning_rate]]
+        facts = (task.spelling, task.data_sha256, self.steps, shapes, some, index.tolist())
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+
+    def untrained(self, seed: int) -> float:
+        """The held-out loss before the first step."""
+        if seed not in self._untrained:
+            parts = self.task.split(self._start(seed).unsqueeze(0))
+            self._untrained[seed] = float(self.task.validation_loss(parts)[0])
+        return self._untrained[seed]
+
+    def stride(self, contender: Contender) -> float:
+        """How far a contender steps at a learning rate, as a multiple of AdamW's: what its rates are measured in.
+
+        Measured on the task's own parameters with random gradients of the size of the task's first, half of whose
+        variance stays the same from step to step (see `discover.strides`). 1 where it cannot be measured.
+        """
+        if isinstance(contender, RuleContender) and contender.asks:
+            adamw = RuleContender("adamw", dsl.load("adamw"))
+            ratio = self._stride_in_training(contender) / self._stride_in_training(adamw)
+        else:
+            ratio = self._stride(contender) / self._adamw_stride
+        return float(f"{ratio:.{_DIGITS}g}") if math.isfinite(ratio) and ratio > 0 else 1.0
+
+    @cached_property
+    def _adamw_stride(self) -> float:
+        return self._stride(RuleContender("adamw", dsl.load("adamw")))
+
+    def _stride(self, contender: Contender) -> float:
+        for dtype in (torch.float64, self.gradient.dtype):  # in float64 no step drowns in its parameter
+            try:
+                return self._stride_in(contender, dtype)
+            except (ArithmeticError, ValueError, RuntimeError):
+                continue
+        return math.nan
+
+    def _stride_in(self, contender: Contender, dtype: torch.dtype) -> float:
+        task, rate = self.task, self.task.learning_rate
+        start = fresh(task, self._start(0).to(dtype))
+        parameters = fresh(task, self._start(0).to(dtype))
+        hypers = {"lr": rate} | ({"weight_decay": 0.0} if "weight_decay" in contender.defaults else {})
+        made = contender.optimizer(task, parameters, hypers)
+        generator = torch.Generator().manual_seed(0)
+        lasting = torch.randn(task.size, generator=generator)
+        square, size = 0.0, 0.5**0.5 * self._gradient_rms
+        for _ in range(STEPS):
+            grad = size * (lasting + torch.randn(task.size, generator=generator))
+            for p, part in zip(parameters, task.split(grad.to(self.gradient.device, dtype)).values(), strict=True):
+                p.grad = part.clone()
+            made.step()
+            with torch.no_grad():
+                for p, before in zip(parameters, start, strict=True):
+                    square += float((p - before).double().square().sum())
+                    p.copy_(before)
+        return math.sqrt(square / (STEPS * task.size)) / rate
+
+    def _stride_in_training(self, rule: RuleContender) -> float:
+        """Of a rule that asks for more than a gradient, which random gradients cannot answer: its first steps on the
+        task, at a tenth of the task's learning rate."""
+        rate, steps = 0.1 * self.task.learning_rate, min(STEPS, self.steps)
+        lane = Lane(0, 0, {"lr": rate} | ({"weight_decay": 0.0} if "weight_decay" in rule.defaults else {}))
+        training = lanes.Training(
+            self.task, [rule.program], [lane], self.steps, self.gradient, native=False, checkpoints=()
+        )
+        square = 0.0
+        for t in range(1, steps + 1):
+            before = training.buffer.clone()
+            training.step(t)
+            if not training.order:
+                return math.nan
+            square += float((training.buffer - before).double().square().mean()) / self.ratios[t - 1] ** 2
+        return math.sqrt(square / steps) / rate
+
+    @cached_property
+    def _gradient_rms(self) -> float:
+        _, grad = self.single(self._start(0).unsqueeze(0), self.task.gather(self.task.batches(0, 1)))
+        return max(float(grad.square().mean().sqrt()), _SMALLEST)
+
+    def _start(self, seed: int) -> Tensor:
+        return self.task.initial(seed).to(self.gradient.device, self.gradient.dtype)
+
+
+def train(
+    contender: Contender,
+    ground: Ground,
+    runs: Sequence[Run],
+    *,
+    curve: Sequence[int] = (),
+    prune: Prune | None = None,
+    keeper: Keeper | None = None,
+) -> list[Trace]:
+    """Trains a contender from each run's seed to the end of the schedule.
+
+    Args:
+        contender: what trains.
+        ground: where.
+        runs: trainings; those of a rule step together.
+        curve: steps after which held-out losses are taken, besides the end.
+        prune: is asked after each of those steps which runs to drop; its answer may depend on what it was told alone.
+        keeper: keeps long trainings on disk; without one they are not kept.
+
+    Returns:
+        For each run the loss at the end, inf for a lost run, and its curve.
+
+    Raises:
+        StoppedError: the keeper was asked to stop.
+        UserError: the optimizer cannot be made with these hyperparameters.
+    """
+    keeper = keeper or Keeper(None)
+    key = _key(contender, ground, runs, curve, prune is not None)
+    stored = keeper.load(key)
+    if isinstance(contender, RuleContender):
+        traces = _train_lanes(contender, ground, runs, curve, prune, stored, lambda state: keeper.pulse(key, state))
+    else:
+        traces = _train_loop(contender, ground, runs, curve, prune, stored, lambda state: keeper.pulse(key, state))
+    keeper.forget(key)
+    return traces
+
+
+Pulse = Callable[[Callable[[], object]], None]
+
+
+def _key(contender: Contender, ground: Ground, runs: Sequence[Run], curve: Sequence[int], pruned: bool) -> str:
+    """Trainings of one key come to the same bits; whatever may change one is in it."""
+    versions = [platform.python_version(), torch.__version__, np.__version__, __name__]
+    built = [ground.gradient.compiled, ground.gradient.tile, ground.native, str(ground.gradient.device)]
+    asked = [[sorted(run.hypers.items()), run.seed] for run in runs]
+    parts = [contender.fingerprint, ground.fingerprint, asked, list(curve), pruned, versions, built]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def _train_lanes(
+    contender: RuleContender,
+    ground: Ground,
+    runs: Sequence[Run],
+    curve: Sequence[int],
+    prune: Prune | None,
+    stored: Any,
+    pulse: Pulse,
+) -> list[Trace]:
+    names = {name for run in runs for name in run.hypers}
+    some = [Lane(0, r.seed, {name: r.hypers.get(name, contender.defaults[name]) for name in names}) for r in runs]
+    if stored is not None and prune is not None:  # what it was told before
+        for place, step in enumerate(t for t in sorted(set(curve)) if t <= stored["done"] and t < ground.steps):
+            prune(step, {i: each[place] for i, each in enumerate(stored["curves"]) if place < len(each)})
+    return lanes.train(
+        ground.task,
+        [contender.program],
+        some,
+        steps=ground.steps,
+        gradient=ground.gradient,
+        native=ground.native,
+        checkpoints=CHECKPOINTS,
+        curve=curve,
+        prune=prune,
+        resume=stored,
+        pulse=lambda training: pulse(training.state),
+    )
+
+
+# Optimizer classes --------------------------------------------------------------------------------------------------
+
+
+def _train_loop(
+    contender: Contender,
+    ground: Ground,
+    runs: Sequence[Run],
+    curve: Sequence[int],
+    prune: Prune | None,
+    stored: Any,
+    pulse: Pulse,
+) -> list[Trace]:
+    """Every run has an optimizer and parameters of its own; gradients are taken a tile at a time, as for lanes. Tiles
+    go to the end one after the other, or, where runs may be pruned, all to the next look."""
+    looks = sorted({step for step in curve if step < ground.steps})
+    traces: list[Trace | None] = [None] * len(runs)
+    singles: dict[int, _Single] = {}
+    if stored is not None:
+        traces = list(stored["traces"])
+        for index, kept in stored["singles"].items():
+            singles[index] = _Single(contender, ground, runs[index], curve)
+            singles[index].restore(kept)
+
+    def state() -> dict[str, Any]:
+        return {"traces": traces, "singles": {index: single.state() for index, single in singles.items()}}
+
+    torch.set_flush_denormal(True)  # as lanes do
+    try:
+        for stop in [*(looks if prune else ()), ground.steps]:
+            left = [index for index, trace in enumerate(traces) if trace is None]
+            for start in range(0, len(left), ground.gradient.tile):
+                block = left[start : start + ground.gradient.tile]
+                for index in block:
+                    if index not in singles:
+                        singles[index] = _Single(contender, ground, runs[index], curve)
+                _advance(ground, [singles[index] for index in block], stop, lambda: pulse(state))
+                for index in block:
+                    if singles[index].lost or stop == ground.steps:
+                        traces[index] = singles.pop(index).trace()
+            if prune is None or stop == ground.steps:
+                continue
+            place = looks.index(stop)
+            curves = {i: singles[i].curve if i in singles else _curve(traces[i]) for i in range(len(runs))}
+            told = {i: losses[place] for i, losses in curves.items() if place < len(losses)}
+            for index in prune(stop, told) if told else ():
+                if index in singles:
+                    traces[index] = singles.pop(index).trace("pruned")
+    finally:
+        torch.set_flush_denormal(False)
+    return [trace for trace in traces if trace is not None]
+
+
+def _advance(ground: Ground, block: Sequence[_Single], stop: int, pulse: Callable[[], None]) -> None:
+    """Steps runs side by side to step `stop`; those behind, of a block that was cut otherwise before, go first."""
+    with torch.random.fork_rng(devices=[]):
+        while left := [single for single in block if single.done < stop and not single.lost]:
+            t = 1 + min(single.done for single in left)
+            now = [single for single in left if single.done == t - 1]
+            flat = torch.stack([single.flat() for single in now])
+            index = torch.stack([single.batches[t - 1] for single in now])
+            losses, grads = ground.gradient(flat, ground.task.gather(index))
+            for single, loss, grad in zip(now, losses.tolist(), grads, strict=True):
+                single.step(t, loss, grad)
+            pulse()
+
+
+def _curve(trace: Trace | None) -> Sequence[float]:
+    return trace.curve if trace else ()
+
+
+class _Single:
+    """A run of an optimizer class, as far as it is."""
+
+    def __init__(self, contender: Contender, ground: Ground, run: Run, curve: Iterable[int]) -> None:
+        self.ground, self.task = ground, ground.task
+        self.parameters = fresh(self.task, ground._start(run.seed))
+        self.optimizer = contender.optimizer(self.task, self.parameters, run.hypers)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.batches = self.task.batches(run.seed, ground.steps)
+        self.looks = {max(1, round(fraction * ground.steps)) for fraction in CHECKPOINTS}
+        self.wanted = frozenset(curve)
+        self.done, self.first_loss, self.lost, self.curve = 0, 0.0, "", list[float]()
+        with torch.random.fork_rng(devices=[]):
+            self.random = torch.manual_seed(run.seed).get_state()  # of an optimizer that draws
+        _switch(self.optimizer, "train")
+
+    def step(self, t: int, loss: float, grad: Tensor) -> None:
+        """Step t, with the training loss and gradient [N] before it; may be what loses the run."""
+        if t == 1:
+            self.first_loss = loss
+        for p, part in zip(self.parameters, self.task.split(grad).values(), strict=True):
+            p.grad = part.clone()  # at an address of its own: products round by how their operands are aligned
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.ground.ratios[t - 1]
+        self.done = t
+        torch.set_rng_state(self.random)
+        try:
+            self.optimizer.step()
+        except (ArithmeticError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            self.lost = f"{type(error).__name__.lstrip('_')}: {error}"
+            return
+        self.random = torch.get_rng_state()
+        if t in self.looks:
+            self._look(loss, 2 * t >= self.ground.steps)
+        if t in self.wanted and not self.lost:
+            self.curve.append(self._held_out())
+
+    def _look(self, loss: float, late: bool) -> None:
+        if not (math.isfinite(loss) and bool(self.flat().isfinite().all())):
+            self.lost = "not finite"
+        elif late and min(loss, self._held_out()) > LOST_ABOVE * self.first_loss:
+            self.lost = "rising"
+
+    def _held_out(self) -> float:
+        _switch(self.optimizer, "eval")
+        loss = float(self.task.validation_loss(self.task.split(self.flat().unsqueeze(0)))[0])
+        _switch(self.optimizer, "train")
+        return loss if math.isfinite(loss) else math.inf
+
+    def trace(self, pruned: str = "") -> Trace:
+        """How it ended."""
+        lost = self.lost or pruned
+        loss = math.inf if lost else self._held_out()
+        return Trace(loss, self.done, lost or ("" if math.isfinite(loss) else "not finite"), tuple(self.curve))
+
+    def flat(self) -> Tensor:
+        """The parameters, [N]; copied, since an optimizer may put other memory under them."""
+        return torch.cat([p.detach().flatten() for p in self.parameters])
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs; not `state_dict`, which casts on its way back and leaves out attributes."""
+        groups = [{key: x for key, x in g.items() if key != "params"} for g in self.optimizer.param_groups]
+        return {
+            "own": (self.done, self.first_loss, self.lost, self.curve, self.random),
+            "parameters": [p.detach() for p in self.parameters],
+            "slots": [self.optimizer.state.get(p) for p in self.parameters],
+            "shared": {key: x for key, x in self.optimizer.state.items() if not isinstance(key, Tensor)},
+            "groups": groups,
+            "attributes": {key: x for key, x in vars(self.optimizer).items() if isinstance(x, int | float | Tensor)},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.done, self.first_loss, self.lost, self.curve, self.random = state["own"]
+        with torch.no_grad():
+            for p, stored, slots in zip(self.parameters, state["parameters"], state["slots"], strict=True):
+                p.copy_(stored)
+                if slots is not None:
+                    self.optimizer.state[p] = slots
+        self.optimizer.state.update(state["shared"])
+        for group, stored in zip(self.optimizer.param_groups, state["groups"], strict=True):
+            group.update(stored)
+        vars(self.optimizer).update(state["attributes"])
+
+
+def _switch(optimizer: torch.optim.Optimizer, mode: str) -> None:
+    """To the point to train from or to evaluate, where an optimizer has two (as Schedule-Free ones do)."""
+    switch = getattr(optimizer, mode, None)
+    if callable(switch):
+        switch()
+
+
+def model_steps(traces: Iterable[Trace]) -> int:
+    return sum(trace.steps for trace in traces)
+
+
+def capped_log(loss: float, untrained: float) -> float:
+    """The logarithm of a loss; a run that was lost, or ends above where it began, has learned nothing: its beginning.
+
+    Raises:
+        UserError: losses that are not above 0 have no logarithm, and cannot be compared by ratio.
+    """
+    value = min(loss, untrained) if math.isfinite(loss) else untrained
+    if not value > 0:
+        raise UserError(f"a held-out loss is {value:.4g}; contenders are compared by ratios of losses above 0")
+    return math.log(value)

@@ -1,0 +1,340 @@
+"""Laws of training contenders: a rule and its twin in torch come to the same, a run is its own, and a kill changes no
+bit."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tasks
+from discover.contenders import ClassContender, Contender, RuleContender, check, contender
+from discover.errors import UserError
+from discover.footprint import measure
+from discover.keeper import Keeper, StoppedError
+from discover.lanes import Trace
+from discover.trainers import Ground, Run, capped_log, train
+from dsl import RuleError
+
+ROOT = Path(__file__).parent.parent
+STEPS = 24
+CURVE = (6, 12)
+
+
+class Noisy(torch.optim.SGD):
+    """Draws from torch's own generator, and counts its steps where `state_dict` does not look."""
+
+    def __init__(self, params: Any, lr: float = 0.1, noise: float = 0.01) -> None:
+        super().__init__(params, lr=lr)
+        self.noise, self.count = noise, 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        super().step()
+        self.count += 1
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.add_(torch.randn_like(p), alpha=self.noise / self.count)
+
+
+class TwoPoints(torch.optim.SGD):
+    """Is evaluated elsewhere than where it trains: at zero."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, lr=lr)
+        self.training = False
+
+    def train(self) -> None:
+        if not self.training:
+            self.training = True
+            for p, kept in zip(self.param_groups[0]["params"], getattr(self, "kept", ()), strict=False):
+                p.data.copy_(kept)
+
+    def eval(self) -> None:
+        self.training = False
+        self.kept = [p.detach().clone() for p in self.param_groups[0]["params"]]
+        for p in self.param_groups[0]["params"]:
+            p.data.zero_()
+
+
+class Failing(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        if self.param_groups[0]["lr"] > 1e3:
+            raise torch.linalg.LinAlgError("did not converge")
+        super().step()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def ground(task: str = "digits_mlp", steps: int | None = STEPS) -> Ground:
+    return Ground(tasks.load(task), steps=steps, compile=False)
+
+
+@cache
+def named(name: str) -> Contender:
+    own = {"noisy": Noisy, "two points": TwoPoints, "failing": Failing}
+    return ClassContender(name, own[name]) if name in own else contender(name)
+
+
+def runs(*rates: float, seeds: Sequence[int] = (0, 3), **hypers: float) -> list[Run]:
+    return [Run({"lr": rate, **hypers}, seed) for rate in rates for seed in seeds]
+
+
+CONTENDERS = ("adamw", "muon", "ema_nesterov(adamw)", "torch.optim:AdamW", "pytorch_optimizer:SOAP", "noisy")
+
+# Rules and classes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["digits_mlp", "bytes_mlp", "digits_cnn"])
+@pytest.mark.parametrize(("rule", "twin"), [("adamw", "torch.optim:AdamW"), ("sgd", "torch.optim:SGD")])
+def test_a_rule_and_its_twin_in_torch_come_to_the_same(task: str, rule: str, twin: str) -> None:
+    here = ground(task)
+    strides = [here.stride(named(name)) for name in (rule, twin)]
+    assert strides[0] == strides[1]
+    some = runs(0.003 / strides[0], 0.03 / strides[0], weight_decay=0.1)
+    mine, theirs = (train(named(name), here, some, curve=CURVE) for name in (rule, twin))
+    for a, b in zip(mine, theirs, strict=True):
+        assert (a.steps, a.lost) == (b.steps, b.lost) == (STEPS, "")
+        assert a.loss == pytest.approx(b.loss, rel=1e-4)
+        assert a.curve == pytest.approx(b.curve, rel=1e-4)
+
+
+def test_the_hyperparameters_of_a_class_are_those_of_its_arguments() -> None:
+    one = named("torch.optim:AdamW")
+    assert dict(one.defaults) == {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-2}
+    task = tasks.load("quadratic")
+    made = one.optimizer(task, [torch.nn.Parameter(torch.zeros(2))], {"beta2": 0.5, "lr": 3.0})
+    assert (made.defaults["betas"], made.defaults["lr"]) == ((0.9, 0.5), 3.0)
+
+
+def test_a_class_that_was_made_from_a_rule_is_that_rule() -> None:
+    one = contender("discover.optim:Lion")
+    assert isinstance(one, RuleContender)
+    assert one.fingerprint == contender("lion").fingerprint != contender("adamw").fingerprint
+
+
+def test_a_file_of_ones_own_is_a_place_for_a_class_and_its_text_counts(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    prints = []
+    for changed in ("", "# changed\n"):
+        file.write_text("import torch\n\nclass Mine(torch.optim.SGD):\n    pass\n" + changed)
+        prints.append(contender(f"{file}:Mine").fingerprint)
+    assert prints[0] != prints[1]
+
+
+@pytest.mark.parametrize("factor", [1.0, 8.0])
+def test_a_learning_rate_over_the_stride_moves_as_far_as_adamws(factor: float) -> None:
+    here = ground("digits_mlp")
+    for name in ("sgd", "lion", "momentum", "muon", "torch.optim:SGD"):
+        rate = factor * 1e-3 / here.stride(named(name))
+        (trace,), (adamw,) = (
+            train(named(n), here, runs(r, seeds=[0]), curve=[2]) for n, r in ((name, rate), ("adamw", factor * 1e-3))
+        )
+        start = here.untrained(0)
+        assert 1 / 8 < (start - trace.curve[0]) / (start - adamw.curve[0]) < 8, name
+
+
+MISTAKES = {
+    "unknown module": ("torch.optm:AdamW", "there is no module 'torch.optm'"),
+    "unknown package": ("no_such_package:AdamW", "there is no module 'no_such_package' here"),
+    "unknown class": ("torch.optim:Adamw", "torch.optim has no 'Adamw'; did you mean 'Adam'?"),
+    "no class": ("torch.optim:lr_scheduler", "is not a torch.optim.Optimizer"),
+    "missing file": ("none.py:Mine", "none.py: no such file"),
+    "without lr": ("torch.optim:Optimizer", "has no argument 'lr'"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_what_is_no_contender_says_why(text: str, message: str) -> None:
+    with pytest.raises(UserError) as found:
+        contender(text)
+    assert message in str(found.value)
+
+
+def test_unknown_rules_and_wrappers_alone_are_refused() -> None:
+    for text in ("lionn", "ema_nesterov"):
+        with pytest.raises(RuleError):
+            contender(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("torch.optim:LBFGS", "needs a closure"),
+        ("torch.optim:SparseAdam", "cannot train digits_mlp: "),
+        ("torch.optim:Muon", "cannot be made for digits_mlp: "),
+    ],
+)
+def test_what_cannot_train_a_task_says_so_before_training(name: str, message: str) -> None:
+    with pytest.raises(UserError) as found:
+        check(contender(name), tasks.load("digits_mlp"))
+    assert message in str(found.value)
+
+
+# A run is its own ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_a_run_is_the_same_alone_and_beside_others_that_are_lost_or_pruned(name: str) -> None:
+    here, one = ground("digits_mlp"), named(name)
+    some = runs(0.01, 0.1, 1e9)
+    together = train(one, here, some, curve=CURVE, prune=lambda step, losses: [2] if step == CURVE[0] else [])
+    assert [trace.lost for trace in together[:4]] == ["", "", "pruned", ""]
+    assert (together[2].loss, together[2].steps, len(together[2].curve)) == (math.inf, CURVE[0], 1)
+    for index in (0, 1, 3):
+        (alone,) = train(one, here, [some[index]], curve=CURVE)
+        assert alone == together[index]
+        (plain,) = train(one, here, [some[index]])
+        assert plain.loss == alone.loss
+
+
+def test_a_run_is_evaluated_where_its_optimizer_says_and_trained_where_it_trains() -> None:
+    here = ground("digits_mlp")
+    (one,), (two,) = (
+        train(named(name), here, runs(0.3, seeds=[1]), curve=CURVE) for name in ("two points", "torch.optim:SGD")
+    )
+    zero = float(here.task.validation_loss(here.task.split(torch.zeros(1, here.task.size)))[0])
+    assert one.curve == pytest.approx([zero] * 2)
+    assert one.loss == pytest.approx(zero)
+    assert two.loss < 0.9 * zero
+
+
+def test_lost_runs_of_a_class_say_why() -> None:
+    found = train(named("failing"), ground("digits_mlp"), runs(0.1, 1e6, seeds=[0]))
+    assert [trace.lost for trace in found] == ["", "LinAlgError: did not converge"]
+    assert found[1].loss == math.inf
+    lost = train(named("torch.optim:SGD"), ground("digits_mlp"), runs(1e9, seeds=[0]))
+    assert (lost[0].loss, lost[0].lost) == (math.inf, "not finite")
+    assert lost[0].steps < STEPS
+
+
+def test_lost_runs_count_as_untrained() -> None:
+    assert capped_log(math.inf, 2.0) == capped_log(5.0, 2.0) == math.log(2)
+    assert capped_log(0.5, 2.0) == math.log(0.5)
+    with pytest.raises(UserError, match="ratios of losses above 0"):
+        capped_log(-1.0, 2.0)
+
+
+def test_a_ground_is_another_where_data_length_or_loss_differ() -> None:
+    prints = [
+        Ground(tasks.load(name), steps=steps, compile=False).fingerprint
+        for name, steps in (
+            ("digits_mlp", None),
+            ("digits_mlp", 10),
+            ("digits_cnn", None),
+            ("digits_mlp(batch_size=8)", None),
+        )
+    ]
+    assert len(set(prints)) == len(prints)
+    assert Ground(tasks.load("digits_mlp"), steps=10, compile=False).fingerprint == prints[1]
+
+
+# Kept and resumed ---------------------------------------------------------------------------------------------------
+
+
+def halfway(step: int, losses: Mapping[int, float]) -> list[int]:
+    """Drops the worst of those that are left."""
+    told.append((step, dict(losses)))
+    return [max(losses, key=lambda run: losses[run])]
+
+
+told: list[tuple[int, dict[int, float]]] = []
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize("at", [5, 12, 20])
+def test_a_training_that_was_stopped_goes_on_to_the_same_bits(name: str, at: int, tmp_path: Path) -> None:
+    here, one, some = ground("digits_mlp"), named(name), runs(0.01, 0.1, 1e9)
+    told.clear()
+    undisturbed = train(one, here, some, curve=CURVE, prune=halfway)
+    expected = list(told)
+    calls = iter(range(10**6))
+    with pytest.raises(StoppedError):
+        train(one, here, some, curve=CURVE, prune=halfway, keeper=Keeper(tmp_path, stop=lambda: next(calls) == at))
+    assert len(list(tmp_path.iterdir())) == 1
+    told.clear()
+    assert train(one, here, some, curve=CURVE, prune=halfway, keeper=Keeper(tmp_path)) == undisturbed
+    assert told == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_kept_of_another_training_or_damaged_is_not_used(tmp_path: Path) -> None:
+    here, one, some = ground("digits_mlp"), named("adamw"), runs(0.01)
+    calls = iter(range(10**6))
+    with pytest.raises(StoppedError):
+        train(one, here, some, keeper=Keeper(tmp_path, stop=lambda: next(calls) == 5))
+    (file,) = tmp_path.iterdir()
+    other = runs(0.02)
+    assert train(one, here, other, keeper=Keeper(tmp_path)) == train(one, here, other)
+    file.write_bytes(file.read_bytes()[:100])
+    assert train(one, here, some, keeper=Keeper(tmp_path)) == train(one, here, some)
+
+
+KILLED = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+import tasks
+from pathlib import Path
+from discover.contenders import contender
+from discover.keeper import Keeper
+from discover.trainers import Ground, Run, train
+
+steps = iter(range(10**6))
+
+def stop():
+    if next(steps) == 15:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return False
+
+ground = Ground(tasks.load("digits_mlp"), steps=24, compile=False)
+some = [Run({"lr": 0.05}, 0), Run({"lr": 0.01}, 3)]
+train(contender("muon"), ground, some, keeper=Keeper(Path(sys.argv[1]), seconds=0, stop=stop))
+"""
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, cwd=ROOT, capture_output=True)
+    assert done.returncode == -9, done.stderr.decode()
+    some = [Run({"lr": 0.05}, 0), Run({"lr": 0.01}, 3)]
+    went: list[bool] = []
+    keeper = Keeper(tmp_path, stop=lambda: bool(went.append(True)))
+    found: list[Trace] = train(named("muon"), ground("digits_mlp"), some, keeper=keeper)
+    assert found == train(named("muon"), ground("digits_mlp"), some)
+    assert len(went) == STEPS - 15  # not from the start
+
+
+@pytest.mark.parametrize("name", ["adahessian", "mezo", "sam(sgd)"])
+def test_a_rule_that_asks_for_more_than_a_gradient_trains_and_is_measured(name: str) -> None:
+    here, one = ground("digits_mlp"), named(name)
+    assert isinstance(one, RuleContender)
+    assert one.asks
+    assert 1e-4 < here.stride(one) < 1e4
+    (found,) = train(one, here, runs(0.03 / here.stride(one), seeds=[0]))
+    assert found.steps == STEPS
+    assert found.loss < here.untrained(0)
+    assert measure([one, named("sgd")], here.task)[name].seconds is None
+
+
+# Costs --------------------------------------------------------------------------------------------------------------
+
+
+def test_state_is_counted_for_each_parameter_and_time_is_there() -> None:
+    names = ("sgd", "adamw", "torch.optim:AdamW", "lion", "torch.optim:SGD")
+    found = measure([named(name) for name in names], tasks.load("digits_mlp"))
+    assert [found[name].state_bytes for name in names] == [0, 8, 8, 4, 0]
+    assert all(each.seconds is not None and 0 < each.seconds < 1 for each in found.values())

@@ -1,0 +1,350 @@
+"""Laws of tuning: one budget for all, optima are found wherever they lie, and a kill changes no result."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+
+import tasks
+from discover import tuning
+from discover.contenders import Contender, contender
+from discover.errors import UserError
+from discover.keeper import Keeper, StoppedError
+from discover.ranges import dimensions
+from discover.storage import Store, default_url
+from discover.studies import Budget, Study, Tuned
+from discover.trainers import Ground
+from discover.tuning import tune
+from tasks import Task
+from tests.test_reference import Known
+
+ROOT = Path(__file__).parent.parent
+SMALL = Budget(trials=6, seeds=1, fresh=2)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("DISCOVER_DATA_DIR", str(tmp_path / "data"))
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def ground(task: str = "breast_cancer", steps: int = 10) -> Ground:
+    return Ground(tasks.load(task), steps=steps, compile=False)
+
+
+@cache
+def named(name: str) -> Contender:
+    return contender(name)
+
+
+def tuned(
+    name: str, budget: Budget = SMALL, seeds: tuple[int, ...] = (0,), url: str | None = None, **options: Any
+) -> list[Tuned]:
+    store = Store(url)
+    try:
+        return tune(named(name), options.pop("ground", None) or ground(), budget, seeds, store, **options)
+    finally:
+        store.close()
+
+
+def url(folder: Path) -> str:
+    return f"sqlite:///{folder / 'studies.sqlite'}"
+
+
+def trials(where: str) -> dict[str, list[optuna.trial.FrozenTrial]]:
+    return {
+        name: optuna.load_study(study_name=name, storage=where).trials for name in optuna.get_all_study_names(where)
+    }
+
+
+# What is found ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("octaves", [-6.0, -3.5, -0.4, 0.0, 2.3, 5.5])
+def test_the_best_learning_rate_is_found_inside_the_range_or_beyond_it(octaves: float) -> None:
+    best = 0.1 * 2**octaves
+    here = Ground(Known(best), compile=False)
+    found = tuned("adamw", Budget(trials=36, seeds=1, fresh=2), (0, 1, 2), ground=here)
+    for each in found:
+        assert abs(math.log2(each.hypers["lr"] / best)) < 0.5
+        assert not each.at_edge
+
+
+def test_weight_decay_and_none_are_both_found() -> None:
+    with_decay = tuned(
+        "adamw", Budget(trials=36, seeds=1, fresh=2), (0, 1), ground=Ground(Known(0.1, 0.3), compile=False)
+    )
+    without = tuned("adamw", Budget(trials=36, seeds=1, fresh=2), (0, 1), ground=Ground(Known(0.1, 0.0), compile=False))
+    assert all(0.05 < each.hypers["weight_decay"] < 1 for each in with_decay)
+    assert all(each.hypers["weight_decay"] < 0.05 for each in without)
+
+
+def test_fresh_seeds_have_no_say_in_tuning_and_no_study_shares_a_seed() -> None:
+    task = Known()
+    here = Ground(task, compile=False)
+    found = tuned("adamw", SMALL, (0, 1, 7), ground=here)
+    fresh = [seed for each in found for seed in each.seeds]
+    tuning_seeds = {study * 1000 + i for study in (0, 1, 7) for i in range(SMALL.seeds)}
+    assert len(set(fresh)) == 3 * SMALL.fresh
+    assert not tuning_seeds & set(fresh)
+    assert {seed for seed in task.seeds if seed >= 500 or seed in tuning_seeds} == tuning_seeds | set(fresh)
+    for each in found:
+        assert each.losses == pytest.approx(
+            [1 + s / 1000 + (each.losses[0] - 1 - each.seeds[0] / 1000) for s in each.seeds], rel=1e-4
+        )
+
+
+# One budget for all -------------------------------------------------------------------------------------------------
+
+
+def test_all_have_the_same_number_of_trials_and_of_model_steps(tmp_path: Path) -> None:
+    names = ("adamw", "sgd", "muon", "torch.optim:AdamW", "torch.optim:Adagrad")
+    budget = Budget(trials=7, seeds=2, fresh=3)
+    found = {name: tuned(name, budget, (0, 1), url=url(tmp_path)) for name in names}
+    planned = ground().steps * budget.planned
+    stored = trials(url(tmp_path))
+    assert [len(each) for each in stored.values()] == [7] * 2 * len(names)
+    lost = {name: any(t.user_attrs["run"]["lost"] for t in each) for name, each in stored.items()}
+    for name, both in found.items():
+        assert [each.trials for each in both] == [7, 7]
+        if not any(lost[study] for study in lost if study.startswith(f"{name} on")):
+            assert [each.model_steps for each in both] == [planned, planned]
+    assert sum(each.model_steps == planned for both in found.values() for each in both) >= 4
+
+
+def test_ranges_are_the_same_for_all_in_units_of_their_steps() -> None:
+    here = ground("digits_mlp")
+    reference = dimensions(named("adamw"), here, own=False)
+    for name in ("sgd", "lion", "muon", "torch.optim:AdamW", "pytorch_optimizer:SOAP"):
+        stride = here.stride(named(name))
+        for mine, theirs in zip(dimensions(named(name), here, own=False), reference, strict=True):
+            unit = 1 / stride if mine.name == "lr" else stride
+            assert (mine.low, mine.high) == (
+                pytest.approx(theirs.low * unit, rel=1e-5),
+                pytest.approx(theirs.high * unit, rel=1e-5),
+            )
+    assert reference[0].low * reference[0].high == pytest.approx(here.task.learning_rate**2)
+
+
+def test_two_implementations_of_a_rule_are_offered_the_same_settings(tmp_path: Path) -> None:
+    for name in ("adamw", "torch.optim:AdamW"):
+        tuned(name, SMALL, (3,), url=url(tmp_path))
+    ours, theirs = ([trial.params for trial in each] for each in trials(url(tmp_path)).values())
+    assert ours == theirs
+
+
+def test_own_hyperparameters_are_tuned_in_the_second_half_if_asked(tmp_path: Path) -> None:
+    dims = {each.name: each for each in dimensions(named("adamw"), ground(), own=True)}
+    assert list(dims) == ["lr", "weight_decay", "beta1", "beta2", "eps"]
+    assert (dims["beta2"].label, dims["beta2"].low, dims["beta2"].high) == ("1 - beta2", 1e-4, 1e-2)
+    assert (dims["eps"].low, dims["eps"].high) == (pytest.approx(1e-11), pytest.approx(1e-5))
+    assert [each.name for each in dimensions(named("muon"), ground(), own=True)] == [
+        "lr",
+        "weight_decay",
+        "momentum",
+        "adam_lr_ratio",
+        "beta1",
+        "beta2",
+        "eps",
+    ]
+    (found,) = tuned("adamw", Budget(trials=12, seeds=1, fresh=2, own=True), url=url(tmp_path))
+    ((_, stored),) = trials(url(tmp_path)).items()
+    assert ["1 - beta1" in trial.params for trial in stored] == [False] * 6 + [True] * 6
+    assert all(0 < trial.user_attrs["run"]["hypers"]["beta2"] < 1 for trial in stored[6:])
+    assert set(found.hypers) <= set(named("adamw").defaults)
+
+
+# Determinism, reuse, kills ------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_and_another_another() -> None:
+    one, two = tuned("adamw", seeds=(0, 1))
+    assert [one, two] == tuned("adamw", seeds=(0, 1))
+    assert [two] == tuned("adamw", seeds=(1,))
+    assert one.hypers != two.hypers
+
+
+def test_what_was_tuned_before_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tuned("adamw", url=url(tmp_path), curve=[5])
+    monkeypatch.setattr(tuning, "train", lambda *_, **__: pytest.fail("trained"))
+    assert tuned("adamw", url=url(tmp_path), curve=[5]) == first
+    fewer = Budget(SMALL.trials, SMALL.seeds, fresh=1)
+    assert tuned("adamw", fewer, url=url(tmp_path), curve=[5])[0].losses == first[0].losses[:1]
+
+
+CHANGES = {
+    "steps": {"ground": lambda: ground(steps=11)},
+    "task": {"ground": lambda: ground("quadratic")},
+    "variant": {"ground": lambda: ground("breast_cancer(batch_size=16)")},
+    "optimizer": {"name": "adam"},
+    "trials": {"budget": Budget(5, 1, 2)},
+    "tuning seeds": {"budget": Budget(6, 2, 2)},
+    "pruner": {"budget": Budget(6, 1, 2, pruner="median")},
+    "seed": {"seed": 1},
+    "more is tuned": {"budget": Budget(6, 1, 2, own=True)},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_whatever_results_depend_on_makes_another_study(change: dict[str, Any]) -> None:
+    options = {"name": "adamw", "budget": SMALL, "seed": 0, **change}
+    here = options.pop("ground", ground)()
+    study = Study(named("adamw"), ground(), SMALL, 0, Store(None))
+    other = Study(named(options["name"]), here, options["budget"], options["seed"], Store(None))
+    again = Study(contender("adamw"), Ground(ground().task, steps=10, compile=False), SMALL, 0, Store(None))
+    assert study.name == again.name != other.name
+    assert study.name.partition("[")[2] != other.name.partition("[")[2]
+
+
+@pytest.mark.parametrize("after", [1, 5, 8])
+def test_a_tuning_that_was_cut_short_anywhere_ends_as_if_it_had_not_been(
+    after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(trials=6, seeds=2, fresh=2)
+    (tmp_path / "whole").mkdir()
+    expected = tuned("adamw", budget, (0, 1), url=url(tmp_path / "whole"), curve=[5])
+    add, left = Store.add, iter(range(after))
+
+    def dies(self: Store, name: str, trial: optuna.trial.FrozenTrial) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        add(self, name, trial)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "add", dies)
+        with pytest.raises(KeyboardInterrupt):
+            tuned("adamw", budget, (0, 1), url=url(tmp_path), curve=[5])
+    assert tuned("adamw", budget, (0, 1), url=url(tmp_path), curve=[5]) == expected
+    ours, theirs = trials(url(tmp_path)), trials(url(tmp_path / "whole"))
+    assert ours.keys() == theirs.keys()
+    for name, some in ours.items():
+        assert [trial.number for trial in some] == list(range(6))
+        for mine, other in zip(some, theirs[name], strict=True):
+            assert (mine.params, mine.value, mine.user_attrs) == (other.params, other.value, other.user_attrs)
+
+
+KILLED = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+import tasks
+from discover.contenders import contender
+from discover.trainers import Ground
+from discover.tuning import Budget, Store, tune
+
+add, count = Store.add, iter(range(100))
+
+def dies(self, name, trial):
+    add(self, name, trial)
+    if next(count) == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Store.add = dies
+ground = Ground(tasks.load("breast_cancer"), steps=10, compile=False)
+tune(contender("adamw"), ground, Budget(trials=12, seeds=1, fresh=2), (0,), Store(sys.argv[1]))
+"""
+
+
+def test_a_killed_tuning_goes_on_to_the_same_end_and_counts_nothing_twice(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, url(tmp_path)], check=False, cwd=ROOT, capture_output=True)
+    assert done.returncode == -9, done.stderr.decode()
+    ((_, before),) = trials(url(tmp_path)).items()
+    assert len(before) == 7  # in the middle of a batch of two
+    budget = Budget(trials=12, seeds=1, fresh=2)
+    assert tuned("adamw", budget, url=url(tmp_path)) == tuned("adamw", budget)
+    ((_, after),) = trials(url(tmp_path)).items()
+    assert [trial.number for trial in after] == list(range(12))
+    assert [trial.params for trial in after[:7]] == [trial.params for trial in before]
+    assert all(trial.state == optuna.trial.TrialState.COMPLETE for trial in after)
+
+
+def test_a_tuning_that_is_asked_to_stop_stops_within_a_step_and_goes_on(tmp_path: Path) -> None:
+    expected = tuned("muon", seeds=(0, 1))
+    calls = iter(range(10**6))
+    store = Store(url(tmp_path))
+    keeper = Keeper(store.folder, stop=lambda: next(calls) == 25)
+    with pytest.raises(StoppedError):
+        tune(named("muon"), ground(), SMALL, (0, 1), store, keeper=keeper)
+    assert next(calls) == 26
+    assert tune(named("muon"), ground(), SMALL, (0, 1), store, keeper=Keeper(store.folder)) == expected
+    store.close()
+    assert store.folder is not None
+    assert list(store.folder.iterdir()) == []
+
+
+# Pruning ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adamw", "torch.optim:AdamW"])
+def test_pruned_trials_are_dropped_counted_and_never_the_best(name: str, tmp_path: Path) -> None:
+    budget = Budget(trials=18, seeds=2, fresh=2, pruner="median")
+    (found,) = tuned(name, budget, url=url(tmp_path))
+    ((_, stored),) = trials(url(tmp_path)).items()
+    pruned = [trial for trial in stored if trial.state == optuna.trial.TrialState.PRUNED]
+    assert 0 < len(pruned) == found.pruned < 18
+    assert all(trial.user_attrs["run"]["model_steps"] < 2 * ground().steps for trial in pruned)
+    assert found.model_steps < ground().steps * budget.planned
+    best = min((t for t in stored if t not in pruned), key=lambda trial: trial.value or 0.0)
+    assert found.hypers == best.user_attrs["run"]["hypers"]
+    assert found.value == optuna.load_study(study_name=None, storage=url(tmp_path)).best_value
+
+
+# The store ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
+    store = Store(url(tmp_path))
+    with pytest.raises(UserError, match="another process writes there"):
+        Store(url(tmp_path))
+    store.close()
+    Store(url(tmp_path)).close()
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("sqlite:////proc/none/x.sqlite", "--storage sqlite:////proc/none/x.sqlite: cannot be written"),
+        ("nonsense", "--storage nonsense: "),
+        ("sqlite:///{folder}/text.sqlite", "file is not a database"),
+    ],
+)
+def test_a_storage_that_cannot_be_is_one_line(where: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "text.sqlite").write_text("not a database, and long enough to be looked at" * 30)
+    with pytest.raises(UserError) as found:
+        tuned("adamw", url=where.format(folder=tmp_path))
+    assert message in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_numbers_of_a_budget_are_checked() -> None:
+    for numbers in ({"trials": 0}, {"seeds": 0}, {"seeds": 501}, {"fresh": 501}, {"fresh": 0}):
+        with pytest.raises(UserError, match=r"expected 1 to"):
+            Budget(**numbers)
+
+
+def test_the_user_has_one_file_for_studies(tmp_path: Path) -> None:
+    assert default_url() == f"sqlite:///{tmp_path / 'data' / 'studies.sqlite'}"
+
+
+def test_a_task_whose_losses_have_no_logarithm_is_refused() -> None:
+    class Negative(Known):
+        name = "negative"
+
+        def validation_loss(self, parameters: Any) -> torch.Tensor:
+            return super().validation_loss(parameters) * 0 - 1
+
+    task: Task = Negative()
+    with pytest.raises(UserError, match="ratios of losses above 0"):
+        tuned("adamw", ground=Ground(task, compile=False))
