@@ -1,8 +1,9 @@
 """The archive: all that a search learned, in one SQLite file, one transaction a generation.
 
 Rows are only ever added. What the same seed gives again on any machine is in the tables of `_TABLES`, which `digest`
-reads; when and how long is in `timings`, which it leaves out. The file can be read with any SQLite tool: numbers and
-text are columns, lists and mappings are JSON in them, and `meta` holds the version of this layout.
+reads; when and how long is in `timings`, and what befell the workers in `incidents`, which it leaves out. The file can
+be read with any SQLite tool: numbers and text are columns, lists and mappings are JSON in them, and `meta` holds the
+version of this layout.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from discover.records import (
     Evaluation,
     Generation,
     GenerationRecord,
+    Incident,
     Ranked,
     Totals,
 )
@@ -61,6 +63,12 @@ create table confirmations (
 create table timings (
     generation integer primary key references generations, ended text not null, seconds json not null);
 """
+
+_INCIDENTS = """
+create table if not exists incidents (
+    id integer primary key, at text not null, kind text not null, generation integer, text text not null)
+"""
+"""Came later than the layout above: an archive without it gets it when it is opened for writing."""
 
 Row = TypeVar("Row")
 
@@ -161,7 +169,7 @@ class Archive:
             archive = cls(path, _connect(f"{_uri(path)}?mode=rwc"))
             archive._connection.execute("pragma journal_mode = wal")
             with archive._transaction():
-                for statement in filter(str.strip, _SCHEMA.split(";")):
+                for statement in filter(str.strip, [*_SCHEMA.split(";"), _INCIDENTS]):
                     archive._connection.execute(statement)
                 rows = [("format", str(FORMAT)), *sorted((meta or {}).items())]
                 archive._connection.executemany("insert into meta values (?, ?)", rows)
@@ -173,6 +181,7 @@ class Archive:
         with _in_words(path):
             archive = cls(path, _connect(f"{_uri(path)}?mode=rw"))._checked()
             archive._connection.execute("pragma journal_mode = wal")
+            archive._connection.execute(_INCIDENTS)
         return archive
 
     @classmethod
@@ -237,6 +246,13 @@ class Archive:
             )
         totals.add(generation, seconds or {})
 
+    def log(self, incidents: Sequence[Incident]) -> None:
+        """Notes what befell the workers, at once, so that it is known whatever comes next."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        rows = [(at, each.kind, each.generation, each.text) for each in incidents]
+        with _in_words(self.path), self._transaction():
+            self._connection.executemany("insert into incidents (at, kind, generation, text) values (?, ?, ?, ?)", rows)
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._connection.execute("begin immediate")
@@ -272,6 +288,18 @@ class Archive:
     def confirmations_of(self, candidate: int) -> tuple[Confirmation, ...]:
         """How a candidate's standing on fresh instances developed."""
         return tuple(self._records(_CONFIRMATIONS, "where candidate = ? order by generation", candidate))
+
+    def incidents(self) -> tuple[Incident, ...]:
+        """What befell the workers, in the order in which it was noted."""
+        if not any(self._rows("select 1 from sqlite_master where name = 'incidents'")):
+            return ()
+        rows = self._rows("select kind, text, generation, at from incidents order by id")
+        return tuple(Incident(*row) for row in rows)
+
+    def timings(self) -> dict[int, dict[str, float]]:
+        """Where the time of each generation went: phase -> seconds."""
+        rows = self._rows("select generation, seconds from timings order by generation")
+        return {generation: _from_json(text) for generation, text in rows}
 
     def leaderboard(self, count: int = 10) -> tuple[Ranked, ...]:
         """The first places: confirmed candidates by what is believed of them, then those not confirmed by their own.

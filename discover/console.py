@@ -16,7 +16,8 @@ from rich.text import Text
 import dsl
 from discover.durations import format_duration
 from discover.events import Event, Finished, GenerationDone, Notice, Started
-from discover.records import Ranked, Totals
+from discover.front import costs
+from discover.records import OF_WORKERS, Ranked, Totals
 from dsl.flatten import tidy
 from dsl.format import format_expr
 from dsl.identify import nearest
@@ -80,8 +81,12 @@ class ProgressView:
 def started_lines(event: Started) -> Iterator[str]:
     """What is about to happen, in two or three lines."""
     where = f"{event.workers} worker{'s' if event.workers != 1 else ''}" if event.workers else "this process"
+    where = "all workers that the cluster has room for" if event.workers is None else where
     budget = [format_duration(event.seconds)] if event.seconds is not None else []
     budget += [f"up to {event.candidates} candidates"] if event.candidates is not None else []
+    budget += [f"up to {event.model_steps:,} model steps"] if event.model_steps is not None else []
+    budget += [f"until fitness {event.target:g}"] if event.target is not None else []
+    budget += [f"until {event.plateau} candidates bring nothing better"] if event.plateau is not None else []
     limit = " and ".join(budget) or "no limit"
     yield f"{event.algorithm} in space {event.space}, seed {event.seed}, on {where}, {limit}"
     compiled = [task for task, start in event.compiled_from.items() if start is not None]
@@ -129,6 +134,7 @@ def resemblance(program: Program) -> str:
 # Tables -------------------------------------------------------------------------------------------------------------
 
 
+_FRONT = "{:>30}  {:>5}  {:>6}  {}"
 _PLACE = "{:>4}  {:<24}  {:>5}  {:>6}  {}"
 
 
@@ -141,13 +147,30 @@ def leaderboard(places: Sequence[Ranked], width: int = 80) -> Iterator[str]:
     for ranked in places:
         program = dsl.parse(ranked.candidate.text)
         facts = ranked.candidate.properties
-        size, length = _number(facts.get("state_bytes")), _number(facts.get("length", len(program.body)))
+        size, length = (
+            _number(facts.get("state_bytes")),
+            _number(facts.get("length", sum(1 for _ in assignments(program.body)))),
+        )
         yield _PLACE.format(ranked.rank, fitness(ranked), size, length, resemblance(program))
         yield from textwrap.wrap(
             one_line(program, 1000), max(width, 40), initial_indent=" " * 6, subsequent_indent=" " * 6
         )
     yield "fitness: mean log(loss of tuned AdamW / loss) on fresh instances, ± its standard error (how many of them);"
     yield "above 0 is better. bytes: of state a parameter. length: in statements."
+
+
+def front_lines(event: Finished) -> Iterator[str]:
+    """What costs less and is less fit, where there is any such choice."""
+    if len(event.front) < 2:
+        return
+    yield "no rule beats these in fitness, state and operations at once:"
+    yield _FRONT.format("fitness", "bytes", "passes", "nearest known rule")
+    for ranked in event.front:
+        state, passes = costs(ranked)
+        program = dsl.parse(ranked.candidate.text)
+        yield _FRONT.format(
+            fitness(ranked), f"{state:g}", f"{passes:g}", f"{resemblance(program)} (rank {ranked.rank})"
+        )
 
 
 def summary(event: Finished) -> Iterator[str]:
@@ -164,6 +187,8 @@ def summary(event: Finished) -> Iterator[str]:
         )
     if where := time_shares(totals):
         yield f"where the time went: {where}"
+    if event.incidents:
+        yield f"what befell the workers: {', '.join(f'{kind} {count}' for kind, count in event.incidents.items())}"
 
 
 def by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -172,9 +197,10 @@ def by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 def time_shares(totals: Totals) -> str:
     """Phases as seconds of the time that went by; training apart, since it is the workers'."""
-    driver = [f"{phase} {format_duration(s)}" for phase, s in totals.seconds.items() if phase != "train"]
-    train = totals.seconds.get("train")
-    return ", ".join(driver) + (f"; workers trained for {format_duration(train)}" if train is not None else "")
+    driver = [f"{phase} {format_duration(s)}" for phase, s in totals.seconds.items() if phase not in OF_WORKERS]
+    train, present = (totals.seconds.get(phase) for phase in ("train", "present"))
+    share = f", {train / present:.0%} of their time" if train is not None and present else ""
+    return ", ".join(driver) + (f"; workers trained for {format_duration(train)}{share}" if train is not None else "")
 
 
 def _number(value: object) -> str:

@@ -2,23 +2,30 @@
 
 Several generations are in flight at a time, always the same number: generation n is proposed when generation n - lag
 has been absorbed and no later one has. So what is proposed depends on the seed alone, workers are busy while the driver
-thinks, and a resumed search, which absorbs its archive anew, goes on as if it had never stopped.
+thinks, and a resumed search, which absorbs its archive anew, goes on as if it had never stopped. Units of an earlier
+generation go first: it ends, and the next is proposed, while the units of the later one are trained.
 """
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from typing import Any
 
 from discover import workers as workers_module
 from discover.archive import Archive
 from discover.events import Event, Finished, GenerationDone, Notice
+from discover.front import front
 from discover.generation import Live
 from discover.plan import Plan
 from discover.progress import Progress
+from discover.workers import Crew, Done, Workers
+
+EXHAUSTED = 50
+"""After so many generations in a row without anything new to train a search ends, whatever its budget."""
 
 PLACES = 10
 """How long the leaderboard at the end is."""
@@ -28,10 +35,14 @@ def search(
     plan: Plan,
     archive: Archive,
     *,
-    workers: int,
+    workers: int | None,
     ray_address: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
     seconds: float | None = None,
     candidates: int | None = None,
+    model_steps: int | None = None,
+    target: float | None = None,
+    plateau: int | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
     """Searches until a budget is used or it is asked to stop, from wherever the archive ends.
@@ -39,9 +50,9 @@ def search(
     Args:
         plan: the space and all choices that results depend on.
         archive: of the run, open for writing; what it holds is absorbed first.
-        workers: Ray actors; 0 trains in this process.
-        ray_address: of a cluster; None for a private one on this machine.
+        workers, ray_address, runtime_env: as `count`, `address` and `runtime_env` of a `Crew`.
         seconds: how long this session may search; candidates: how many the whole run may train.
+        model_steps, target, plateau: end the whole run, see `discover.space.Budget`.
         stop: asked after each unit; the generations in flight are dropped, nothing absorbed is lost. When a budget is
             used they are brought to their end instead.
 
@@ -49,7 +60,7 @@ def search(
         A GenerationDone for each generation that is in the archive, a Notice for each thing worth knowing, Finished.
 
     Raises:
-        UserError: no cluster at the address; ArchiveError: the disk is full or gone.
+        ClusterError: no cluster at the address, or it is gone; ArchiveError: the disk is full or gone.
     """
     progress = Progress(plan)
     stored = archive.totals().generations
@@ -57,28 +68,44 @@ def search(
         progress.remember(generation)
     clock = _Clock()
     said: set[str] = set()
-    time_limit = plan.space.unit.seconds
-    with closing(workers_module.start(workers, ray_address, time_limit)) as crew:
-        flight: deque[Live] = deque()
+    asked = _crew(plan, workers, ray_address, runtime_env)
+    with closing(workers_module.start(asked)) as crew, _logged(crew, archive) as log:
+        flight = _Flight(crew, clock)
         began, first = time.monotonic(), archive.totals()
-        interrupted = False
+        interrupted = over = False
 
         def allowed() -> bool:
-            """Whether the budget allows another generation."""
+            """Whether the limits allow another generation."""
             if seconds is not None and time.monotonic() - began >= seconds:
                 return False
-            return candidates is None or progress.trained < candidates
+            if candidates is not None and progress.trained >= candidates:
+                return False
+            if progress.barren >= EXHAUSTED:
+                return False
+            if model_steps is not None and progress.model_steps >= model_steps:
+                return False
+            if target is not None and progress.best is not None and progress.best >= target:
+                return False
+            return plateau is None or progress.trained - progress.trained_at_best < plateau
 
         def launch(number: int) -> None:
-            """Proposes a generation, unless the archive holds it already."""
-            if number < stored or not allowed():
+            """Proposes a generation, unless the archive holds it already. Once none is allowed, there is no other: what
+            is in flight then may better the best, but generations have no gaps."""
+            nonlocal over
+            over = over or (number >= stored and not allowed())
+            if number < stored or over:
                 return
             with clock("propose"):
-                live = progress.propose(number, clock)
-            flight.append(live)
-            with clock("absorb"):
-                for key, unit in live.start():
-                    crew.submit(key, unit)
+                live = progress.propose(number, clock, flight.take_in_what_is_done)
+            flight.start(live)
+
+        def notices() -> Iterator[Notice]:
+            with clock("store"):
+                log()
+            while crew.notes:
+                if (note := crew.notes.popleft()) not in said:
+                    said.add(note)
+                    yield Notice(note)
 
         for number in range(plan.space.lag):
             launch(number)
@@ -87,11 +114,12 @@ def search(
                 progress.absorb(generation)
             launch(generation.record.number + plan.space.lag)
         while flight:
-            if flight[0].done:
-                live = flight.popleft()
+            if flight.front.done:
+                live = flight.pop()
                 with clock("absorb"):
                     generation = live.result()
                     progress.absorb(generation)
+                clock.add("present", crew.present())
                 seconds_by_phase = clock.take()
                 with clock("store"):
                     archive.commit_generation(generation, seconds=seconds_by_phase)
@@ -103,20 +131,17 @@ def search(
             with clock("idle"):
                 done = crew.next()
             if done is not None:
-                if done.result is not None:
-                    crew.notes.extend(done.result.notes)
-                    clock.add("train", done.result.seconds)
-                with clock("absorb"):
-                    live = next(each for each in flight if each.number == done.key.generation)  # type: ignore[attr-defined]
-                    for key, unit in live.record(done):
-                        crew.submit(key, unit)
-            while crew.notes:
-                if (note := crew.notes.popleft()) not in said:
-                    said.add(note)
-                    yield Notice(note)
+                flight.take_in(done)
+            yield from notices()
             if stop():
                 interrupted = True
                 break
+        yield from notices()
+        if progress.barren >= EXHAUSTED:
+            yield Notice(
+                f"nothing new in {progress.barren} generations: the space is exhausted, or its gate lets none in"
+            )
+        clock.add("present", crew.present())
         totals = archive.totals()
         yield Finished(
             replace(totals, seconds=clock.added_to(totals.seconds)),
@@ -125,15 +150,83 @@ def search(
             totals.trained - first.trained,
             interrupted,
             archive.leaderboard(PLACES),
+            Counter(incident.kind for incident in archive.incidents()),
+            front(archive),
         )
+
+
+@contextmanager
+def _logged(crew: Workers, archive: Archive) -> Iterator[Callable[[], None]]:
+    """Gives what notes in the archive what has befallen the workers; the last of it when all ends, however it ends."""
+
+    def log() -> None:
+        if crew.incidents:
+            archive.log([crew.incidents.popleft() for _ in range(len(crew.incidents))])
+
+    try:
+        yield log
+    finally:
+        log()
+
+
+def _crew(plan: Plan, workers: int | None, ray_address: str | None, runtime_env: Mapping[str, Any] | None) -> Crew:
+    space = plan.space
+    return Crew(
+        count=workers,
+        address=ray_address,
+        time_limit=space.unit.limit_seconds,
+        memory=int(space.unit.memory * 1e9),
+        requests=tuple(dict.fromkeys(rung.request for rung in space.rungs)),
+        files=plan.files,
+        runtime_env=runtime_env,
+    )
+
+
+class _Flight:
+    """The generations in flight, the oldest in front, and the crew that trains them."""
+
+    def __init__(self, crew: Workers, clock: _Clock) -> None:
+        self._crew, self._clock = crew, clock
+        self._generations: deque[Live] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._generations)
+
+    @property
+    def front(self) -> Live:
+        return self._generations[0]
+
+    def start(self, live: Live) -> None:
+        self._generations.append(live)
+        with self._clock("absorb"):
+            for key, unit in live.start():
+                self._crew.submit(key, unit, live.number)
+
+    def pop(self) -> Live:
+        return self._generations.popleft()
+
+    def take_in(self, done: Done) -> None:
+        """Gives a unit's end to its generation, and what that makes possible to the crew."""
+        with self._clock("absorb"):
+            if done.result is not None:
+                self._crew.notes.extend(done.result.notes)
+                self._clock.add("train", done.result.seconds)
+                self._clock.add("load", done.result.load_seconds)
+            live = next(each for each in self._generations if each.number == done.key.generation)  # type: ignore[attr-defined]
+            for key, unit in live.record(done):
+                self._crew.submit(key, unit, live.number)
+
+    def take_in_what_is_done(self) -> None:
+        while (done := self._crew.next(wait=False)) is not None:
+            self.take_in(done)
 
 
 class _Clock:
     """Where the time went: phase -> seconds, since it was last taken. A phase inside another is not counted there.
 
     Phases of the driver add up to the time that went by: "propose", "gate", "absorb" (results taken in, units made),
-    "store", "report" (the consumer's), and "idle", waiting for results. "train" is the workers' time. How long
-    storing a generation took is known when it is stored, and so is counted with the next one.
+    "store", "report" (the consumer's), and "idle", waiting for results. Those of `records.OF_WORKERS` are the workers'
+    time. How long storing a generation took is known when it is stored, and so is counted with the next one.
     """
 
     def __init__(self) -> None:

@@ -15,5 +15,9 @@ class RunError(UserError):
     """A run folder that is missing, not a run, of another version, locked, or not to be written."""
 
 
+class ClusterError(UserError):
+    """A Ray cluster that is not there, is gone, or cannot start workers."""
+
+
 class ArchiveError(RunError):
     """An archive that cannot be opened, read or written."""

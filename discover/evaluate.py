@@ -90,7 +90,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Work for one worker: a block of programs on one instance."""
+    """Work for one worker: a block of programs on one instance. `request` is what Ray sets aside for the worker."""
 
     instance: Instance
     entries: tuple[Entry, ...]
@@ -99,6 +99,7 @@ class Unit:
     weight_decay: float
     compiled: bool
     native: bool
+    request: tuple[tuple[str, float], ...] = (("CPU", 1.0),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +116,14 @@ class Outcome:
 class UnitResult:
     """The outcomes of a unit, in the order of its entries, and how long the training took, in seconds.
 
-    `notes` are lines for the user: what this process could not do as it was asked.
+    `notes` are lines for the user: what this process could not do as it was asked. `load_seconds` are what went by
+    before the training: in making or loading the task and its gradient, once a process.
     """
 
     outcomes: tuple[Outcome, ...]
     seconds: float
     notes: tuple[str, ...] = ()
+    load_seconds: float = 0.0
 
 
 def draw_instance(
@@ -134,12 +137,13 @@ def draw_instance(
 
 def evaluate(unit: Unit) -> UnitResult:
     """Trains a unit's programs, in this process."""
-    began = time.perf_counter()
+    asked = time.perf_counter()
     instance = unit.instance
     gradient = _gradient(instance.task, unit.compiled)
+    stepped = unit.native and not _without_native()
+    began = time.perf_counter()
     task = gradient.task
     programs = [parse(entry.text) for entry in unit.entries]
-    stepped = unit.native and not _without_native()
     rates = [
         _learning_rates(task, instance.parameter_scale, stride, unit.grid)
         for stride in _strides(gradient, unit, programs, stepped)
@@ -162,7 +166,7 @@ def evaluate(unit: Unit) -> UnitResult:
         outcomes.append(
             Outcome(entry.candidate, mine, tuple(trace.loss for trace in own), sum(trace.steps for trace in own))
         )
-    return UnitResult(tuple(outcomes), time.perf_counter() - began, _notes(unit, gradient))
+    return UnitResult(tuple(outcomes), time.perf_counter() - began, _notes(unit, gradient), began - asked)
 
 
 def interpolated_best(learning_rates: Sequence[float], losses: Sequence[float]) -> tuple[float, float] | None:

@@ -13,20 +13,25 @@ class Started:
     """Comes first, once, before the archive is absorbed and workers are started.
 
     Attributes:
+        workers: how many; 0 for this process, None for all that a cluster has room for.
         generations: how many the archive holds already; 0 for a new run.
         compiled_from: task -> the first generation whose gradients run compiled; None for never.
         seconds: how long this session may search, None for no limit.
         candidates: how many the whole run may train, None for no limit.
+        model_steps, target, plateau: as `discover.space.Budget`.
     """
 
     space: str
     algorithm: str
     seed: int
-    workers: int
+    workers: int | None
     generations: int = 0
     compiled_from: Mapping[str, int | None] = field(default_factory=dict)
     seconds: float | None = None
     candidates: int | None = None
+    model_steps: int | None = None
+    target: float | None = None
+    plateau: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ class Finished:
         elapsed: seconds of searching in this session; `proposed` and `trained` are what it did in them.
         interrupted: whether it was asked to stop before its budget was used.
         leaderboard: the first places.
+        incidents: what befell the workers, kind -> how often, earlier sessions included.
+        front: of the first places those that no other beats in fitness, state and operations at once.
     """
 
     totals: Totals
@@ -69,6 +76,8 @@ class Finished:
     trained: int
     interrupted: bool
     leaderboard: tuple[Ranked, ...]
+    incidents: Mapping[str, int] = field(default_factory=dict)
+    front: tuple[Ranked, ...] = ()
 
 
 Event = Started | Notice | GenerationDone | Finished

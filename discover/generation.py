@@ -11,9 +11,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from discover.costs import blocks
 from discover.evaluate import Entry, Grid, Instance, Outcome, Unit, interpolated_best, score
 from discover.records import Candidate, Confirmation, Evaluation, Generation, GenerationRecord, Kind, Status
-from discover.workers import Done
+from discover.workers import Done, Request
 from dsl import Program
 from dsl.properties import Properties
 
@@ -50,7 +51,8 @@ class Terms:
         keep: for each rung but the last, the share of its candidates that goes on.
         reference: AdamW, trained on every instance beside the candidates; `reference_scale` is the RMS of its step.
         weights: task -> how much its score counts in a fitness.
-        unit_candidates: how many programs a unit holds at most.
+        unit_sizes: for each rung and instance, how many programs a unit holds at most.
+        requests: for each rung, what kind of worker its units want.
         compiled: task -> whether its gradients run compiled; native: whether elementwise rules do.
     """
 
@@ -62,7 +64,8 @@ class Terms:
     weight_decay: float
     score_limits: tuple[float, float]
     weights: Mapping[str, float]
-    unit_candidates: int
+    unit_sizes: tuple[tuple[int, ...], ...]
+    requests: tuple[Request, ...]
     compiled: Mapping[str, bool]
     native: bool
 
@@ -173,10 +176,9 @@ class Live:
         """Units of a rung: reference, elites and candidates, in blocks, on each of its instances."""
         elites = [standing.entry for standing in self.standings]
         entries = [self.terms.reference, *elites, *(self._entries[candidate] for candidate in candidates)]
-        size = self.terms.unit_candidates
-        for index in range(len(self.terms.instances[rung])):
-            for start in range(0, len(entries), size):
-                yield self._opened(rung, index, tuple(entries[start : start + size]))
+        for index, size in enumerate(self.terms.unit_sizes[rung]):
+            for block in blocks(entries, size):
+                yield self._opened(rung, index, block)
 
     def _opened(self, rung: int, index: int, entries: tuple[Entry, ...]) -> tuple[Key, Unit]:
         terms, instance = self.terms, self.terms.instances[rung][index]
@@ -188,6 +190,7 @@ class Live:
             terms.weight_decay,
             terms.compiled[instance.task],
             terms.native,
+            terms.requests[rung],
         )
         key = Key(self.number, self._cuts)
         self._cuts += 1

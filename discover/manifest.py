@@ -27,14 +27,16 @@ class Configuration:
     Attributes:
         space: as read from YAML, the user's own tasks put in.
         ancestors: the rules it starts from, as text, so that no file is needed later.
-        algorithm: "evolution" or "random".
+        algorithm: of a proposer, as `discover.proposers.load` takes it.
         seed: fixes every proposal and every instance.
         compiled_from: task -> the first generation whose gradients run compiled, None for never. Settled when the run
             is made, since results depend on it in their last bits.
         native: whether elementwise rules are stepped by `discover.native`; settled when the run is made, as that.
         candidates: ends the search when so many were trained, all sessions together; None for no limit.
         seconds: ends this session of it; None for no limit.
-        workers: processes; 0 trains in this one. Has no influence on results, nor has `ray_address`.
+        model_steps, target, plateau: end the search, all sessions together, see `discover.space.Budget`.
+        workers: processes; 0 trains in this one, None uses all that a cluster has room for. Has no influence on
+            results, nor has `ray_address`, nor `runtime_env`, which says how workers there get the code.
     """
 
     space: Space
@@ -45,8 +47,12 @@ class Configuration:
     native: bool
     candidates: int | None
     seconds: float | None
-    workers: int
+    workers: int | None
     ray_address: str | None = None
+    runtime_env: Mapping[str, Any] | None = None
+    model_steps: int | None = None
+    target: float | None = None
+    plateau: int | None = None
 
     def plain(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__} | {"space": self.space.plain()}

@@ -13,6 +13,18 @@ from typing import Literal
 Status = Literal["trained", "duplicate", "diverged", "timed_out", "worker_lost"]
 """What became of a proposal that passed the gate. A duplicate was not trained: its fitness is another candidate's."""
 
+IncidentKind = Literal[
+    "worker lost",
+    "unit retried",
+    "unit given up",
+    "timed out",
+    "out of memory",
+    "node added",
+    "node removed",
+    "no room",
+    "cluster lost",
+]
+
 Kind = Literal["search", "confirm", "reference"]
 """Why something was trained: as a new candidate, again on fresh instances, or as the tuned AdamW it is measured by."""
 
@@ -137,6 +149,23 @@ class Generation:
     confirmations: tuple[Confirmation, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Something that befell the workers. No result depends on it, unless it is a unit given up.
+
+    Attributes:
+        kind: what.
+        text: more of it, in one line.
+        generation: of the unit that it befell; None where there was none.
+        at: when, UTC, as the archive noted it.
+    """
+
+    kind: IncidentKind
+    text: str
+    generation: int | None = None
+    at: str = ""
+
+
 DOUBT = 1.5
 """How many fresh scores of 0 a candidate is given beside its own: about the variance of a fresh score between instances
 over that of true fitness between elites, so that one lucky score does not lead."""
@@ -162,14 +191,18 @@ class Ranked:
         return self.confirmation.fitness if self.confirmation else self.candidate.fitness
 
 
+OF_WORKERS = ("train", "load", "present")
+"""Phases of workers: training; making or loading what training needs; and all the time that they were there, ready."""
+
+
 @dataclass(frozen=True, slots=True)
 class Totals:
     """A run's counts, all generations together.
 
     Attributes:
         distinct: different behaviours among the trained.
-        seconds: where the time went, phase -> seconds. All but "train" are the driver's own and add up to the time that
-            went by; "train" is the workers', several at once.
+        seconds: where the time went, phase -> seconds. Those of the driver add up to the time that went by; those in
+            `OF_WORKERS` are the workers', several at once.
     """
 
     generations: int
@@ -184,4 +217,4 @@ class Totals:
     @property
     def elapsed(self) -> float:
         """Seconds of searching, all sessions together."""
-        return sum(seconds for phase, seconds in self.seconds.items() if phase != "train")
+        return sum(seconds for phase, seconds in self.seconds.items() if phase not in OF_WORKERS)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 import dsl
 from discover.archive import Archive
@@ -131,8 +131,12 @@ def resume(
     *,
     candidates: int | None = None,
     seconds: float | None = None,
+    model_steps: int | None = None,
+    target: float | None = None,
+    plateau: int | None = None,
     workers: int | None = None,
     ray_address: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
 ) -> Run:
     """Opens a run to go on with it, and locks it.
 
@@ -140,7 +144,9 @@ def resume(
         text: as for `find`.
         candidates: a new limit, all sessions together.
         seconds: for this session; by default what is left of the run's own.
-        workers, ray_address: of this session; by default as before.
+        model_steps, target, plateau: as for a search. Whatever is given, the run's own budget holds no longer.
+        workers, ray_address, runtime_env: of this session; by default as before, but for a run that comes to a cluster,
+            which then uses all of it.
 
     Raises:
         RunError: no such run, locked, of another version, not to be written, or its budget is used and none is given.
@@ -155,14 +161,17 @@ def resume(
     try:
         with Archive.open(folder / ARCHIVE) as archive:
             totals = archive.totals()
-        if candidates is None and seconds is None:
+        if all(limit is None for limit in (candidates, seconds, model_steps, target, plateau)):
             used = totals.elapsed
             hint = f"'discover resume {handle(folder)} --time 10m' goes on for longer"
             if asked.candidates is not None and totals.trained >= asked.candidates:
                 raise RunError(f"{folder}: has trained its {asked.candidates} candidates; {hint}")
             if asked.seconds is not None and used >= asked.seconds:
                 raise RunError(f"{folder}: has used its {format_duration(asked.seconds)}; {hint}")
+            if asked.model_steps is not None and totals.model_steps >= asked.model_steps:
+                raise RunError(f"{folder}: has used its {asked.model_steps} model steps; {hint}")
             candidates, seconds = asked.candidates, None if asked.seconds is None else asked.seconds - used
+            model_steps, target, plateau = asked.model_steps, asked.target, asked.plateau
     except BaseException:
         lock.close()
         raise
@@ -170,8 +179,12 @@ def resume(
         asked,
         candidates=candidates,
         seconds=seconds,
-        workers=asked.workers if workers is None else workers,
+        model_steps=model_steps,
+        target=target,
+        plateau=plateau,
+        workers=workers if workers is not None else None if ray_address is not None else asked.workers,
         ray_address=asked.ray_address if ray_address is None else ray_address,
+        runtime_env=asked.runtime_env if runtime_env is None else runtime_env,
     )
     notes = [
         f"{package} was {before} when the run was started and is {now} now: results may differ in their last bits"

@@ -1,19 +1,36 @@
-"""Laws of workers: a unit that hangs or kills its worker costs itself alone, and a bug is not taken for an accident."""
+"""Laws of workers: a unit that hangs, bursts or kills its worker costs itself alone, nobody waits for a slow one, and a
+bug is not taken for an accident."""
 
 from __future__ import annotations
 
+import re
+import sqlite3
 import textwrap
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import dsl
-from discover.evaluate import Entry, Grid, Instance, Unit, evaluate
-from discover.workers import ATTEMPTS, Done, InProcess, RayWorkers
+import tasks
+from discover import costs, runs, session
+from discover.actor import Actor, bounded_memory
+from discover.archive import Archive
+from discover.cluster import ATTEMPTS, RayWorkers
+from discover.environment import read_environment
+from discover.errors import ClusterError, SpaceError, UserError
+from discover.evaluate import Entry, Grid, Instance, Unit, UnitResult, evaluate
+from discover.records import Incident
+from discover.space import Space
+from discover.workers import Crew, Done, InProcess
 
 TASK = """
 import os, time
@@ -48,6 +65,15 @@ class Dies(Quiet):
             os._exit(1)
         return super().loss(parameters, batch)
 
+class Hoards(Quiet):
+    name = "hoards"
+
+    def loss(self, parameters, batch):
+        hoard = []
+        while len(parameters["w"]) > 2:
+            hoard.append(torch.ones(1 << 20))
+        return super().loss(parameters, batch)
+
 class Wrong(Quiet):
     name = "wrong"
 
@@ -67,7 +93,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def crew() -> Iterator[RayWorkers]:
-    crew = RayWorkers(1, None, 600.0)
+    crew = RayWorkers(Crew(1, memory=400 * 10**6))
     yield crew
     crew.close()
 
@@ -99,17 +125,11 @@ def test_a_unit_that_hangs_is_killed_and_the_one_that_waited_behind_it_is_done(
 ) -> None:
     crew.submit("warm", unit(own, "Quiet"))
     assert next_done(crew).result is not None
-    monkeypatch.setattr(crew, "time_limit", 1.0)
+    monkeypatch.setattr(crew, "time_limit", 3.0)
     crew.submit("hangs", unit(own, "Hangs"))
     crew.submit("waits", unit(own, "Quiet"))
-    assert len(crew._queues[0].jobs) == 2  # both are the actor's by now
-    replaced = crew._replace
-
-    def with_time_to_start(*arguments: Any) -> None:
-        monkeypatch.setattr(crew, "time_limit", 600.0)
-        replaced(*arguments)
-
-    monkeypatch.setattr(crew, "_replace", with_time_to_start)
+    (worker,) = next(iter(crew._pools.values())).workers
+    assert len(worker.jobs) == 2  # both are the actor's by now
     first, second = next_done(crew), next_done(crew)
     assert first == Done("hangs", None, "timed out")
     assert second.key == "waits"
@@ -122,6 +142,7 @@ def test_a_unit_that_kills_its_workers_is_given_up_after_some_and_takes_no_other
     crew: RayWorkers, own: Path
 ) -> None:
     crew.notes.clear()
+    crew.incidents.clear()
     crew.submit("dies", unit(own, "Dies"))
     crew.submit("waits", unit(own, "Quiet"))
     done = {each.key: each for each in (next_done(crew), next_done(crew))}
@@ -129,6 +150,24 @@ def test_a_unit_that_kills_its_workers_is_given_up_after_some_and_takes_no_other
     assert done["waits"].result is not None
     assert len(crew.notes) == ATTEMPTS
     assert all(note.startswith("a worker was lost (ActorDiedError: ") for note in crew.notes)
+    kinds = [each.kind for each in crew.incidents]
+    assert kinds == ["worker lost", "unit retried", "worker lost", "unit retried", "worker lost", "unit given up"]
+
+
+@pytest.mark.slow
+def test_a_unit_that_takes_more_memory_than_it_may_is_given_up_at_once_and_its_worker_lives(
+    crew: RayWorkers, own: Path
+) -> None:
+    crew.incidents.clear()
+    crew.submit("hoards", unit(own, "Hoards"))
+    crew.submit("waits", unit(own, "Quiet"))
+    done = {each.key: each for each in (next_done(crew), next_done(crew))}
+    assert done["hoards"] == Done("hoards", None, "out of memory")
+    assert done["waits"].result is not None
+    assert crew.notes.pop() == "a unit took more than the 0.4 GB of unit.memory; its programs are trained one by one"
+    (incident,) = crew.incidents
+    assert incident.kind == "out of memory"
+    assert "candidates 1 on" in incident.text
 
 
 @pytest.mark.slow
@@ -136,43 +175,94 @@ def test_a_bug_is_raised_here_as_it_was_there(crew: RayWorkers, own: Path) -> No
     crew.submit("wrong", unit(own, "Wrong"))
     with pytest.raises(LookupError, match="a bug in the loss"):
         next_done(crew)
-    crew._queues[0].jobs.clear()
+
+
+class _Reference:
+    """Something that Ray computes; done when it is told to be."""
+
+    def __init__(self) -> None:
+        self.promise: Future[Any] = Future()
+
+    def future(self) -> Future[Any]:
+        return self.promise
 
 
 class _Ray:
-    """Stands in for Ray: whatever is asked of the first actor ends in an error; of later ones, in a result."""
+    """Stands in for Ray: actors that are ready at once, on nodes of their own, and units that are done when told."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self) -> None:
         import ray.exceptions
 
-        self.exceptions, self.error = ray.exceptions, error
-        self.made = 0
-        self.killed: list[Any] = []
+        self.exceptions = ray.exceptions
+        self.actors: list[Any] = []
+        self.killed: list[int] = []
+        self.asked: list[tuple[int, Unit, _Reference]] = []
 
-    def remote(self, **_: object) -> Any:
-        return lambda _: type("Class", (), {"remote": staticmethod(self.actor)})
+    def remote(self, *_: object, **__: object) -> Any:
+        return lambda _: self
 
-    def actor(self) -> Any:
-        self.made += 1
-        number = self.made
+    def options(self, **_: object) -> Any:
+        return type("Class", (), {"remote": staticmethod(self.actor)})
 
-        class Method:
-            @staticmethod
-            def remote(unit: Unit) -> tuple[int, Unit]:
-                return number, unit
+    def actor(self, *_: object) -> Any:
+        number = len(self.actors) + 1
 
-        return type("Actor", (), {"evaluate": Method, "number": number})
+        def hello() -> _Reference:
+            reference = _Reference()
+            reference.promise.set_result((f"node {number}", number, "here"))
+            return reference
 
-    def wait(self, references: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
-        return references[:1], references[1:]
+        def evaluate(unit: Unit) -> _Reference:
+            reference = _Reference()
+            self.asked.append((number, unit, reference))
+            return reference
 
-    def get(self, reference: tuple[int, Unit]) -> Any:
-        if reference[0] == 1:
-            raise self.error
-        return evaluate(reference[1])
+        methods = {"hello": hello, "evaluate": evaluate}
+        actor = type("Actor", (), {n: type("Method", (), {"remote": staticmethod(f)}) for n, f in methods.items()})
+        actor.number = number  # type: ignore[attr-defined]
+        self.actors.append(actor)
+        return actor
+
+    def nodes(self) -> list[Any]:
+        return [{"NodeID": "0", "NodeManagerAddress": "here", "Resources": {"CPU": 2.0}, "Alive": True}]
 
     def kill(self, actor: Any) -> None:
         self.killed.append(actor.number)
+
+    def cancel(self, reference: _Reference) -> None:
+        if not reference.promise.done():
+            reference.promise.set_exception(self.exceptions.TaskCancelledError())
+
+    def finish(self, actor: int, error: Exception | None = None) -> None:
+        """Ends the first unit that an actor has."""
+        unit, reference = next((u, r) for n, u, r in self.asked if n == actor and not r.promise.done())
+        if error:
+            reference.promise.set_exception(error)
+        else:
+            reference.promise.set_result(UnitResult((), 0.0, (unit.instance.task,)))
+
+    def has(self, actor: int) -> list[str]:
+        """The tasks of the units that an actor has."""
+        return [unit.instance.task for n, unit, r in self.asked if n == actor and not r.promise.done()]
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> _Ray:
+    ray = _Ray()
+    monkeypatch.setattr("discover.cluster.connect", lambda crew: ray)
+    return ray
+
+
+def named(name: str) -> Unit:
+    return Unit(Instance(name, seed=0, steps=4), (), Grid(3, 3.0), 1.0, 0.0, compiled=False, native=False)
+
+
+def settle(crew: RayWorkers) -> list[Done]:
+    """All that has come in, taken in."""
+    done = []
+    while not crew._inbox.empty() or crew._done:
+        done += [each for each in (crew.next(wait=False),) if each]
+    return done
 
 
 def errors() -> list[Any]:
@@ -189,28 +279,248 @@ def errors() -> list[Any]:
 
 
 @pytest.mark.parametrize("error", errors(), ids=lambda error: type(error).__name__)
-def test_whatever_ray_says_of_an_actor_that_is_gone_its_units_are_done_by_another(
-    error: Exception, own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ray = _Ray(error)
-    monkeypatch.setattr("discover.workers._start_ray", lambda count, address: ray)
-    crew = RayWorkers(1, None, 600.0)
-    for key in ("one", "two"):
-        crew.submit(key, unit(own, "Quiet"))
-    assert crew.next() is None
+def test_whatever_ray_says_of_an_actor_that_is_gone_its_units_are_done_by_another(error: Exception, ray: _Ray) -> None:
+    crew = RayWorkers(Crew(1))
+    crew.submit(1, named("one"))
+    crew.submit(2, named("two"))
+    assert settle(crew) == []
+    assert ray.has(1) == ["one", "two"]
+    ray.finish(1, error)
+    ray.finish(1, error)
+    assert settle(crew) == []
     assert ray.killed == [1]  # it may be alive, with a unit that is now another's
-    done = [crew.next(), crew.next()]
-    assert [each.key for each in done if each is not None and each.result is not None] == ["one", "two"]
+    assert ray.has(2) == ["one", "two"]
+    ray.finish(2)
+    ray.finish(2)
+    assert [each.key for each in settle(crew) if each.result] == [1, 2]
     (note,) = crew.notes
     assert note.startswith(f"a worker was lost ({type(error).__name__}: ")
     assert "\n" not in note
+    assert [each.kind for each in crew.incidents] == ["worker lost", "unit retried"]
+
+
+def test_units_of_an_earlier_generation_go_first(ray: _Ray) -> None:
+    crew = RayWorkers(Crew(1))
+    for name, order in (("late", 1), ("later", 2), ("early", 0)):
+        crew.submit(name, named(name), order)
+    settle(crew)
+    assert ray.has(1) == ["early", "late"]
+
+
+def test_who_has_nothing_to_do_takes_what_waits_elsewhere(ray: _Ray) -> None:
+    crew = RayWorkers(Crew(2))
+    settle(crew)
+    for name in "abcd":
+        crew.submit(name, named(name))
+    assert (ray.has(1), ray.has(2)) == (["a", "c"], ["b", "d"])
+    ray.finish(1)
+    ray.finish(1)
+    assert [each.key for each in settle(crew)] == ["a", "c"]
+    assert (ray.has(1), ray.has(2)) == (["d"], ["b"])  # the second is slow, and is left with the one that it is at
+    ray.finish(1)
+    ray.finish(2)
+    assert [each.key for each in settle(crew)] == ["d", "b"]
+    assert all(not worker.jobs for pool in crew._pools.values() for worker in pool.workers)
+
+
+def test_a_unit_that_two_workers_have_is_done_once(ray: _Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cancel", lambda reference: None)  # too late: it was in work by then
+    crew = RayWorkers(Crew(2))
+    settle(crew)
+    for name in "abcd":
+        crew.submit(name, named(name))
+    ray.finish(1)
+    ray.finish(1)
+    settle(crew)
+    assert (ray.has(1), ray.has(2)) == (["d"], ["b", "d"])
+    ray.finish(2)
+    ray.finish(2)
+    assert [each.key for each in settle(crew)] == ["b", "d"]
+    ray.finish(1)
+    assert settle(crew) == []
+
+
+def test_a_unit_on_a_machine_that_is_far_too_slow_is_given_to_another_too(
+    ray: _Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crew = RayWorkers(Crew(2))
+    settle(crew)
+    crew.submit("a", named("a"))
+    crew.submit("b", named("b"))
+    ray.finish(1)
+    settle(crew)
+    assert ray.has(1) == []
+    now = time.monotonic()
+    monkeypatch.setattr("discover.cluster.time.monotonic", lambda: now + 60.0)
+    crew.next(wait=False)
+    assert (ray.has(1), ray.has(2)) == (["b"], ["b"])
+    ray.finish(1)
+    assert [each.key for each in settle(crew)] == ["b"]
+
+
+def test_a_unit_is_given_up_when_it_has_cost_three_workers_and_not_before(ray: _Ray) -> None:
+    crew = RayWorkers(Crew(1))
+    crew.submit("a", named("a"))
+    for actor in range(1, ATTEMPTS + 1):
+        assert settle(crew) == []
+        ray.finish(actor, ray.exceptions.OutOfMemoryError("the node ran low on memory"))
+    assert settle(crew) == [Done("a", None, "out of memory")]
+    assert crew.incidents[-1].kind == "unit given up"
+
+
+def test_time_counts_from_when_workers_are_ready(ray: _Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = RayWorkers(Crew(2))
+    now = time.monotonic()
+    monkeypatch.setattr("discover.cluster.time.monotonic", lambda: now)
+    settle(crew)
+    crew.present()
+    now += 3.0
+    assert crew.present() == pytest.approx(6.0)
+    assert crew.present() == 0.0
+
+
+# What a worker is -----------------------------------------------------------------------------------------------------
+
+
+def test_memory_is_bounded_while_a_unit_is_trained_and_no_longer() -> None:
+    with pytest.raises(RuntimeError, match="can't allocate memory"), bounded_memory(50 * 10**6):
+        torch.ones(10**8)
+    with bounded_memory(800 * 10**6):
+        assert torch.ones(10**8).sum() == 10**8
+    assert torch.ones(10**8).sum() == 10**8
+
+
+def test_a_task_file_that_is_not_there_is_what_the_driver_read(own: Path, tmp_path: Path) -> None:
+    stale, same = tmp_path / "stale.py", tmp_path / "same.py"
+    stale.write_text("raise SystemExit('an older copy')\n")
+    same.write_bytes(own.read_bytes())
+    absent = tmp_path / "absent" / "own.py"
+    actor = Actor({str(path): own.read_bytes() for path in (stale, same, absent)}, 10**9)
+    assert actor.here[str(same)] == same
+    expected = evaluate(unit(own, "Quiet")).outcomes
+    for path in (stale, same, absent):
+        result = actor.evaluate(unit(path, "Quiet"))
+        assert isinstance(result, UnitResult)
+        assert result.outcomes == expected
+
+
+ENVIRONMENTS = {
+    "unknown key": ("pyp: [torch]\n", "unknown key 'pyp'; there are working_dir"),
+    "no mapping": ("- torch\n", "expected 'key: value' lines"),
+    "no such folder": ("working_dir: nowhere\n", "'nowhere' is not there; paths are relative to the file"),
+}
+
+
+@pytest.mark.parametrize("case", ENVIRONMENTS)
+def test_an_environment_that_cannot_be_is_one_line(case: str, tmp_path: Path) -> None:
+    text, message = ENVIRONMENTS[case]
+    (tmp_path / "environment.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_environment(tmp_path / "environment.yaml")
+
+
+def test_folders_of_an_environment_are_relative_to_its_file(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "environment.yaml").write_text("working_dir: code\npy_modules: [s3://bucket/more.zip]\npip: [torch]\n")
+    assert read_environment(tmp_path / "environment.yaml") == {
+        "working_dir": str(tmp_path / "code"),
+        "py_modules": ["s3://bucket/more.zip"],
+        "pip": ["torch"],
+    }
+
+
+RESOURCES = {
+    "nothing": ("{}", {"CPU": 1.0}),
+    "a GPU": ("{GPU: 0.5}", {"CPU": 1.0, "GPU": 0.5}),
+    "no core": ("{CPU: 0, mine: 2}", {"CPU": 0.0, "mine": 2.0}),
+    "asked for and given up": ("{CPU: 2, GPU: 0}", {"CPU": 2.0}),
+}
+NO_RESOURCES = {
+    "less than nothing": ("{GPU: -1}", "rungs[0].resources.GPU: expected at least 0, not -1"),
+    "no number": ("{GPU: one}", "rungs[0].resources.GPU: expected a number, not 'one'"),
+    "parts of more than one": ("{GPU: 1.5}", "rungs[0].resources: GPU: 1.5: Ray takes parts of one, or whole numbers"),
+}
+
+
+def space(tmp_path: Path, resources: str) -> Space:
+    rung = f"{{tasks: [quadratic], resources: {resources}}}"
+    (tmp_path / "s.yaml").write_text(f"operators: [add]\ntasks: {{search: [quadratic]}}\nrungs: [{rung}]\n")
+    return Space.load(str(tmp_path / "s.yaml"))
+
+
+@pytest.mark.parametrize("case", RESOURCES)
+def test_a_rung_asks_for_resources_in_one_way(case: str, tmp_path: Path) -> None:
+    text, request = RESOURCES[case]
+    assert space(tmp_path, text).rungs[0].request == tuple(sorted(request.items()))
+
+
+@pytest.mark.parametrize("case", NO_RESOURCES)
+def test_resources_that_cannot_be_are_one_line(case: str, tmp_path: Path) -> None:
+    text, message = NO_RESOURCES[case]
+    with pytest.raises(SpaceError, match=re.escape(message)):
+        space(tmp_path, text)
+
+
+def test_what_befell_workers_is_kept_however_the_search_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: InProcess, wait: bool = True) -> Done | None:
+        if wait:
+            self.incidents.append(Incident("cluster lost", "nowhere"))
+            raise ClusterError("it is gone")
+        return None
+
+    monkeypatch.setattr(InProcess, "next", lost)
+    space(tmp_path, "{}")
+    asked = session.configure(str(tmp_path / "s.yaml"), workers=0, compile="never")
+    with runs.create(asked, out=tmp_path / "out") as run, pytest.raises(ClusterError):
+        list(session.search(run))
+    with Archive.read(tmp_path / "out" / "archive.sqlite") as archive:
+        (incident,) = archive.incidents()
+        assert (incident.kind, incident.text, incident.generation) == ("cluster lost", "nowhere", None)
+        assert incident.at
+
+
+def test_an_archive_of_an_earlier_version_has_no_incidents_until_it_is_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "archive.sqlite"
+    Archive.create(path).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("drop table incidents")
+    with Archive.read(path) as archive:
+        assert archive.incidents() == ()
+        digest = archive.digest()
+    with Archive.open(path) as archive:
+        archive.log([Incident("node added", "there", 3)])
+        assert [each.text for each in archive.incidents()] == ["there"]
+        assert archive.digest() == digest
+
+
+# How units are cut ----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(), max_size=200), st.integers(1, 40))
+def test_blocks_are_all_items_in_order_in_as_few_and_as_equal_parts_as_can_be(items: list[int], size: int) -> None:
+    blocks = costs.blocks(items, size)
+    assert [item for block in blocks for item in block] == items
+    assert len(blocks) == -(-len(items) // size)
+    lengths = [len(block) for block in blocks]
+    assert max(lengths, default=0) <= size
+    assert max(lengths, default=0) - min(lengths, default=0) <= 1
+
+
+def test_a_unit_is_about_a_second_of_work_or_one_program_or_as_many_as_may_be() -> None:
+    cheap, dear = tasks.load("breast_cancer"), tasks.load("bytes_mlp")
+    size = costs.unit_size(dear, 400, 5, 1.0, 128)
+    assert 1 < size < 128
+    assert size * 5 * costs.seconds(dear, 400) == pytest.approx(1.0, rel=0.1)
+    assert costs.unit_size(cheap, 50, 5, 1.0, 128) == 128
+    assert costs.unit_size(dear, 10**6, 5, 1.0, 128) == 1
 
 
 def test_in_this_process_units_are_done_in_order(own: Path) -> None:
     crew = InProcess()
     for key in (1, 2, 3):
         crew.submit(key, replace(unit(own, "Quiet"), grid=Grid(3, 1.0 + key)))
-    assert [crew.next().key for _ in range(3)] == [1, 2, 3]
+    assert crew.next(wait=False) is None
+    assert [done.key for done in (crew.next() for _ in range(3)) if done] == [1, 2, 3]
     crew.submit(4, unit(own, "Quiet"))
     crew.close()
     assert not crew._waiting

@@ -1,0 +1,108 @@
+"""What runs inside a worker process: one unit at a time, on one core, within bounds of memory.
+
+Nothing here knows Ray; `discover.cluster` makes a Ray actor of `Actor`.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import resource
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from discover.evaluate import Unit, UnitResult, evaluate
+from discover.workers import OUT_OF_MEMORY
+
+
+class Actor:
+    """A worker: long-lived, so that data, gradients and compiled code are loaded once.
+
+    Args:
+        files: path -> content of the user's files that tasks are read from.
+        memory: bytes that a unit may take beyond what the process had before.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], memory: int) -> None:
+        torch.set_num_threads(1)
+        self.memory = memory
+        self.here = {path: _at_hand(Path(path), content) for path, content in files.items()}
+        """Where this machine has each file."""
+
+    def code(self) -> str:
+        """Where this process has its code from."""
+        import discover
+
+        return str(Path(discover.__file__).parent)
+
+    def evaluate(self, unit: Unit) -> UnitResult | str:
+        """The unit's result, or why there is none."""
+        try:
+            with bounded_memory(self.memory):
+                return evaluate(self._with_files_here(unit))
+        except (MemoryError, RuntimeError) as error:
+            if not _is_shortage(error):
+                raise
+        gc.collect()
+        return OUT_OF_MEMORY
+
+    def _with_files_here(self, unit: Unit) -> Unit:
+        path, colon, name = unit.instance.task.partition(".py:")
+        here = self.here.get(f"{path}.py") if colon else None
+        return replace(unit, instance=replace(unit.instance, task=f"{here}:{name}")) if here else unit
+
+
+def _at_hand(path: Path, content: bytes) -> Path:
+    """The file itself where this machine has it, with what lies beside it; else a copy of what the driver read."""
+    try:
+        if path.read_bytes() == content:
+            return path
+    except OSError:
+        pass
+    folder = Path(tempfile.gettempdir()) / f"discover-{os.getuid()}-{hashlib.sha256(content).hexdigest()[:16]}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    os.replace(temporary, folder / path.name)  # whole at once: workers of one machine write the same file
+    return folder / path.name
+
+
+@contextmanager
+def bounded_memory(limit: int) -> Iterator[None]:
+    """Lets this process take so many bytes more than it has; then allocating fails, in C++ as in Python.
+
+    What counts is private writable memory (RLIMIT_DATA on Linux), not what is mapped from files or shared: a process
+    that holds torch and Ray has gigabytes of that which nothing uses. Where the system has no such limit, Ray's memory
+    monitor, which watches the whole machine, is the only bound.
+    """
+    taken = _data_bytes()
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    if taken is None:
+        yield
+        return
+    bound = taken + limit if before[1] == resource.RLIM_INFINITY else min(taken + limit, before[1])
+    resource.setrlimit(resource.RLIMIT_DATA, (bound, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _data_bytes() -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:")), None)
+
+
+def _is_shortage(error: Exception) -> bool:
+    words = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory")
+    return isinstance(error, MemoryError) or any(each in str(error) for each in words)

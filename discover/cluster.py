@@ -1,0 +1,426 @@
+"""Workers as long-lived Ray actors, on this machine or on a cluster.
+
+This module and `discover.connection` are the only ones that know Ray.
+
+Every kind of worker that a search asks for has a pool: actors, and a heap of units that wait for one. An actor has one
+unit in work and one more waiting inside, so that it need not wait for the driver; whoever has nothing to do takes what
+waits inside another, so that a slow machine holds up nothing but the unit it is at. Results come in by callback: no
+step of the driver looks at all actors.
+
+A unit whose worker dies is trained again; one that kills, hangs or bursts its workers is given back as failed, so that
+nothing waits for ever and no other unit is touched. An actor that is gone is replaced; on a cluster, nodes that come
+are used, nodes that go are noted. Where the cluster itself is gone the search ends in one line, and can be resumed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import heapq
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from discover.actor import Actor
+from discover.connection import alive, answers, connect, first_line, head_of
+from discover.errors import ClusterError
+from discover.evaluate import Unit
+from discover.placement import fit
+from discover.records import Incident, IncidentKind
+from discover.workers import OUT_OF_MEMORY, TIMED_OUT, WORKER_LOST, Crew, Done, Request
+
+ATTEMPTS = 3
+"""How many workers may die under a unit before it is given up; and how many may fail to start before the first does."""
+
+AHEAD = 2
+"""Units that an actor has at a time, the one in work included."""
+
+WAIT_SECONDS = 0.5
+"""How long `next` waits: a search that is asked to stop does so within about this time."""
+
+LOOK_SECONDS = 0.25
+"""How often actors are looked at: for units that take too long, and for actors that are missing."""
+
+WATCH_SECONDS = 1.0
+"""How often the cluster is looked at, for nodes that came or went."""
+
+PATIENCE_SECONDS = 15.0
+"""How long the head of the cluster may be silent. Ray ends the process, without a word of ours, after a minute."""
+
+SLOW = 4.0
+"""Times the mean after which a unit in work is given to a worker of another node too, where one has nothing to do."""
+
+SLOW_SECONDS = 2.0
+"""The least time for that."""
+
+
+class RayActor(Actor):
+    """A worker that can say where it is."""
+
+    def hello(self) -> tuple[str, int, str]:
+        """Answers once the process has started: the node's id, its own, and where it has its code from."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), os.getpid(), self.code()
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    key: Hashable
+    unit: Unit
+    order: int
+    number: int
+    attempts: int = 0
+    running: int = 0
+    """How many actors have it."""
+    over: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """An actor and the jobs it has, in order: the first is in work since `since`, the others wait inside the actor."""
+
+    actor: Any
+    pool: _Pool
+    jobs: deque[tuple[Any, _Job]] = field(default_factory=deque)
+    since: float = 0.0
+    ready: bool = False
+    gone: bool = False
+    node: str = ""
+    process: int = 0
+    code: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class _Pool:
+    """The workers of one kind, those that are ready by how many jobs they have, and what waits for them."""
+
+    request: Request
+    wanted: int
+    workers: dict[_Worker, None] = field(default_factory=dict)
+    loads: tuple[dict[_Worker, None], ...] = field(default_factory=lambda: tuple({} for _ in range(AHEAD + 1)))
+    waiting: list[tuple[int, int, _Job]] = field(default_factory=list)
+    failures: int = 0
+    """Workers that did not start since one last did."""
+    mean: float = 0.0
+    """Seconds of a unit, the latest counting most."""
+
+
+class RayWorkers:
+    """See the module.
+
+    Raises:
+        ClusterError: no cluster at the address.
+    """
+
+    def __init__(self, crew: Crew) -> None:
+        self.crew, self.time_limit = crew, crew.time_limit
+        self.notes: deque[str] = deque()
+        self.incidents: deque[Incident] = deque()
+        self._ray = connect(crew)
+        self._actor = self._ray.remote(max_restarts=0, max_task_retries=0)(RayActor)
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._done: deque[Done] = deque()
+        self._numbers = 0
+        self._looked = self._counted = time.monotonic()
+        self._present, self._ready = 0.0, 0
+        self._nodes: dict[str, str] = {}
+        """The cluster's nodes: id -> a name for people."""
+        self._pools = {request: _Pool(request, crew.count or 0) for request in crew.requests}
+        self._closed = threading.Event()
+        self._lost = False
+        self._on_nodes(alive(self._ray))
+        if crew.address is not None:
+            threading.Thread(target=self._watch, name="watch-cluster", daemon=True).start()
+
+    # What the engine asks ---------------------------------------------------------------------------------------------
+
+    def submit(self, key: Hashable, unit: Unit, order: int = 0) -> None:
+        self._numbers += 1
+        job = _Job(key, unit, order, self._numbers)
+        pool = self._pools[unit.request]
+        self._wait(pool, job)
+        self._dispatch(pool)
+
+    def next(self, wait: bool = True) -> Done | None:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while True:
+            self._look()
+            if self._done:
+                return self._done.popleft()
+            left = min(deadline, self._looked + LOOK_SECONDS) - time.monotonic()
+            try:
+                self._inbox.get(timeout=max(left, 0.001))() if wait else self._inbox.get_nowait()()
+            except Empty:
+                if not wait or time.monotonic() >= deadline:
+                    return None
+
+    def present(self) -> float:
+        self._count(0)
+        seconds, self._present = self._present, 0.0
+        return seconds
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._lost:  # there is nobody to say goodbye to, and Ray would wait a minute for them
+            atexit.unregister(self._ray.shutdown)
+            threading.Thread(target=self._ray.shutdown, name="leave-cluster", daemon=True).start()
+        else:
+            self._ray.shutdown()
+
+    # Units to workers -------------------------------------------------------------------------------------------------
+
+    def _wait(self, pool: _Pool, job: _Job) -> None:
+        heapq.heappush(pool.waiting, (job.order, job.number, job))
+
+    def _dispatch(self, pool: _Pool) -> None:
+        """Gives waiting units to the workers that have the fewest; what is left idle takes from the others."""
+        while pool.waiting:
+            worker = next((each for load in pool.loads[:AHEAD] for each in load), None)
+            if worker is None:
+                return
+            *_, job = heapq.heappop(pool.waiting)
+            if not job.over:
+                self._give(worker, job)
+        while pool.loads[0] and self._take_over(pool):
+            pass
+
+    def _take_over(self, pool: _Pool) -> bool:
+        """Gives an idle worker a unit that waits inside another, behind the one that has been in work the longest; or
+        one that has been in work for far too long, where a machine of another speed is free to do it too."""
+        for worker in sorted(pool.loads[AHEAD], key=lambda each: each.since):
+            reference, job = worker.jobs[-1]
+            if not job.over and job.running == 1:
+                self._give(next(iter(pool.loads[0])), job)
+                self._ray.cancel(reference)
+                return True
+        late = time.monotonic() - max(SLOW * pool.mean, SLOW_SECONDS)
+        for worker in [each for load in pool.loads[1:] for each in load if pool.mean and each.since < late]:
+            _, job = worker.jobs[0]
+            elsewhere = next((each for each in pool.loads[0] if each.node != worker.node), None)
+            if elsewhere and not job.over and job.running == 1:
+                self._give(elsewhere, job)
+                return True
+        return False
+
+    def _give(self, worker: _Worker, job: _Job) -> None:
+        reference = worker.actor.evaluate.remote(job.unit)
+        if not worker.jobs:
+            worker.since = time.monotonic()
+        job.running += 1
+        self._load(worker, lambda: worker.jobs.append((reference, job)))
+        self._when_done(reference, partial(self._on_result, worker, reference))
+
+    def _load(self, worker: _Worker, change: Callable[[], object]) -> None:
+        """Changes a worker's jobs, and puts it where one with so many belongs."""
+        worker.pool.loads[len(worker.jobs)].pop(worker, None)
+        change()
+        if worker.ready and not worker.gone:
+            worker.pool.loads[len(worker.jobs)][worker] = None
+
+    def _when_done(self, reference: Any, act: Callable[[Any, BaseException | None], None]) -> None:
+        """Has something done with a result, or with why there is none, when `next` finds it in the inbox."""
+
+        def put(future: Any) -> None:
+            error = future.exception()
+            self._inbox.put(partial(act, None if error else future.result(), error))
+
+        reference.future().add_done_callback(put)
+
+    # What comes in ----------------------------------------------------------------------------------------------------
+
+    def _on_result(self, worker: _Worker, reference: Any, result: Any, error: BaseException | None) -> None:
+        if worker.gone:
+            return  # what it had is another's by now
+        errors = self._ray.exceptions
+        if error is not None and not isinstance(error, errors.RayError):
+            raise error
+        if isinstance(error, errors.RayTaskError):
+            raise error  # of our own code: a bug, and the same on every worker
+        if error is not None and not isinstance(error, errors.TaskCancelledError):
+            # the actor, its node or its result is gone; Ray has a dozen words for it
+            reason = OUT_OF_MEMORY if isinstance(error, errors.OutOfMemoryError) else WORKER_LOST
+            self.notes.append(f"a worker was lost ({first_line(error)}); a unit is tried {ATTEMPTS} times")
+            self._note(WORKER_LOST, self._on(worker, first_line(error)), worker.jobs[0][1])
+            self._replace(worker, reason)
+            return
+        place = next(index for index, (each, _) in enumerate(worker.jobs) if each == reference)
+        job = worker.jobs[place][1]
+        self._load(worker, lambda: worker.jobs.remove((reference, job)))
+        job.running -= 1
+        now = time.monotonic()
+        if place == 0:
+            spent, worker.since = now - worker.since, now
+            if error is None:
+                worker.pool.mean += 0.1 * (spent - worker.pool.mean) if worker.pool.mean else spent
+        if not job.over and error is None:
+            job.over = True
+            failed = isinstance(result, str)
+            self._done.append(Done(job.key, None, result) if failed else Done(job.key, result))
+            if failed:
+                allowed = f"the {self.crew.memory / 1e9:g} GB of unit.memory"
+                self.notes.append(f"a unit took more than {allowed}; its programs are trained one by one")
+                self._note(OUT_OF_MEMORY, self._on(worker, _described(job.unit)), job)
+        elif not job.over and not job.running:
+            self._wait(worker.pool, job)  # cancelled, and whoever took it is gone
+        self._dispatch(worker.pool)
+
+    def _on_ready(self, worker: _Worker, hello: Any, error: BaseException | None) -> None:
+        if worker.gone:
+            return
+        pool = worker.pool
+        if error is None:
+            pool.failures = 0
+            self._count(1)
+            worker.ready = True
+            worker.node, worker.process, worker.code = hello
+            self._load(worker, lambda: None)
+            self._dispatch(pool)
+            return
+        self._remove(worker)
+        pool.failures += 1
+        if pool.failures >= ATTEMPTS and not any(each.ready for each in pool.workers):
+            raise ClusterError(f"workers cannot start: {_last_line(error)}")
+        self._note(WORKER_LOST, f"before it was ready: {first_line(error)}")
+
+    def _on_nodes(self, nodes: Mapping[str, tuple[str, Mapping[str, float]]]) -> None:
+        """What the cluster consists of now."""
+        added = nodes.keys() - self._nodes.keys() if self._nodes else ()
+        removed = self._nodes.keys() - nodes.keys()
+        self.incidents += [Incident("node added", nodes[each][0]) for each in sorted(added)]
+        self.incidents += [Incident("node removed", self._nodes[each]) for each in sorted(removed)]
+        for worker in [each for pool in self._pools.values() for each in pool.workers if each.node in removed]:
+            self._note(WORKER_LOST, self._on(worker, "its node is gone"))
+            self._replace(worker, WORKER_LOST)
+        self._nodes = {node: name for node, (name, _) in nodes.items()}
+        room = fit([resources for _, resources in nodes.values()], list(self._pools))
+        for pool, count in zip(self._pools.values(), room, strict=True):
+            pool.wanted = count if self.crew.count is None else self.crew.count
+            if not count and not pool.workers:
+                asked = ", ".join(f"{name} {quantity:g}" for name, quantity in pool.request)
+                self.notes.append(f"no node has room for a worker with {asked}; its units wait until one has")
+                self._note("no room", asked)
+            while len(pool.workers) > pool.wanted and (idle := [each for each in pool.workers if not each.ready]):
+                self._ray.kill(idle[-1].actor)
+                self._remove(idle[-1])
+        self._hire()
+
+    def _on_silence(self) -> None:
+        self._lost = True
+        self._note("cluster lost", str(self.crew.address))
+        where = f"the Ray cluster at {self.crew.address} has not answered for {PATIENCE_SECONDS:g} seconds"
+        raise ClusterError(f"{where}; what is absorbed is kept, 'discover resume RUN' goes on when it is back")
+
+    # Workers that come and go -----------------------------------------------------------------------------------------
+
+    def _hire(self) -> None:
+        """Asks for the workers that are missing, one of each kind in turn: Ray gives places in this order."""
+        missing = True
+        while missing:
+            missing = False
+            for pool in self._pools.values():
+                if len(pool.workers) < pool.wanted:
+                    self._hire_one(pool)
+                    missing = True
+
+    def _hire_one(self, pool: _Pool) -> None:
+        asked = dict(pool.request)
+        options: dict[str, Any] = {"num_cpus": asked.pop("CPU", 0)}
+        for name, option in (("GPU", "num_gpus"), ("memory", "memory")):
+            if name in asked:
+                options[option] = asked.pop(name)
+        actor = self._actor.options(**options, resources=asked).remote(dict(self.crew.files or {}), self.crew.memory)
+        worker = _Worker(actor, pool)
+        pool.workers[worker] = None
+        self._when_done(actor.hello.remote(), partial(self._on_ready, worker))
+
+    def _replace(self, worker: _Worker, reason: str) -> None:
+        """A new actor for one that hangs or is gone, or may be. The unit it was at goes first to another while it has
+        attempts left; those that waited inside the actor had no part in it."""
+        self._ray.kill(worker.actor)
+        self._remove(worker)
+        for place, (_, job) in enumerate(worker.jobs):
+            job.running -= 1
+            if job.over or job.running:
+                continue
+            if place == 0:
+                job.attempts += 1
+                if reason == TIMED_OUT or job.attempts >= ATTEMPTS:
+                    job.over = True
+                    self._note("unit given up", f"{reason}: {_described(job.unit)}", job)
+                    self._done.append(Done(job.key, None, reason))
+                    continue
+                self._note("unit retried", _described(job.unit), job)
+            self._wait(worker.pool, job)
+        self._hire()
+        self._dispatch(worker.pool)
+
+    def _remove(self, worker: _Worker) -> None:
+        if worker.ready:
+            self._count(-1)
+        worker.gone = True
+        worker.pool.workers.pop(worker, None)
+        for load in worker.pool.loads:
+            load.pop(worker, None)
+
+    def _look(self) -> None:
+        """Kills what takes too long, and asks for workers that are missing; now and then."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        for pool in self._pools.values():
+            for worker in [each for load in pool.loads[1:] for each in load if now - each.since > self.time_limit]:
+                job = worker.jobs[0][1]
+                if not job.over:
+                    self._note(TIMED_OUT, self._on(worker, _described(job.unit)), job)
+                self._replace(worker, TIMED_OUT)
+            self._dispatch(pool)
+        self._hire()
+
+    def _count(self, change: int) -> None:
+        """Adds up how long workers have been there, before their number changes."""
+        now = time.monotonic()
+        self._present += self._ready * (now - self._counted)
+        self._counted = now
+        self._ready += change
+
+    def _note(self, kind: IncidentKind, text: str, job: _Job | None = None) -> None:
+        self.incidents.append(Incident(kind, text, getattr(job.key, "generation", None) if job else None))
+
+    def _on(self, worker: _Worker, what: str) -> str:
+        return f"process {worker.process} on {self._nodes.get(worker.node, 'a node that is gone')}: {what}"
+
+    def _watch(self) -> None:
+        """Runs beside the driver: asks the cluster what nodes it has, and notices when nobody answers. Ray's own calls
+        may block for a minute then, and so are not made before the head has taken a connection."""
+        head = head_of(self._ray, str(self.crew.address))
+        known: object = None
+        answered = time.monotonic()
+        while not self._closed.wait(WATCH_SECONDS):
+            if answers(head):
+                answered = time.monotonic()
+                nodes = alive(self._ray)
+                if nodes.keys() != known:
+                    known = nodes.keys()
+                    self._inbox.put(partial(self._on_nodes, nodes))
+            elif time.monotonic() - answered > PATIENCE_SECONDS:
+                self._inbox.put(self._on_silence)
+                return
+
+
+def _described(unit: Unit) -> str:
+    """What a unit is, in a line: the candidates of a small one by id."""
+    ids = ["AdamW" if entry.candidate is None else str(entry.candidate) for entry in unit.entries]
+    named = ", ".join(ids) if len(ids) <= 8 else f"{ids[0]} to {ids[-1]}, {len(ids)} in all"
+    return f"candidates {named} on {unit.instance.task}, seed {unit.instance.seed}"
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
