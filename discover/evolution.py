@@ -1,97 +1,219 @@
-"""Proposers: what a search asks for programs, and tells what became of them.
-
-A proposer sees nothing but its own random generator for each proposal and the candidates it was told of, in order of
-proposal; so the same seed proposes the same programs, however many workers train them.
-"""
+"""Aging evolution and the controls that it must beat."""
 
 from __future__ import annotations
 
+import re
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 from numpy.random import Generator
 
-from discover.mutate import Grammar, mutate, random_program
-from dsl import Program
+import dsl
+from discover.crossover import cross
+from discover.errors import SpaceError
+from discover.mutate import Mutation, mutate, random_program
+from discover.proposers import Context, Proposal, Told
+from discover.templates import RandomChoices
+from dsl import Program, properties
+
+FINE = 0.25
+"""By how much smaller the changes of constants are where elites are tuned: 2 ** N(0, sigma / 4)."""
+
+MOST_CHANGES = 8
+"""How many random changes a program of best-of-n is away from its ancestor, at most."""
+
+_ISLAND = re.compile(r" \[island (\d+)\]$")
+
+_SEEDLING = """
+def seedling(p, g, *, lr=1e-3, weight_decay=0.01):
+    x1 = weight_decay * p
+    x2 = g + x1
+    x3 = lr * x2
+    p = p - x3
+"""
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
-    """A program to try, what it was made from, and how, in words."""
-
-    program: Program
-    parents: tuple[int, ...]
-    origin: str
-
-
-@dataclass(slots=True)
 class Member:
-    """A candidate that can be a parent. Its fitness may change while it is one: elites are scored again."""
+    """A candidate that can be a parent, and what it costs. Its fitness may change: elites are scored again."""
 
     candidate: int
     program: Program
-
-
-class Proposer(Protocol):
-    """Ask and tell over programs."""
-
-    def propose(self, rng: Generator) -> Proposal: ...
-
-    def tell(self, candidate: int, program: Program) -> None:
-        """A candidate that was trained, or is a duplicate of one; its fitness is in the mapping given at the start."""
+    costs: tuple[float, ...] = ()
 
 
 class Evolution:
     """Aging evolution (Real et al. 2019, arXiv:1802.01548), as in the search for Lion (arXiv:2302.06675).
 
     The best of a random sample of the population is the parent of a new member; the oldest member leaves. The
-    population starts as copies of the ancestors.
-
-    Args:
-        ancestors: flat programs.
-        fitness: candidate -> fitness, higher is better, kept by the search; ancestors are ids -1, -2, ...
-        grammar: how programs may change.
-        population_size, tournament_size: of aging evolution.
+    population starts as copies of the ancestors. `discover.space.Evolution` says what can be switched on beside that:
+    islands, restarts, crossover, tuning.
     """
 
-    def __init__(
-        self,
-        ancestors: tuple[Program, ...],
-        fitness: Mapping[int, float],
-        grammar: Grammar,
-        population_size: int,
-        tournament_size: int,
-    ) -> None:
-        self.fitness, self.grammar, self.tournament_size = fitness, grammar, tournament_size
+    def __init__(self, context: Context) -> None:
+        _without_template(context, "evolution")
+        self.context, self.settings = context, context.space.evolution
+        self.objectives = context.space.objectives
+        self._told = 0
+        self._record: tuple[float, int] | None = None
+        """The best fitness that fresh scores let one believe so far, and how many had been told then."""
+        self._costs: dict[int, tuple[float, ...]] = {}
         first = [
-            Member(-1 - index % len(ancestors), ancestors[index % len(ancestors)]) for index in range(population_size)
+            Member(-1 - index, program, self._costs_of(properties.of(program).plain()) if self.objectives[1:] else ())
+            for index, program in enumerate(context.ancestors)
         ]
-        self.population: deque[Member] = deque(first, maxlen=population_size)
+        size = self.settings.population // self.settings.islands
+        self.islands = [
+            deque((first[index % len(first)] for index in range(size)), maxlen=size)
+            for _ in range(self.settings.islands)
+        ]
 
     def propose(self, rng: Generator) -> Proposal:
-        parent = self.tournament(rng)
-        child = mutate(parent.program, self.grammar, rng)
-        return Proposal(child.program, (parent.candidate,) if parent.candidate >= 0 else (), child.change)
+        settings, grammar = self.settings, self.context.grammar
+        island = int(rng.integers(len(self.islands))) if len(self.islands) > 1 else 0
+        if settings.tune and rng.random() < settings.tune and (best := self._leaders(settings.tune_top)):
+            parent = best[int(rng.integers(len(best)))]
+            fine = replace(grammar, weights={"constant": 1.0}, constant_sigma=FINE * grammar.constant_sigma)
+            child = mutate(parent.program, fine, rng)
+            parents: tuple[Member, ...] = (parent,)
+        else:
+            child, parents = self._child(rng, island)
+        origin = child.change + (f" [island {island}]" if len(self.islands) > 1 else "")
+        known = dict.fromkeys(each.candidate for each in parents if each.candidate >= 0)
+        return Proposal(child.program, tuple(known), origin)
 
-    def tournament(self, rng: Generator) -> Member:
-        sample = [self.population[index] for index in rng.integers(len(self.population), size=self.tournament_size)]
-        return max(sample, key=lambda member: self.fitness[member.candidate])
+    def _child(self, rng: Generator, island: int) -> tuple[Mutation, tuple[Member, ...]]:
+        parent, grammar = self.tournament(rng, island), self.context.grammar
+        if self.settings.crossover and rng.random() < self.settings.crossover:
+            mate = self.tournament(rng, island)
+            if mate != parent and (crossed := cross(parent.program, mate.program, grammar, rng)) is not None:
+                return crossed, (parent, mate)
+        return mutate(parent.program, grammar, rng), (parent,)
 
-    def tell(self, candidate: int, program: Program) -> None:
-        self.population.append(Member(candidate, program))
+    def tournament(self, rng: Generator, island: int = 0) -> Member:
+        population = self.islands[island]
+        sample = [population[index] for index in rng.integers(len(population), size=self.settings.tournament)]
+        if self.objectives[1:]:
+            return next(each for each in sample if not any(self._dominates(other, each) for other in sample))
+        return max(sample, key=self._fitness)
+
+    def tell(self, told: Told) -> None:
+        if self.objectives[1:] and told.properties:
+            self._costs[told.id] = self._costs_of(told.properties)
+        if told.original not in self.context.fitness or (told.id != told.original and not self.settings.neutral):
+            return
+        marked = _ISLAND.search(told.origin)
+        island = self.islands[int(marked[1]) % len(self.islands) if marked else 0]
+        island.append(Member(told.original, told.program, self._costs.get(told.original, ())))
+        self._told += 1
+        if self.settings.islands > 1 and self._told % self.settings.migrate_every == 0:
+            self._migrate()
+        if self.settings.restart_after:
+            self._restart_at_a_plateau()
+
+    def _fitness(self, member: Member) -> float:
+        return self.context.fitness[member.candidate]
+
+    def _dominates(self, one: Member, other: Member) -> bool:
+        """Whether one is nowhere worse and somewhere better."""
+        a, b = ((self._fitness(each), *(-cost for cost in each.costs)) for each in (one, other))
+        return a != b and all(x >= y for x, y in zip(a, b, strict=True))
+
+    def _costs_of(self, facts: Mapping[str, Any]) -> tuple[float, ...]:
+        return tuple(float(facts[name]) for name in self.objectives[1:])
+
+    def _leaders(self, count: int) -> list[Member]:
+        """The best of those that were scored on fresh instances."""
+        confirmed = [each for each in self.context.confirmed if each in self.context.elites]
+        best = sorted(confirmed, key=lambda each: (-self.context.fitness[each], each))[:count]
+        return [Member(each, _parsed(self.context.elites[each]), self._costs.get(each, ())) for each in best]
+
+    def _migrate(self) -> None:
+        """The best of each island go to the next one too. Only what fresh instances confirmed may: a score that is
+        luck would win there for as long as it lived, and everywhere."""
+        leaving = [self._emigrants(island) for island in self.islands]
+        for number, members in enumerate(leaving):
+            island = self.islands[(number + 1) % len(self.islands)]
+            there = {each.candidate for each in island}
+            island.extend(each for each in members if each.candidate not in there)
+
+    def _emigrants(self, island: Iterable[Member]) -> list[Member]:
+        confirmed = {each.candidate: each for each in island if each.candidate in self.context.confirmed}
+        ranked = sorted(confirmed.values(), key=lambda each: (-self._fitness(each), each.candidate))
+        return ranked[: self.settings.migrants]
+
+    def _restart_at_a_plateau(self) -> None:
+        """Fills all islands with copies of the best where fresh scores have shown nothing better for long."""
+        leader = next(iter(self._leaders(1)), None)
+        if leader is None:
+            return
+        if self._record is None or self._fitness(leader) > self._record[0]:
+            self._record = self._fitness(leader), self._told
+        elif self._told - self._record[1] >= self.settings.restart_after:
+            self._record = self._record[0], self._told
+            for island in self.islands:
+                island.extend([leader] * (island.maxlen or 0))
+
+
+# Controls -----------------------------------------------------------------------------------------------------------
+
+
+class HyperparameterSearch(Evolution):
+    """The control that may change constants alone: aging evolution of the ancestor's hyperparameters."""
+
+    def __init__(self, context: Context) -> None:
+        _without_template(context, "hyperparameters")
+        super().__init__(replace(context, grammar=replace(context.grammar, weights={"constant": 1.0})))
+
+
+class BestOfN:
+    """The control that learns nothing: ancestors after some random changes each, so the luck of the best of many."""
+
+    def __init__(self, context: Context) -> None:
+        _without_template(context, "best_of_n")
+        self.context = context
+
+    def propose(self, rng: Generator) -> Proposal:
+        program = self.context.ancestors[int(rng.integers(len(self.context.ancestors)))]
+        changes = int(rng.integers(1, MOST_CHANGES + 1))
+        for _ in range(changes):
+            program = mutate(program, self.context.grammar, rng).program
+        return Proposal(program, (), f"{changes} random changes")
+
+    def tell(self, told: Told) -> None:
+        pass
+
+
+def random_search(context: Context) -> RandomSearch | RandomChoices:
+    """The control of random programs: grown from a seedling, or of random choices where the space is a template."""
+    return RandomSearch(context) if context.space.template is None else RandomChoices(context)
 
 
 class RandomSearch:
     """Programs grown at random, each from the same seedling; what was found so far has no influence."""
 
-    def __init__(self, seedling: Program, grammar: Grammar) -> None:
-        self.seedling, self.grammar = seedling, grammar
+    def __init__(self, context: Context) -> None:
+        self.seedling, self.grammar = dsl.parse(_SEEDLING), context.grammar
 
     def propose(self, rng: Generator) -> Proposal:
-        grown = random_program(self.grammar, rng, self.seedling)
+        grown: Mutation = random_program(self.grammar, rng, self.seedling)
         return Proposal(grown.program, (), grown.change)
 
-    def tell(self, candidate: int, program: Program) -> None:
+    def tell(self, told: Told) -> None:
         pass
+
+
+def _without_template(context: Context, name: str) -> None:
+    if context.space.template is not None:
+        raise SpaceError(
+            f"{context.space.name}: algorithm '{name}' changes programs, and this space is a template"
+            f" ('{context.space.template.name}'); use optuna or random"
+        )
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Program:
+    return dsl.parse(text)

@@ -94,6 +94,8 @@ class Gate:
             return "not finite at zero gradient"
         if require.max_slots is not None and facts.slots > require.max_slots:
             return "too many slots"
+        if require.max_state_bytes is not None and facts.state_bytes > require.max_state_bytes:
+            return "too much state"
         if facts.scale < probes.min_update:
             return "does not move"
         if facts.scale > probes.max_update:

@@ -6,12 +6,15 @@ later one at once, since most insertions that are not are dead code (69.8% of st
 Programs are flat here: straight lines of statements, each one operator on names and literals (`dsl.flatten`). What
 involves the learning rate or the weight decay, and the assignment of p, is the program's *frame*. It is kept, so that
 `lr` goes on to mean the size of a step; what flows into the frame may change.
+
+A program with static ifs has a straight line for each kind of parameter (`unfolded`): one of them is changed at a time,
+as a program of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from numpy.random import Generator
 
@@ -19,7 +22,7 @@ from dsl.dead import strip_dead
 from dsl.format import format_expr
 from dsl.graph import lower_all
 from dsl.ops import OPS, Op
-from dsl.program import Assign, Call, Expr, Name, Number, Program, RuleError, Slot, names_read
+from dsl.program import Assign, Call, Expr, If, Name, Number, Program, RuleError, Slot, Statement, names_read
 from dsl.types import EXTENTS
 
 _FRAME = ("lr", "weight_decay", "lr_ratio")
@@ -30,6 +33,16 @@ _WRAP = 0.6
 _STATE = 0.25
 """How often what is inserted is stored in a slot, and so remembered."""
 
+_FIRST = 0.75
+"""How often the first straight line of a program with static ifs is the one that is changed: by custom that of hidden
+matrices, which is what such a rule is about."""
+
+_WHOLE = {"steps": 6, "rank": 4, "block": 64, "k": 16}
+"""Arguments of operators that are whole numbers -> the largest that is tried first."""
+
+_POWERS = (-1.0, -0.5, -0.25, 0.5)
+"""What is tried first as the exponent of a matrix power."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
@@ -37,11 +50,12 @@ class Grammar:
 
     Attributes:
         operators: names from `dsl.ops`.
-        max_statements: of a flat program, frame included.
-        slots: names that state may have; a program has at most these.
+        max_statements: of a flat program, frame included; of each of its straight lines where it has static ifs.
+        slots: names that state may have; a program has at most these and its ancestor's.
         weights: kind of change ("insert", "delete", "argument", "operator", "constant") -> relative frequency.
         constant_sigma: a constant is multiplied by 2 ** N(0, sigma); where it lies between 0.5 and 1, and so is a rate
             of decay, its distance from 1 is.
+        extents: slot -> extent, for those that are not of the parameter's shape.
     """
 
     operators: tuple[str, ...]
@@ -49,6 +63,7 @@ class Grammar:
     slots: tuple[str, ...]
     weights: Mapping[str, float]
     constant_sigma: float = 1.0
+    extents: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +78,19 @@ def mutate(program: Program, grammar: Grammar, rng: Generator) -> Mutation:
     """One random change. The result is well typed if the program was.
 
     Args:
-        program: flat, without static ifs.
+        program: flat; static ifs, where it has any, last in their block (`unfolded`).
         grammar: what may be changed into what.
         rng: the only source of chance.
     """
     kinds = list(grammar.weights)
     weights = [grammar.weights[kind] for kind in kinds]
+    lines = list(straight_lines(program.body))
     for _ in range(_TRIES):
+        path, line = lines[0] if len(lines) == 1 or rng.random() < _FIRST else lines[int(rng.integers(1, len(lines)))]
         kind = kinds[_choose(weights, rng)]
-        mutation = CHANGES[kind](_View(program, grammar), rng)
-        if mutation is not None and (settled := _settled(mutation.program)) is not None:
-            return Mutation(settled, mutation.change)
+        mutation = CHANGES[kind](View(replace(program, body=line), grammar), rng)
+        if mutation is not None and (result := settled(with_line(program, path, mutation.program))) is not None:
+            return Mutation(result, mutation.change)
     return Mutation(program, "unchanged")
 
 
@@ -81,24 +98,67 @@ def random_program(grammar: Grammar, rng: Generator, seedling: Program) -> Mutat
     """A program grown by insertions alone from a seedling, such as gradient descent: the control of random search."""
     program, wanted = seedling, int(rng.integers(2, max(3, grammar.max_statements - len(seedling.body))))
     for _ in range(wanted):
-        grown = _insert(_View(program, grammar), rng)
-        if grown is not None and (settled := _settled(grown.program)) is not None:
-            program = settled
+        grown = _insert(View(program, grammar), rng)
+        if grown is not None and (result := settled(grown.program)) is not None:
+            program = result
     return Mutation(program, "random")
+
+
+# Static ifs ---------------------------------------------------------------------------------------------------------
+
+Path = tuple[bool, ...]
+"""Which branch of each static if a straight line takes."""
+
+
+def unfolded(body: tuple[Statement, ...]) -> tuple[Statement, ...]:
+    """The same body with what stands before and after a static if written into both its branches."""
+    for index, statement in enumerate(body):
+        if isinstance(statement, If):
+            before, after = body[:index], body[index + 1 :]
+            then, orelse = (unfolded((*before, *block, *after)) for block in (statement.body, statement.orelse))
+            return (replace(statement, body=then, orelse=orelse),)
+    return body
+
+
+def straight_lines(body: tuple[Statement, ...]) -> Iterator[tuple[Path, tuple[Statement, ...]]]:
+    """The straight lines of an unfolded body, and the way to each."""
+    if body and isinstance(statement := body[0], If):
+        for taken, block in ((True, statement.body), (False, statement.orelse)):
+            yield from (((taken, *path), line) for path, line in straight_lines(block))
+    else:
+        yield (), body
+
+
+def with_line(program: Program, path: Path, changed: Program) -> Program:
+    """The program with the straight line at that path as in `changed`, and the slots that it needs."""
+    known = {slot.name for slot in program.slots}
+    new = tuple(slot for slot in changed.slots if slot.name not in known)
+    slots = changed.slots if not path else (*program.slots, *new)
+    return replace(program, body=_put(program.body, path, changed.body), slots=slots)
+
+
+def _put(body: tuple[Statement, ...], path: Path, line: tuple[Statement, ...]) -> tuple[Statement, ...]:
+    if not path:
+        return line
+    statement = body[0]
+    assert isinstance(statement, If)
+    if path[0]:
+        return (replace(statement, body=_put(statement.body, path[1:], line)),)
+    return (replace(statement, orelse=_put(statement.orelse, path[1:], line)),)
 
 
 # A flat program, seen as what may change ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """An argument that may change: of which statement, which argument."""
 
     statement: int
     argument: int
 
 
-class _View:
+class View:
     def __init__(self, program: Program, grammar: Grammar):
         self.program, self.grammar = program, grammar
         self.body: tuple[Assign, ...] = tuple(s for s in program.body if isinstance(s, Assign))
@@ -134,19 +194,19 @@ class _View:
             scopes.append(tuple(names))
         return scopes
 
-    def tensor_places(self) -> list[_Place]:
+    def tensor_places(self) -> list[Place]:
         """Arguments that are tensors and may be another tensor."""
         places = []
         for index in range(len(self.body)):
             scope = self.scopes[index]
             for position, arg in enumerate(self.args(index)):
                 if isinstance(arg, Name) and arg.id in scope and not (index in self.frame and arg.id == "p"):
-                    places.append(_Place(index, position))
+                    places.append(Place(index, position))
         return places
 
-    def constant_places(self) -> list[_Place]:
+    def constant_places(self) -> list[Place]:
         return [
-            _Place(index, position)
+            Place(index, position)
             for index in range(len(self.body))
             if index not in self.frame
             for position, arg in enumerate(self.args(index))
@@ -159,12 +219,16 @@ class _View:
         used = {s.target for s in body} | {name for s in body for name in names_read(s.value)}
         slots = tuple(slot for slot in self.program.slots if slot.name in used)
         declared = {slot.name for slot in slots}
-        slots += tuple(Slot(n, EXTENTS["full"]) for n in self.grammar.slots if n in used and n not in declared)
+        slots += tuple(
+            Slot(name, EXTENTS[self.grammar.extents.get(name, "full")])
+            for name in self.grammar.slots
+            if name in used and name not in declared
+        )
         return Mutation(replace(self.program, body=tuple(body), slots=slots), change)
 
-    def with_arg(self, place: _Place, arg: Expr, change: str) -> Mutation | None:
+    def with_arg(self, place: Place, arg: Expr, change: str) -> Mutation | None:
         body = list(self.body)
-        body[place.statement] = _replaced(body[place.statement], place.argument, arg)
+        body[place.statement] = replaced(body[place.statement], place.argument, arg)
         return self.with_body(body, change)
 
     def fresh(self) -> str:
@@ -172,7 +236,7 @@ class _View:
         return next(name for n in range(1, 1000) if (name := f"x{n}") not in taken)
 
 
-def _replaced(statement: Assign, argument: int, arg: Expr) -> Assign:
+def replaced(statement: Assign, argument: int, arg: Expr) -> Assign:
     if not isinstance(statement.value, Call):
         return replace(statement, value=arg)
     args = statement.value.args
@@ -182,7 +246,7 @@ def _replaced(statement: Assign, argument: int, arg: Expr) -> Assign:
 # The changes ------------------------------------------------------------------------------------------------------
 
 
-def _insert(view: _View, rng: Generator) -> Mutation | None:
+def _insert(view: View, rng: Generator) -> Mutation | None:
     """A new statement in front of one that reads its target: a temporary, or a slot, declared by that if need be."""
     op = OPS[view.grammar.operators[int(rng.integers(len(view.grammar.operators)))]]
     places = view.tensor_places()
@@ -198,12 +262,12 @@ def _insert(view: _View, rng: Generator) -> Mutation | None:
             given.insert(0, Name(target))
     statement = Assign(target, _random_call(op, view.scopes[index], rng, given))
     body = list(view.body)
-    body[index] = _replaced(body[index], place.argument, Name(target))
+    body[index] = replaced(body[index], place.argument, Name(target))
     body.insert(index, statement)
     return view.with_body(body, f"insert {_text(statement)}")
 
 
-def _delete(view: _View, rng: Generator) -> Mutation | None:
+def _delete(view: View, rng: Generator) -> Mutation | None:
     removable = [index for index in range(len(view.body)) if index not in view.frame]
     if not removable:
         return None
@@ -218,13 +282,13 @@ def _delete(view: _View, rng: Generator) -> Mutation | None:
         for later in range(index, len(body)):
             for position, arg in enumerate(_args(body[later])):
                 if arg == Name(gone.target):
-                    body[later] = _replaced(body[later], position, heir)
+                    body[later] = replaced(body[later], position, heir)
             if body[later].target in (gone.target, heir.id):
                 break
     return view.with_body(body, f"delete {_text(gone)}")
 
 
-def _argument(view: _View, rng: Generator) -> Mutation | None:
+def _argument(view: View, rng: Generator) -> Mutation | None:
     places = view.tensor_places()
     if not places:
         return None
@@ -237,7 +301,7 @@ def _argument(view: _View, rng: Generator) -> Mutation | None:
     return view.with_arg(place, new, f"argument {_text(view.body[place.statement])}: {format_expr(old)} -> {new.id}")
 
 
-def _operator(view: _View, rng: Generator) -> Mutation | None:
+def _operator(view: View, rng: Generator) -> Mutation | None:
     calls = [i for i in range(len(view.body)) if i not in view.frame and isinstance(view.body[i].value, Call)]
     if not calls:
         return None
@@ -254,18 +318,21 @@ def _operator(view: _View, rng: Generator) -> Mutation | None:
     return view.with_body(body, f"operator {_text(view.body[index])}: {call.op} -> {new}")
 
 
-def _constant(view: _View, rng: Generator) -> Mutation | None:
+def _constant(view: View, rng: Generator) -> Mutation | None:
     places = view.constant_places()
     if not places:
         return None
     place = places[int(rng.integers(len(places)))]
     old = view.args(place.statement)[place.argument]
     assert isinstance(old, Number)
-    new = perturbed(old.value, view.grammar.constant_sigma, rng)
+    if _is_whole(view.body[place.statement].value, place.argument):
+        new = max(1.0, old.value + (1.0 if rng.random() < 0.5 else -1.0))
+    else:
+        new = perturbed(old.value, view.grammar.constant_sigma, rng)
     return view.with_arg(place, Number(new), f"constant {_text(view.body[place.statement])}: {old.value:g} -> {new:g}")
 
 
-CHANGES: dict[str, Callable[[_View, Generator], Mutation | None]] = {
+CHANGES: dict[str, Callable[[View, Generator], Mutation | None]] = {
     "insert": _insert,
     "delete": _delete,
     "argument": _argument,
@@ -292,7 +359,11 @@ def _random_call(op: Op, tensors: Sequence[str], rng: Generator, given: Sequence
     waiting = list(given)
     for param in op.params:
         kind = op.kinds.get(param, "value")
-        if kind in ("number", "scalar"):
+        if param in _WHOLE:
+            args.append(Number(float(rng.integers(1, _WHOLE[param] + 1))))
+        elif param == "exponent":
+            args.append(Number(_POWERS[int(rng.integers(len(_POWERS)))]))
+        elif kind in ("number", "scalar"):
             args.append(Number(float(f"{rng.uniform(0.01, 0.99):.3g}")))
         elif waiting:
             args.append(waiting.pop(0))
@@ -303,6 +374,10 @@ def _random_call(op: Op, tensors: Sequence[str], rng: Generator, given: Sequence
     if len(args) > 1 and not op.kinds and rng.random() < 0.5:
         args.reverse()
     return Call(op.name, tuple(args))
+
+
+def _is_whole(value: Expr, argument: int) -> bool:
+    return isinstance(value, Call) and OPS[value.op].params[argument] in _WHOLE
 
 
 def _shape(op: Op) -> tuple[str, ...]:
@@ -322,7 +397,7 @@ def _choose(weights: Sequence[float], rng: Generator) -> int:
     return len(weights) - 1
 
 
-def _settled(program: Program) -> Program | None:
+def settled(program: Program) -> Program | None:
     """The program without dead statements; None if it is ill typed."""
     program = strip_dead(program)
     try:

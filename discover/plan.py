@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 from numpy.random import Generator, default_rng
 
 import dsl
 import tasks
 from discover import gradient, native
+from discover.costs import unit_size
 from discover.evaluate import Entry, Grid, Instance, draw_instance
-from discover.mutate import Grammar
-from discover.space import Space
+from discover.mutate import Grammar, unfolded
+from discover.space import Rung, Space, slot_of
 from dsl import Program, properties
 from dsl.flatten import flatten, with_literals
 from dsl.program import Call, Expr, Name, map_statements
@@ -52,7 +55,7 @@ class Plan:
     Attributes:
         space: the search space, `--task` and the like applied.
         seed: of everything.
-        algorithm: "evolution" or "random".
+        algorithm: of a proposer, as `discover.proposers.load` takes it.
         compiled_from: task -> the first generation whose gradients run compiled; None for never.
         native: whether elementwise rules are stepped by `discover.native`.
         starts: the rules that evolution starts from, as text.
@@ -74,12 +77,19 @@ class Plan:
         return tuple(
             tuple(
                 draw_instance(
-                    name, rung.steps_of(self.horizons[name]), self.space.loss_scales, self.space.parameter_scales, rng
+                    name, self._steps(rung, name, rng), self.space.loss_scales, self.space.parameter_scales, rng
                 )
                 for name in rung.tasks
                 for _ in range(rung.seeds)
             )
             for rung in self.space.rungs
+        )
+
+    def _steps(self, rung: Rung, task: str, rng: Generator) -> int:
+        """How long an instance trains. Where lengths are not random, nothing is drawn."""
+        steps, (low, high) = rung.steps_of(self.horizons[task]), self.space.step_scales
+        return (
+            steps if low == high == 1.0 else max(2, round(steps * math.exp(rng.uniform(math.log(low), math.log(high)))))
         )
 
     def compiled(self, task: str, generation: int) -> bool:
@@ -89,6 +99,25 @@ class Plan:
     @cached_property
     def horizons(self) -> dict[str, int]:
         return {name: tasks.load(name).horizon for name in self.task_names}
+
+    @cached_property
+    def unit_sizes(self) -> tuple[tuple[int, ...], ...]:
+        """For each rung and instance, how many programs a unit holds. No result depends on it."""
+        unit, points = self.space.unit, self.space.learning_rates.points
+        return tuple(
+            tuple(
+                unit_size(tasks.load(name), rung.steps_of(self.horizons[name]), points, unit.seconds, unit.candidates)
+                for name in rung.tasks
+                for _ in range(rung.seeds)
+            )
+            for rung in self.space.rungs
+        )
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The user's files that tasks are read from, by path as tasks are named: what workers elsewhere need."""
+        paths = {f"{path}.py" for path, colon, _ in (name.partition(".py:") for name in self.task_names) if colon}
+        return {path: Path(path).read_bytes() for path in sorted(paths)}
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -105,8 +134,14 @@ class Plan:
     @cached_property
     def grammar(self) -> Grammar:
         mutation = self.space.mutation
+        extents = {name: extent for extent, name in map(slot_of, self.space.slots)}
         return Grammar(
-            self.space.operators, self.space.max_statements, self.space.slots, mutation.weights, mutation.constant_sigma
+            self.space.operators,
+            self.space.max_statements,
+            tuple(extents),
+            mutation.weights,
+            mutation.constant_sigma,
+            extents,
         )
 
     @cached_property
@@ -124,11 +159,11 @@ class Plan:
 
 
 def genotype(program: Program) -> Program:
-    """A rule as evolution works on it: flat, its hyperparameters literals, lr and weight_decay apart; the learning rate
-    multiplies last, (lr * a) / b as lr * (a / b), so that a and b can change."""
+    """A rule as evolution works on it: flat, its static ifs last, its hyperparameters literals, lr and weight_decay
+    apart; the learning rate multiplies last, (lr * a) / b as lr * (a / b), so that a and b can change."""
     program = with_literals(program)
     body = map_statements(program.body, lambda s: (replace(s, value=_rate_last(s.value)),))
-    return flatten(replace(program, body=body, doc=""))
+    return flatten(replace(program, body=unfolded(body), doc=""))
 
 
 def _rate_last(expr: Expr) -> Expr:

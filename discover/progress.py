@@ -12,10 +12,12 @@ import numpy as np
 
 import dsl
 from discover.evaluate import Entry
-from discover.evolution import Evolution, Proposer, RandomSearch
+from discover.front import undominated
 from discover.gate import Duplicate, Gate, Rejected
 from discover.generation import Admitted, Live, Standing, Terms, weighted_mean
 from discover.plan import Plan
+from discover.proposers import Context, Told
+from discover.proposers import load as load_proposer
 from discover.records import Candidate, Generation, believed
 from dsl import properties
 
@@ -23,14 +25,6 @@ Clock = Callable[[str], AbstractContextManager[None]]
 
 DRIFT = 0.1
 """How fast the level of a generation's fitness is taken to change. What changes faster is the luck of its instances."""
-
-_SEEDLING = """
-def seedling(p, g, *, lr=1e-3, weight_decay=0.01):
-    x1 = weight_decay * p
-    x2 = g + x1
-    x3 = lr * x2
-    p = p - x3
-"""
 
 
 class Progress:
@@ -40,34 +34,40 @@ class Progress:
         self.plan = plan
         self.next_generation = 0
         self.trained = 0
+        self.model_steps = 0
+        self.barren = 0
+        """Generations in a row that had nothing new to train."""
+        self.best: float | None = None
+        """The best fitness so far that fresh scores let one believe, and how many had been trained by then."""
+        self.trained_at_best = 0
         self._gate = Gate(plan.space.require, plan.space.probes)
         self._fitness: dict[int, float] = {-1 - index: 0.0 for index in range(len(plan.ancestors))}
         self._level: float | None = None
         self._elite: dict[int, str] = {}
         self._fresh: defaultdict[int, list[float]] = defaultdict(list)
-        self._proposer = self._start_proposer()
-
-    def _start_proposer(self) -> Proposer:
-        space = self.plan.space
-        if self.plan.algorithm == "random":
-            return RandomSearch(dsl.parse(_SEEDLING), self.plan.grammar)
-        evolution = space.evolution
-        return Evolution(
-            self.plan.ancestors, self._fitness, self.plan.grammar, evolution.population, evolution.tournament
-        )
+        self._programs: dict[int, dsl.Program] = {}
+        """Of proposals in flight: reading them again from their text would give the same."""
+        self._costs: dict[int, tuple[float, ...]] = {}
+        """Of elites: what the objectives beside fitness come to."""
+        context = Context(plan.space, plan.ancestors, plan.grammar, self._fitness, self._fresh, self._elite)
+        self._proposer = load_proposer(plan.algorithm)(context)
 
     # Proposing ----------------------------------------------------------------------------------------------------
 
-    def propose(self, number: int, clock: Clock = lambda phase: nullcontext()) -> Live:
+    def propose(
+        self, number: int, clock: Clock = lambda phase: nullcontext(), between: Callable[[], None] = lambda: None
+    ) -> Live:
         """Proposes a generation from what has been absorbed; ones in flight have no influence but as duplicates.
 
         Args:
             clock: gives a context for each phase, "propose" and "gate", that measures it.
+            between: is called between proposals, so that workers need not wait for a large generation.
         """
         per_generation = self.plan.space.proposals_per_generation
         rejected: Counter[str] = Counter()
         admitted = []
         for proposal in range(number * per_generation, (number + 1) * per_generation):
+            between()
             with clock("propose"):
                 proposed = self._proposer.propose(self.plan.proposal_rng(proposal))
             with clock("gate"):
@@ -77,7 +77,9 @@ class Progress:
                 continue
             program = replace(verdict.program, name=f"rule_{proposal}")
             original = verdict.of if isinstance(verdict, Duplicate) else proposal
-            self._gate.remember(original, verdict.structure, verdict.behaviour)
+            if self.plan.space.cache:
+                self._gate.remember(original, verdict.structure, verdict.behaviour)
+            self._programs[proposal] = program
             admitted.append(
                 Admitted(
                     id=proposal,
@@ -91,7 +93,8 @@ class Progress:
                     duplicate_of=verdict.of if isinstance(verdict, Duplicate) else None,
                 )
             )
-        return Live(number, per_generation, rejected, admitted, self._standings(number), self._terms(number))
+        standings = self._standings(number, [each.duplicate_of for each in admitted])
+        return Live(number, per_generation, rejected, admitted, standings, self._terms(number))
 
     def _terms(self, number: int) -> Terms:
         plan, space = self.plan, self.plan.space
@@ -104,22 +107,29 @@ class Progress:
             weight_decay=space.weight_decay,
             score_limits=space.score_limits,
             weights=plan.weights,
-            unit_candidates=space.unit.candidates,
+            unit_sizes=plan.unit_sizes,
+            requests=tuple(rung.request for rung in space.rungs),
             compiled={name: plan.compiled(name, number) for name in plan.task_names},
             native=plan.native,
         )
 
-    def _standings(self, number: int) -> list[Standing]:
+    def _standings(self, number: int, met_again: Sequence[int | None]) -> list[Standing]:
         """Elites to be scored again: half of them the best of those that were before, until each has been scored often
-        enough, half the best of those that were not. The fitness of the latter chose them, and flatters them."""
+        enough, half the best of those that were not. The fitness of the latter chose them, and flatters them. Beside
+        them, elites that were proposed again: chosen by no score at all."""
         confirm = self.plan.space.confirm
         if number % confirm.every:
             return []
         ranked = sorted(self._elite, key=lambda candidate: (-self._fitness[candidate], candidate))
+        if self._costs:
+            front = set(undominated({each: (self._fitness[each], *self._costs[each]) for each in ranked}))
+            ranked.sort(key=lambda candidate: candidate not in front)
         again = [candidate for candidate in ranked if 0 < len(self._fresh.get(candidate, ())) < confirm.most]
         anew = [candidate for candidate in ranked if candidate not in self._fresh]
         half = min(len(again), confirm.top // 2)
         best = (again[:half] + anew[: confirm.top - half] + again[half:])[: confirm.top]
+        others = [each for each in dict.fromkeys(met_again) if each in self._elite and each not in best]
+        best += [each for each in others if len(self._fresh.get(each, ())) < confirm.most][: confirm.again]
         return [Standing(self._entry(candidate), tuple(self._fresh.get(candidate, ()))) for candidate in best]
 
     def _entry(self, candidate: int) -> Entry:
@@ -129,7 +139,7 @@ class Progress:
 
     def remember(self, generation: Generation) -> None:
         """Makes later proposals that do the same as an archived one duplicates; before anything is proposed."""
-        for candidate in generation.candidates:
+        for candidate in generation.candidates if self.plan.space.cache else ():
             if candidate.status in ("timed_out", "worker_lost"):
                 continue
             original = candidate.id if candidate.duplicate_of is None else candidate.duplicate_of
@@ -143,6 +153,8 @@ class Progress:
             raise ValueError(f"generation {generation.record.number} cannot follow {self.next_generation - 1}")
         self.next_generation += 1
         self.trained += generation.record.trained
+        self.model_steps += generation.record.model_steps
+        self.barren = 0 if generation.record.trained else self.barren + 1
         fresh: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         for each in generation.evaluations:
             if each.kind == "confirm" and each.candidate is not None and each.score is not None:
@@ -153,6 +165,8 @@ class Progress:
         for id, values in fresh.items():
             self._fresh[id].append(weighted_mean(values))
             self._fitness[id] = believed(math.fsum(self._fresh[id]) / len(self._fresh[id]), len(self._fresh[id]))
+            if self.best is None or self._fitness[id] > self.best:
+                self.best, self.trained_at_best = self._fitness[id], self.trained
 
     def _luck(self, candidates: Sequence[Candidate]) -> float:
         """What all candidates of a generation have in common beyond the level of those before: its instances, on which
@@ -166,6 +180,7 @@ class Progress:
         return median - level
 
     def _absorb_candidate(self, candidate: Candidate, luck: float) -> None:
+        program = self._programs.pop(candidate.id, None)
         if candidate.status in ("timed_out", "worker_lost"):
             self._gate.forget(candidate.id, candidate.structure, candidate.behaviour)
         original = candidate.id if candidate.duplicate_of is None else candidate.duplicate_of
@@ -173,5 +188,9 @@ class Progress:
             self._fitness[candidate.id] = candidate.fitness - luck
             if candidate.rung == len(self.plan.space.rungs) - 1:
                 self._elite[candidate.id] = candidate.text
-        if original in self._fitness:
-            self._proposer.tell(original, dsl.parse(candidate.text))
+                if others := self.plan.space.objectives[1:]:
+                    self._costs[candidate.id] = tuple(float(candidate.properties[name] or 0.0) for name in others)
+        program = dsl.parse(candidate.text) if program is None else program
+        self._proposer.tell(
+            Told(candidate.id, original, program, candidate.parents, candidate.origin, candidate.properties)
+        )

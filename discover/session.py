@@ -6,10 +6,10 @@ What needs torch is imported last, so that a mistake in a search space shows at 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import dsl
 from discover.errors import UserError
@@ -17,6 +17,10 @@ from discover.events import Event, Finished, GenerationDone, Notice, Started
 from discover.manifest import Configuration
 from discover.runs import Run
 from discover.space import Space
+
+if TYPE_CHECKING:
+    from discover.plan import Plan
+    from dsl.program import Program
 
 
 def configure(
@@ -26,8 +30,15 @@ def configure(
     seed: int = 0,
     candidates: int | None = None,
     seconds: float | None = None,
+    model_steps: int | None = None,
+    target: float | None = None,
+    plateau: int | None = None,
+    control: str | None = None,
+    control_compute: float = 1.0,
+    warm_start: Sequence[str] = (),
     workers: int | None = None,
     ray_address: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
     compile: str | None = None,
     own_tasks: Sequence[str] = (),
 ) -> Configuration:
@@ -36,8 +47,12 @@ def configure(
     Args:
         space: name or YAML file.
         own_tasks: tasks to search on in place of the space's, by name or as "FILE.py:NAME".
-        candidates, seconds: if neither is given, the space's budget holds.
-        workers: by default one for each CPU this process may use.
+        algorithm: a proposer's name or FILE.py:NAME; by default the space's.
+        candidates, seconds, model_steps, target, plateau: if none is given, the space's budget holds.
+        control: the algorithm of a control, which gets `control_compute` times the budget.
+        warm_start: rules to start from in place of the space's ancestors; RUN@K too.
+        workers: by default one for each CPU this process may use, or all that the cluster has room for.
+        ray_address, runtime_env: of a cluster, and how its workers get the code (`discover.workers.Crew`).
 
     Raises:
         UserError: no such space, rule or task, or one that breaks its contract.
@@ -48,27 +63,51 @@ def configure(
 
     loaded.check_tasks(tasks.names(), space)
     if own_tasks:
-        loaded = loaded.with_tasks([_absolute(task) for task in own_tasks])
-    for task in dict.fromkeys(name for rung in loaded.rungs for name in rung.tasks):
-        try:
-            tasks.load(task)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-    if candidates is None and seconds is None:
-        candidates, seconds = loaded.budget.candidates, loaded.budget.seconds
+        loaded = loaded.with_tasks([_spelling(_absolute(task)) for task in own_tasks])
+    loaded = loaded.renamed({name: _spelling(name) for rung in loaded.rungs for name in rung.tasks})
+    if warm_start:
+        loaded = loaded.starting_from(warm_start)
+    algorithm = _absolute(control or algorithm or loaded.algorithm)
+    budget: dict[str, Any] = {"seconds": seconds, "candidates": candidates, "model_steps": model_steps}
+    budget |= {"target": target, "plateau": plateau}
+    if all(value is None for value in budget.values()):
+        budget = {name: getattr(loaded.budget, name) for name in budget}
+    if control is not None:
+        budget |= {name: _times(budget[name], control_compute) for name in ("seconds", "candidates", "model_steps")}
     choice = compile or loaded.compile
-    return Configuration(
+    configuration = Configuration(
         space=loaded,
-        ancestors=tuple(dsl.format(program) for program in loaded.ancestors()),
-        algorithm=algorithm or loaded.algorithm,
+        ancestors=tuple(dsl.format(_rule(rule)) for rule in loaded.ancestor),
+        algorithm=algorithm,
         seed=seed,
-        compiled_from=plan.compile_choice(loaded, choice, seconds),
+        compiled_from=plan.compile_choice(loaded, choice, budget["seconds"]),
         native=plan.native_choice(choice),
-        candidates=candidates,
-        seconds=seconds,
-        workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+        **budget,
+        workers=len(os.sched_getaffinity(0)) if workers is None and ray_address is None else workers,
         ray_address=ray_address,
+        runtime_env=runtime_env,
     )
+    _check_algorithm(configuration)
+    return configuration
+
+
+def _check_algorithm(asked: Configuration) -> None:
+    """Starts the proposer once, so that what it refuses is said before there is a run."""
+    from discover.progress import Progress
+
+    Progress(_plan(asked))
+
+
+def _rule(rule: str) -> Program:
+    if "@" in rule and not rule.endswith(".rule"):
+        from discover.runs import rule_of
+
+        return rule_of(rule)
+    return dsl.check(dsl.load(rule))
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else round(value * factor) if isinstance(value, int) else value * factor
 
 
 def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
@@ -77,17 +116,10 @@ def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event
     Yields:
         Started, perhaps a Notice, then what the engine yields.
     """
-    from discover import engine, gradient, plan
+    from discover import engine, gradient
 
     asked = run.configuration
-    settled = plan.Plan(
-        space=asked.space,
-        seed=asked.seed,
-        algorithm=asked.algorithm,
-        compiled_from=asked.compiled_from,
-        native=asked.native,
-        starts=asked.ancestors,
-    )
+    settled = _plan(asked)
     best: int | None = None
     with run.archive() as archive:
         yield Started(
@@ -99,6 +131,9 @@ def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event
             asked.compiled_from,
             asked.seconds,
             asked.candidates,
+            asked.model_steps,
+            asked.target,
+            asked.plateau,
         )
         slow = [f"gradients of {task}" for task, start in asked.compiled_from.items() if start is None]
         slow += [] if asked.native else ["rules"]
@@ -109,8 +144,12 @@ def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event
             archive,
             workers=asked.workers,
             ray_address=asked.ray_address,
+            runtime_env=asked.runtime_env,
             seconds=asked.seconds,
             candidates=asked.candidates,
+            model_steps=asked.model_steps,
+            target=asked.target,
+            plateau=asked.plateau,
             stop=stop,
         )
         with closing(cast(Generator[Event, None, None], events)):  # so that workers end before the archive is closed
@@ -124,6 +163,29 @@ def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event
                 yield event
 
 
+def _plan(asked: Configuration) -> Plan:
+    from discover import plan
+
+    return plan.Plan(
+        space=asked.space,
+        seed=asked.seed,
+        algorithm=asked.algorithm,
+        compiled_from=asked.compiled_from,
+        native=asked.native,
+        starts=asked.ancestors,
+    )
+
+
+def _spelling(task: str) -> str:
+    """What the task's results are stored under. Raises UserError where there is no such task."""
+    import tasks
+
+    try:
+        return tasks.load(task).spelling
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def _absolute(task: str) -> str:
-    path, colon, name = task.rpartition(":")
-    return f"{Path(path).absolute()}:{name}" if colon and path.endswith(".py") else task
+    path, colon, name = task.partition(".py:")
+    return f"{Path(path).absolute()}.py:{name}" if colon else task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,10 +17,12 @@ from discover.errors import SpaceError
 from discover.yaml_reader import read_yaml
 from dsl.ops import OPS
 from dsl.program import Program
+from dsl.types import EXTENTS
 
 DIRECTORY = Path(__file__).parent.parent / "search_spaces"
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
@@ -61,6 +63,31 @@ def _interval(values: tuple[float, float]) -> tuple[float, float]:
     return values
 
 
+def _slots(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        extent, name = slot_of(value)
+        if not name.isidentifier():
+            raise ValueError(f"'{value}' is not the name of a slot; write m, or rows(m) for one value per row")
+        if extent not in EXTENTS:
+            raise ValueError(f"'{value}': unknown extent '{extent}'; expected one of {', '.join(EXTENTS)}")
+    return values
+
+
+def slot_of(text: str) -> tuple[str, str]:
+    """Extent and name of a slot as a space spells it: "m", or "rows(m)"."""
+    extent, bracket, name = text.partition("(")
+    return (extent.strip(), name.removesuffix(")").strip()) if bracket else ("full", text)
+
+
+def _resources(values: dict[str, float]) -> dict[str, float]:
+    for name, value in values.items():
+        if not name.strip():
+            raise ValueError("a resource needs a name, such as CPU or GPU")
+        if value > 1 and value != int(value):
+            raise ValueError(f"{name}: {value:g}: Ray takes parts of one, or whole numbers")
+    return values
+
+
 Interval = Annotated[tuple[Positive, Positive], AfterValidator(_interval)]
 Duration = Annotated[str, AfterValidator(_duration)]
 Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
@@ -98,16 +125,49 @@ class Mutation(_Keys):
 
 
 class Evolution(_Keys):
-    """Aging evolution: the best of `tournament` random members is the parent, the oldest member leaves."""
+    """Aging evolution: the best of `tournament` random members is the parent, the oldest member leaves.
+
+    Attributes:
+        islands: populations that breed apart and share `population`.
+        migrate_every, migrants: after so many candidates, the best confirmed so many of each go to the next one too.
+        restart_after: so many candidates without a better confirmed one, and all are copies of the best; 0 for never.
+        crossover: share of children that take a value from a second parent.
+        neutral: whether duplicates join the population, so that changes without effect can add up.
+        tune: share of proposals that move a constant of one of the `tune_top` best confirmed a little.
+    """
 
     population: Annotated[int, Field(ge=1)] = 200
     tournament: Annotated[int, Field(ge=1)] = 2
+    islands: Annotated[int, Field(ge=1)] = 1
+    migrate_every: Annotated[int, Field(ge=1)] = 200
+    migrants: Annotated[int, Field(ge=1)] = 2
+    restart_after: Annotated[int, Field(ge=0)] = 0
+    crossover: Share = 0.0
+    neutral: bool = True
+    tune: Share = 0.0
+    tune_top: Annotated[int, Field(ge=1)] = 4
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.tournament > self.population:
             raise ValueError(f"tournament {self.tournament} is larger than the population of {self.population}")
+        if self.islands > self.population:
+            raise ValueError(f"{self.islands} islands are more than the population of {self.population}")
         return self
+
+
+class Optuna(_Keys):
+    """Which of Optuna's samplers proposes: tpe, nsga2, random, or the name of a class, and its arguments."""
+
+    sampler: str = "tpe"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class TemplateChoice(_Keys):
+    """A template in place of programs that change: its name in `discover.templates` or FILE.py:NAME, and arguments."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class LearningRates(_Keys):
@@ -125,12 +185,21 @@ class Rung(_Keys):
         steps: a whole number of steps, or a fraction (0.5, 1.0) of each task's horizon.
         seeds: instances of each task, each with a seed and scales of its own.
         keep: the best share of a generation's candidates on this rung, which goes on to the next.
+        resources: what Ray sets aside for a worker that trains on this rung: CPU (1 unless it is said), GPU, memory
+            in bytes, or any name that the cluster's nodes declare.
     """
 
     tasks: Annotated[Names, Field(min_length=1)]
     steps: Annotated[int | float, BeforeValidator(_steps)] = 1.0
     seeds: Annotated[int, Field(ge=1)] = 1
     keep: Fraction = 0.25
+    resources: Annotated[dict[str, Weight], AfterValidator(_resources)] = Field(default_factory=dict)
+
+    @property
+    def request(self) -> tuple[tuple[str, float], ...]:
+        """`resources` with CPU filled in and what is not asked for left out, in one order: a kind of worker."""
+        asked = {name: float(quantity) for name, quantity in self.resources.items() if quantity or name == "CPU"}
+        return tuple(sorted({"CPU": 1.0, **asked}.items()))
 
     def steps_of(self, horizon: int) -> int:
         """How many steps this rung trains on a task of that horizon."""
@@ -138,11 +207,13 @@ class Rung(_Keys):
 
 
 class Confirm(_Keys):
-    """Each `every` generations the `top` candidates are trained again on fresh instances, until `most` times each."""
+    """Each `every` generations the `top` candidates are trained again on fresh instances, until `most` times each; and
+    up to `again` others that reached the last rung and were proposed again in that generation."""
 
     every: Annotated[int, Field(ge=1)] = 2
     top: Annotated[int, Field(ge=1)] = 4
     most: Annotated[int, Field(ge=2)] = 8
+    again: Annotated[int, Field(ge=0)] = 0
 
 
 class Require(_Keys):
@@ -152,6 +223,7 @@ class Require(_Keys):
     homogeneous: bool = True
     finite_at_zero: bool = True
     max_slots: Annotated[int, Field(ge=0)] | None = 2
+    max_state_bytes: Weight | None = None
 
 
 class Probes(_Keys):
@@ -163,10 +235,21 @@ class Probes(_Keys):
 
 
 class Budget(_Keys):
-    """When a search ends: after a time, after so many candidates trained, or whichever comes first."""
+    """When a search ends: at whichever of these comes first.
+
+    Attributes:
+        time: of searching.
+        candidates: trained.
+        model_steps: training steps of one model, references and confirmations included.
+        target: a fitness that fresh scores let one believe of a candidate.
+        plateau: so many candidates trained since that was last bettered.
+    """
 
     time: Duration | None = None
     candidates: Annotated[int, Field(ge=1)] | None = None
+    model_steps: Annotated[int, Field(ge=1)] | None = None
+    target: float | None = None
+    plateau: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -183,19 +266,185 @@ class TaskSplit(_Keys):
     @model_validator(mode="after")
     def _disjoint(self) -> Self:
         for one, other in (("search", "select"), ("search", "final"), ("select", "final")):
-            if both := sorted({*getattr(self, one)} & {*getattr(self, other)}):
-                raise ValueError(f"'{both[0]}' is in {one} and in {other}; the three sets must be disjoint")
+            theirs = {base_of(name): name for name in getattr(self, other)}
+            for name in sorted(getattr(self, one)):
+                if (both := theirs.get(base_of(name))) is None:
+                    continue
+                shared = "" if both == name else f" (as '{both}', with the same data and network)"
+                raise ValueError(f"'{name}' is in {one} and in {other}{shared}; the three sets must be disjoint")
         return self
 
 
-class Unit(_Keys):
-    """What one worker gets at a time: so many candidates on one task instance, for so long at most."""
+class Sizes(_Keys):
+    """Where and how long a comparison trains.
 
-    candidates: Annotated[int, Field(ge=1)] = 16
-    time_limit: Duration = "10m"
+    Attributes:
+        tasks: none for all of the set.
+        steps: a whole number of steps, or a fraction (0.5, 1.0) of each task's horizon; schedules are stretched to it.
+    """
+
+    tasks: Names = ()
+    steps: Annotated[int | float, BeforeValidator(_steps)] = 1.0
+
+    def steps_of(self, horizon: int) -> int:
+        return max(2, round(self.steps * horizon)) if isinstance(self.steps, float) else self.steps
+
+
+class Tuning(Sizes):
+    """Tunings with one budget for all.
+
+    Attributes:
+        trials: settings of each tuning.
+        tuning_seeds: on which each setting is trained.
+        fresh: seeds on which the best setting of each tuning is scored.
+        tunings: how many, each on seeds of its own.
+    """
+
+    trials: Annotated[int, Field(ge=1)] = 8
+    tuning_seeds: Annotated[int, Field(ge=1)] = 1
+    fresh: Annotated[int, Field(ge=1)] = 2
+    tunings: Annotated[int, Field(ge=2, le=100)] = 4
+
+
+class PromotionRung(Sizes):
+    """A comparison of every candidate and every baseline, whose winners go on.
+
+    Attributes:
+        trials, tuning_seeds, fresh: of each tuning, see `Tuning`.
+        tunings: least and most; each is one look at whether a candidate is better.
+        error_rate: probability that any candidate goes on which is not better than every baseline.
+        baselines: None for those of the section.
+        resources: as for a rung of the search.
+        here: tasks and steps where there are no such resources.
+    """
+
+    trials: Annotated[int, Field(ge=1)] = 12
+    tuning_seeds: Annotated[int, Field(ge=1)] = 1
+    fresh: Annotated[int, Field(ge=1)] = 2
+    tunings: Annotated[tuple[int, int], AfterValidator(_interval)] = (10, 16)
+    error_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    baselines: Names | None = None
+    resources: Annotated[dict[str, Weight], AfterValidator(_resources)] = Field(default_factory=dict)
+    here: Sizes | None = None
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        if not 2 <= self.tunings[0] <= self.tunings[1] <= 100:
+            raise ValueError(f"tunings: expected [least, most] from 2 to 100, not {list(self.tunings)}")
+        if self.baselines == ():
+            raise ValueError("baselines: expected at least one")
+        return self
 
     @property
-    def seconds(self) -> float:
+    def request(self) -> tuple[tuple[str, float], ...]:
+        """As `Rung.request`."""
+        asked = {name: float(quantity) for name, quantity in self.resources.items() if quantity or name == "CPU"}
+        return tuple(sorted({"CPU": 1.0, **asked}.items()))
+
+
+class Simplify(Tuning):
+    """How a winner is simplified.
+
+    Attributes:
+        margin: nats of loss; what costs surely less than this goes.
+        error_rate: of each test of that.
+    """
+
+    margin: Positive = 0.01
+    error_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+
+
+class Promote(_Keys):
+    """What a found rule must do to be promoted: on select tasks first, and then once on the final ones.
+
+    Attributes:
+        top: how many candidates of the chosen checkpoint take part.
+        baselines: what they must beat, all of them.
+        own: whether all hyperparameters are tuned, of candidates (their lifted constants) and baselines alike, or lr
+            and weight decay alone.
+        checkpoints: how many incumbents of the run are scored at most.
+        incumbents: how each is.
+        rungs: none for one on all select tasks.
+        simplify: on select tasks; tasks none for those of the first rung.
+        final: on final tasks.
+    """
+
+    top: Annotated[int, Field(ge=1)] = 4
+    baselines: Annotated[Names, Field(min_length=1)] = ("adamw",)
+    own: bool = True
+    checkpoints: Annotated[int, Field(ge=1)] = 6
+    incumbents: Tuning = Tuning()
+    rungs: tuple[PromotionRung, ...] = (PromotionRung(),)
+    simplify: Simplify = Simplify(tunings=6)
+    final: PromotionRung = PromotionRung()
+
+    @model_validator(mode="after")
+    def _can_show_something(self) -> Self:
+        if not self.rungs:
+            raise ValueError("rungs: expected at least one")
+        for number, rung in enumerate(self.rungs):
+            _enough(rung, self.top, f"rungs[{number}]")
+        _enough(self.final, 1, "final")
+        return self
+
+    def tasks_of(self) -> Iterator[tuple[str, str, str]]:
+        """(where in the YAML, task, set it must belong to) for every task that is named."""
+        parts: list[tuple[str, Sizes, str]] = [
+            ("incumbents", self.incumbents, "select"),
+            ("simplify", self.simplify, "select"),
+            ("final", self.final, "final"),
+        ]
+        parts += [(f"rungs[{number}]", rung, "select") for number, rung in enumerate(self.rungs)]
+        parts += [
+            (f"{where}.here", part.here, kind)
+            for where, part, kind in parts
+            if isinstance(part, PromotionRung) and part.here
+        ]
+        for where, part, kind in parts:
+            for task in part.tasks:
+                yield f"promote.{where}.tasks", task, kind
+
+
+def _enough(rung: PromotionRung, candidates: int, where: str) -> None:
+    least = least_tunings(rung.error_rate, candidates)
+    if rung.tunings[1] < least:
+        raise ValueError(
+            f"{where}.tunings: {rung.tunings[1]} cannot show that one of {candidates} candidates is better at error"
+            f" rate {rung.error_rate:g}; at least {least} are needed, or fewer candidates (top)"
+        )
+
+
+def least_tunings(error_rate: float, candidates: int) -> int:
+    """How many tunings a candidate that wins them all needs to pass: where `statistics.evidence` reaches Holm's first
+    limit."""
+    count = 1
+    while (2.0 ** (count + 1) - 1) / (count + 1) < candidates / error_rate:
+        count += 1
+    return count
+
+
+def base_of(task: str) -> str:
+    """A task without its options: what shares data and network."""
+    return task.partition("(")[0].strip()
+
+
+class Unit(_Keys):
+    """What one worker gets at a time: candidates on one task instance.
+
+    Attributes:
+        seconds: how long a unit should take, by `discover.costs`; what fixes how many candidates it holds.
+        candidates: how many it holds at most.
+        time_limit: then its worker is killed.
+        memory: gigabytes that its training may take, beyond what the worker had before.
+    """
+
+    seconds: Positive = 1.0
+    candidates: Annotated[int, Field(ge=1)] = 128
+    time_limit: Duration = "10m"
+    memory: Positive = 8.0
+
+    @property
+    def limit_seconds(self) -> float:
         return parse_duration(self.time_limit)
 
 
@@ -205,14 +454,19 @@ class Space(_Keys):
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
     description: str = ""
     ancestor: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = ("adamw",)
-    algorithm: Literal["evolution", "random"] = "evolution"
-    operators: Annotated[
-        tuple[Annotated[str, AfterValidator(_operator)], ...], AfterValidator(_distinct), Field(min_length=1)
-    ]
-    slots: Names = ("m", "v")
+    algorithm: str = "evolution"
+    operators: Annotated[tuple[Annotated[str, AfterValidator(_operator)], ...], AfterValidator(_distinct)] = ()
+    template: TemplateChoice | None = None
+    slots: Annotated[Names, AfterValidator(_slots)] = ("m", "v")
     max_statements: Annotated[int, Field(ge=1)] = 24
     mutation: Mutation = Mutation()
     evolution: Evolution = Evolution()
+    optuna: Optuna = Optuna()
+    proposer: dict[str, Any] = Field(default_factory=dict)
+    objectives: Annotated[
+        tuple[Literal["fitness", "state_bytes", "operations"], ...], AfterValidator(_distinct), Field(min_length=1)
+    ] = ("fitness",)
+    cache: bool = True
     proposals_per_generation: Annotated[int, Field(ge=1)] = 256
     lag: Annotated[int, Field(ge=1)] = 2
     require: Require = Require()
@@ -224,11 +478,29 @@ class Space(_Keys):
     score_limits: Annotated[tuple[float, float], AfterValidator(_interval)] = (-1.0, 1.0)
     loss_scales: Interval = (1e-2, 1e2)
     parameter_scales: Interval = (1e-2, 1e2)
+    step_scales: Interval = (1.0, 1.0)
     rungs: Annotated[tuple[Rung, ...], Field(min_length=1)]
     confirm: Confirm = Confirm()
     unit: Unit = Unit()
     compile: Literal["auto", "always", "never"] = "auto"
     budget: Budget = Budget()
+    promote: Promote = Promote()
+
+    @model_validator(mode="after")
+    def _promotion_trains_on_its_own_sets(self) -> Self:
+        for where, task, part in self.promote.tasks_of():
+            known = [base_of(name) for name in getattr(self.tasks, part)]
+            if base_of(task) not in known:
+                raise ValueError(f"{where}: '{task}' is not among tasks.{part}{_suggest(base_of(task), known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_search(self) -> Self:
+        if not self.operators and self.template is None:
+            raise ValueError("operators: expected at least 1 entries, not []; only a template needs none")
+        if self.objectives[0] != "fitness":
+            raise ValueError(f"objectives: expected fitness first, not {self.objectives[0]}")
+        return self
 
     @model_validator(mode="after")
     def _confirmations_are_absorbed_before_the_next(self) -> Self:
@@ -290,22 +562,57 @@ class Space(_Keys):
         """The programs that a search starts from. Raises RuleError for one that is missing, or not well formed."""
         return tuple(dsl.load(rule) for rule in self.ancestor)
 
+    def starting_from(self, rules: Iterable[str]) -> Space:
+        """The same space with other rules to start from."""
+        return self.of({**self.plain(), "ancestor": list(rules)}, self.name)
+
     def check_tasks(self, known: Iterable[str], source: str) -> None:
         """Raises SpaceError for a task that is neither known nor in a Python file."""
         known = list(known)
         for part in ("search", "select", "final"):
             for task in getattr(self.tasks, part):
-                if task not in known and ".py:" not in task:
+                if task.partition("(")[0].strip() not in known and ".py:" not in task:  # without its options
                     raise SpaceError(f"{source}: tasks.{part}: unknown task '{task}'{_suggest(task, known)}")
 
     def with_tasks(self, names: Iterable[str]) -> Space:
         """The same space, but searching on these tasks: each rung trains on all of them."""
         names = tuple(dict.fromkeys(names))
-        split = {part: [n for n in getattr(self.tasks, part) if n not in names] for part in ("select", "final")}
+        taken = {base_of(name) for name in names}
+        split = {
+            part: [n for n in getattr(self.tasks, part) if base_of(n) not in taken] for part in ("select", "final")
+        }
         rungs = [{**rung.model_dump(), "tasks": names} for rung in self.rungs]
         weights = {name: weight for name, weight in self.weights.items() if name in names}
         changed = {"tasks": {"search": names, **split}, "rungs": rungs, "weights": weights}
+        changed["promote"] = _without(self.promote.model_dump(mode="json"), taken)
         return self.of({**self.plain(), **changed}, self.name)
+
+    def renamed(self, names: Mapping[str, str]) -> Space:
+        """The same space with other names for its search tasks: for a variant, the spelling it is stored under."""
+        if all(name == new for name, new in names.items()):
+            return self
+
+        def new(tasks: Iterable[str]) -> list[str]:
+            return list(dict.fromkeys(names.get(task, task) for task in tasks))
+
+        changed = {
+            "tasks": {**self.tasks.model_dump(), "search": new(self.tasks.search)},
+            "rungs": [{**rung.model_dump(), "tasks": new(rung.tasks)} for rung in self.rungs],
+            "weights": {names.get(task, task): weight for task, weight in self.weights.items()},
+        }
+        return self.of({**self.plain(), **changed}, self.name)
+
+
+def _without(data: Any, bases: set[str]) -> Any:
+    """Plain data of a section with tasks of these bases taken off its lists."""
+    if isinstance(data, list):
+        return [_without(each, bases) for each in data]
+    if not isinstance(data, dict):
+        return data
+    kept = {key: _without(value, bases) for key, value in data.items()}
+    if kept.get("tasks"):
+        kept["tasks"] = [task for task in kept["tasks"] if base_of(task) not in bases]
+    return kept
 
 
 def names() -> list[str]:
@@ -395,7 +702,9 @@ def _keys_at(location: list[int | str]) -> Iterable[str]:
     model: Any = Space
     for part in location:
         if isinstance(part, str):
-            model = Rung if part == "rungs" else model.model_fields[part].annotation
+            rung = PromotionRung if model is Promote else Rung
+            named = {"rungs": rung, "here": Sizes, "template": TemplateChoice}
+            model = named.get(part) or model.model_fields[part].annotation
     return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()
 
 

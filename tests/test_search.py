@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 import os
@@ -16,10 +17,10 @@ import pytest
 
 from discover import runs, session
 from discover.archive import Archive
+from discover.cluster import RayWorkers
 from discover.evaluate import Unit, UnitResult
 from discover.events import Finished, GenerationDone
 from discover.records import Generation
-from discover.workers import RayWorkers
 
 SPACE = """
 ancestor: adamw
@@ -130,9 +131,9 @@ def test_a_lost_worker_costs_only_its_unit(space: Path, tmp_path: Path, monkeypa
     searched(space, tmp_path / "whole")
     submit, killed = RayWorkers.submit, []
 
-    def submit_and_kill(self: RayWorkers, key: object, unit: Unit) -> None:
-        submit(self, key, unit)  # type: ignore[arg-type]
-        busy = [queue.actor for queue in self._queues if queue.jobs]
+    def submit_and_kill(self: RayWorkers, key: object, unit: Unit, order: int = 0) -> None:
+        submit(self, key, unit, order)  # type: ignore[arg-type]
+        busy = [each.actor for pool in self._pools.values() for each in pool.workers if each.jobs]
         if len(killed) < 2 and busy:
             self._ray.kill(busy[0])
             killed.append(busy[0])
@@ -237,8 +238,10 @@ def test_a_candidate_that_always_fails_takes_no_other_with_it(
 
     victims: set[int | None] = set()
 
-    def fail_with_the_victim(self: workers.InProcess) -> workers.Done:
-        key, unit = self._waiting.popleft()
+    def fail_with_the_victim(self: workers.InProcess, wait: bool = True) -> workers.Done | None:
+        if not wait:
+            return None
+        *_, key, unit = heapq.heappop(self._waiting)
         here = [entry.candidate for entry in unit.entries]
         if not victims:
             victims.add(here[1])

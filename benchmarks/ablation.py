@@ -1,0 +1,62 @@
+"""What each part of the search is worth: the search as the space has it, without a part, or with one that is off.
+
+Parts: the cache, hurdles, confirmation's shrinkage aside, and what is off by default: islands, restarts, the
+aggregating cache, crossover, tuned elites. What shows no gain here stays off, and can go.
+
+    python -m benchmarks.ablation [--space lion_like] [--model-steps 20000000] [--seeds 5] [--arms "no cache" ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks import arms
+from discover.space import Space
+
+
+def parts(space: Space) -> dict[str, arms.Arm]:
+    def evolution(name: str, **settings: object) -> arms.Arm:
+        return arms.Arm(name, changes={"evolution": settings})
+
+    rungs = [rung.model_dump() for rung in space.rungs]
+    every = [
+        arms.Arm("as it is"),
+        arms.Arm("no cache", changes={"cache": False}),
+        arms.Arm("no hurdles", changes={"rungs": [{**rung, "keep": 1.0} for rung in rungs]}),
+        arms.Arm("aggregating cache", changes={"confirm": {"again": 4}}),
+        evolution("4 islands", islands=4),
+        evolution("restarts", restart_after=500),
+        evolution("crossover", crossover=0.2),
+        evolution("no neutral drift", neutral=False),
+        evolution("tuned elites", tune=0.1),
+        arms.Arm("random lengths", changes={"step_scales": (0.5, 2.0)}),
+    ]
+    return {arm.name: arm for arm in every}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--space", default="lion_like")
+    parser.add_argument("--model-steps", type=int, default=20_000_000, help="of each search")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--instances", type=int, default=8, help="of each select task")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--arms", nargs="*", help="these alone; by default all")
+    asked = parser.parse_args()
+    space = Space.load(asked.space)
+    known = parts(space)
+    if unknown := sorted({*(asked.arms or ())} - set(known)):
+        parser.error(f"unknown arm '{unknown[0]}'; there are {', '.join(known)}")
+    arms.run(
+        "ablation",
+        space,
+        [known[name] for name in asked.arms or known],
+        model_steps=asked.model_steps,
+        seeds=asked.seeds,
+        instances=asked.instances,
+        workers=asked.workers,
+    )
+
+
+if __name__ == "__main__":
+    main()

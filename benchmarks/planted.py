@@ -1,0 +1,110 @@
+"""Tasks made so that a known kind of rule is best, to see whether a search from plain gradient descent finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from numpy.random import default_rng
+from torch import Tensor
+
+from tasks import Task
+from tasks.task import Batch, Parameter
+
+_DIM = 64
+_EXAMPLES = 2048
+_DEGREES = 1.2
+
+
+def _normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class _Regression(Task):
+    """1/2 |R x - d|^2 over a vector x; each kind has its own R and d."""
+
+    parameters = (Parameter.normal("x", (_DIM,), "vector", 1e-2),)
+    horizon = 100
+    warmup = 0
+    learning_rate = 0.1
+    root: Tensor
+
+    def loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        x, (d,) = parameters["x"], batch
+        residual = (x @ self.root.to(x.dtype)).unsqueeze(1) - d.to(x.dtype)
+        half: Tensor = 0.5 * residual.square()
+        return half.sum(2).mean(1)
+
+    @property
+    def flops(self) -> int:
+        return 4 * _DIM * _DIM + 6 * self.batch_size * _DIM
+
+
+class HeavyTails(_Regression):
+    """Gradients with noise that has no variance (Student's t of `_DEGREES`), so that a mean of them is no estimate:
+    what bounds or ignores their size is best, sign or clipping. The held-out example has no noise."""
+
+    name = "heavy_tails"
+    title = "quadratic, gradient noise without variance"
+    source = "generated, fixed seed"
+    batch_size = 4
+
+    def __init__(self) -> None:
+        optimum = _normal(1, _DIM)
+        # a normal variable over the root of a gamma one of shape nu / 2 and mean 1 is Student's t of nu degrees
+        gamma = default_rng(3).gamma(_DEGREES / 2, 2 / _DEGREES, (_EXAMPLES, _DIM))
+        noise = _normal(4, _EXAMPLES, _DIM) / torch.from_numpy(gamma).sqrt()
+        self.root = torch.eye(_DIM)
+        super().__init__(((optimum + noise).float(),), (optimum.float().unsqueeze(0),))
+
+    def validation_loss(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        return super().validation_loss(parameters) + 1e-6  # positive, as losses must be
+
+
+class IllConditioned(_Regression):
+    """No noise, condition number 1000, no axis special: momentum, or Nesterov's, is best."""
+
+    name = "ill_conditioned"
+    title = "quadratic of condition number 1000 without noise"
+    source = "generated, fixed seed"
+    batch_size = 1
+
+    def __init__(self) -> None:
+        basis, _ = torch.linalg.qr(_normal(5, _DIM, _DIM))
+        eigenvalues = torch.logspace(3, 0, _DIM, dtype=torch.float64)
+        root = basis * eigenvalues.sqrt() @ basis.mT
+        optimum = basis @ (eigenvalues**-0.25 * _normal(6, _DIM))
+        self.root = root.float()
+        d = (root @ optimum).float().unsqueeze(0)
+        super().__init__((d,), (d,))
+
+    def validation_loss(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        return super().validation_loss(parameters) + 1e-6
+
+
+class Sparse(_Regression):
+    """Each example shows one coordinate in ten on average, common ones always and rare ones in one of a hundred, and
+    the rare ones matter as much: step sizes of each coordinate's own are best, as in AdaGrad and RMSprop."""
+
+    name = "sparse"
+    title = "quadratic whose gradients are sparse, some coordinates rarely seen"
+    source = "generated, fixed seed"
+    batch_size = 8
+
+    def __init__(self) -> None:
+        seen = torch.logspace(0, -2, _DIM, dtype=torch.float64)
+        optimum = _normal(7, _DIM)
+        mask = torch.rand(_EXAMPLES, _DIM, generator=torch.Generator().manual_seed(8), dtype=torch.float64) < seen
+        targets = optimum + 0.1 * _normal(9, _EXAMPLES, _DIM)
+        self.root = torch.eye(_DIM)
+        full = torch.ones(1, _DIM, dtype=torch.float64)
+        super().__init__((targets.float(), mask.float()), (optimum.float().unsqueeze(0), full.float()))
+
+    def loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        x, (d, mask) = parameters["x"], batch
+        residual = (x.unsqueeze(1) - d.to(x.dtype)) * mask.to(x.dtype)
+        half: Tensor = 0.5 * residual.square()
+        return half.sum(2).mean(1)
+
+    def validation_loss(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        return super().validation_loss(parameters) + 1e-6

@@ -1,0 +1,132 @@
+"""Optuna as a proposer: any of its samplers answers a template's questions, or moves the ancestors' constants.
+
+Every candidate that was told is a finished trial of one study in memory, in the order of proposal. A proposal asks a
+trial with a sampler of its own seed and gives it up again, so that nothing of it is left but the answers, which the
+candidate's `origin` keeps; telling makes the trial anew from them. Optuna cannot change a finished trial, so it sees
+a candidate's fitness as it was when told, confirmations later left out.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from numpy.random import Generator, default_rng
+from optuna.samplers import BaseSampler
+from optuna.trial import Trial, TrialState
+
+from discover.errors import UserError
+from discover.proposers import Context, Proposal, Told
+from discover.templates import Answer, Answers, of_space, read, written
+from dsl import properties
+
+SAMPLERS = {"tpe": "TPESampler", "nsga2": "NSGAIISampler", "random": "RandomSampler"}
+"""Short names; any other class of `optuna.samplers` that takes a seed goes by its own."""
+
+STARTS = 0.5
+"""Share of the proposals that are rules to start from, until something has been told."""
+
+
+class OptunaProposer:
+    """Searches a template's answers by `optuna.sampler` of the space, for one objective or several."""
+
+    def __init__(self, context: Context) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.context, self.settings = context, context.space.optuna
+        self.template, self.starts = of_space(context)
+        self.objectives = context.space.objectives
+        self._costs: dict[int, list[float]] = {}
+        self._told = 0
+        down, up = optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE
+        self.study = optuna.create_study(
+            directions=[up, *[down] * (len(self.objectives) - 1)], sampler=self._sampler(0)
+        )
+
+    def propose(self, rng: Generator) -> Proposal:
+        if not self._told and rng.random() < STARTS:
+            answers = self.starts[int(rng.integers(len(self.starts)))]
+            trial = _Answered(answers)
+        else:
+            trial = _Answered(self._asked(int(rng.integers(2**31))))
+        program = self.template.build(trial)
+        return Proposal(program, (), written(trial.used))
+
+    def _asked(self, seed: int) -> dict[str, Answer]:
+        """What a sampler answers; the trial that it took is given up, and no sampler looks at it again."""
+        self.study.sampler = self._sampler(seed)
+        trial = self.study.ask()
+        asked = _Asked(trial)
+        self.template.build(asked)
+        self.study.tell(trial, state=TrialState.FAIL)
+        return dict(trial.params)
+
+    def tell(self, told: Told) -> None:
+        answers = read(told.origin)
+        if answers is None:
+            return
+        if told.properties:
+            self._costs[told.id] = [float(told.properties[name]) for name in self.objectives[1:]]
+        costs = self._costs.get(told.original)
+        if costs is None:
+            facts = properties.of(told.program).plain()
+            costs = [float(facts[name] or 0.0) for name in self.objectives[1:]]
+        fitness = self.context.fitness.get(told.original, self.context.space.score_limits[0])
+        self.study.sampler = self._sampler(self._told)
+        self.study.enqueue_trial(answers)
+        trial = self.study.ask()
+        self.template.build(_Asked(trial))
+        self.study.tell(trial, [fitness, *costs])
+        self._told += 1
+
+    def _sampler(self, seed: int) -> BaseSampler:
+        settings = self.settings
+        kind = getattr(optuna.samplers, SAMPLERS.get(settings.sampler, settings.sampler), None)
+        if not (isinstance(kind, type) and issubclass(kind, BaseSampler)):
+            raise UserError(
+                f"{self.context.space.name}: optuna.sampler: unknown sampler '{settings.sampler}'; expected"
+                f" {', '.join(SAMPLERS)} or a class of optuna.samplers"
+            )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return kind(**{"seed": int(default_rng(seed).integers(2**31)), **settings.options})
+        except (TypeError, ValueError, ImportError) as error:
+            raise UserError(f"{self.context.space.name}: optuna: {kind.__name__}: {error}") from None
+
+
+class _Asked:
+    """A trial answers."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+
+    def option(self, name: str, options: Sequence[str]) -> str:
+        return str(self.trial.suggest_categorical(name, list(options)))
+
+    def number(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        return self.trial.suggest_float(name, low, high, log=log)
+
+    def whole(self, name: str, low: int, high: int) -> int:
+        return self.trial.suggest_int(name, low, high)
+
+
+class _Answered:
+    """Known answers, those that were used remembered in order."""
+
+    def __init__(self, answers: Answers) -> None:
+        self.answers = answers
+        self.used: dict[str, Answer] = {}
+
+    def option(self, name: str, options: Sequence[str]) -> str:
+        return str(self._use(name))
+
+    def number(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        return float(self._use(name))
+
+    def whole(self, name: str, low: int, high: int) -> int:
+        return int(self._use(name))
+
+    def _use(self, name: str) -> Any:
+        return self.used.setdefault(name, self.answers[name])

@@ -1,0 +1,263 @@
+"""Laws of proposers: each that comes with the engine keeps the contract, with each of its switches."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import dsl
+from discover import proposers
+from discover.errors import UserError
+from discover.evolution import Evolution
+from discover.plan import genotype
+from discover.templates import BUILT_IN, Drawn, Given, load, read, written
+from discover.testing import ProposerContract, World
+from dsl.dead import strip_dead
+from dsl.graph import lower_all
+
+NOS = {"name": "nos", "options": {"depth": 1}}
+WRAPPERS = {"name": "wrappers", "options": {"bases": ["adamw", "lion"], "wrappers": ["cautious", "clip_tensor"]}}
+LOOSE = {"homogeneous": False, "max_slots": None}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "evolution": ("evolution", {}),
+    "islands": ("evolution", {"evolution": {"population": 16, "islands": 3, "migrate_every": 8, "migrants": 2}}),
+    "restarts": ("evolution", {"evolution": {"population": 16, "restart_after": 10}}),
+    "crossover": ("evolution", {"evolution": {"population": 16, "crossover": 0.5}}),
+    "tuned elites": ("evolution", {"evolution": {"population": 16, "tune": 0.5}}),
+    "no drift": ("evolution", {"evolution": {"population": 16, "neutral": False}}),
+    "several objectives": ("evolution", {"objectives": ["fitness", "state_bytes", "operations"]}),
+    "two kinds of matrices": ("evolution", {"ancestor": ["muon", "sinkgd"], "slots": ["m", "v", "rows(r)"]}),
+    "random": ("random", {}),
+    "random choices": ("random", {"template": NOS}),
+    "hyperparameters": ("hyperparameters", {}),
+    "best of n": ("best_of_n", {}),
+    "optuna, constants": ("optuna", {"optuna": {"sampler": "random"}}),
+    "optuna, TPE": ("optuna", {"template": NOS, "optuna": {"sampler": "tpe", "options": {"n_startup_trials": 5}}}),
+    "optuna, NSGA-II": (
+        "optuna",
+        {
+            "template": WRAPPERS,
+            "require": LOOSE,
+            "optuna": {"sampler": "nsga2", "options": {"population_size": 8}},
+            "objectives": ["fitness", "state_bytes"],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+class TestContract(ProposerContract):
+    algorithm: ClassVar[str] = ""
+    _worlds: ClassVar[dict[str, Any]] = {}
+
+    @pytest.fixture(autouse=True)
+    def _chosen(self, case: str) -> None:
+        self.chosen = case
+
+    def world(self) -> World:
+        return World(*CASES[self.chosen])
+
+    def grown(self) -> tuple[World, list[Any]]:
+        """Each case once for all laws: none of them tells."""
+        if self.chosen not in self._worlds:
+            self._worlds[self.chosen] = super().grown()
+        return self._worlds[self.chosen]  # type: ignore[no-any-return]
+
+
+def test_a_class_that_subclasses_the_contract_is_collected() -> None:
+    laws = [name for name in dir(ProposerContract) if name.startswith("test_")]
+    assert len(laws) >= 8
+
+
+# Evolution's switches -------------------------------------------------------------------------------------------------
+
+
+def evolved(generations: int = 6, **settings: Any) -> World:
+    world = World("evolution", {"evolution": {"population": 16, **settings}})
+    for number in range(generations):
+        world.absorb(world.generation(number), number)
+    return world
+
+
+def proposer(world: World) -> Evolution:
+    assert isinstance(world.proposer, Evolution)
+    return world.proposer
+
+
+def test_only_what_fresh_scores_confirmed_migrates() -> None:
+    world = evolved(islands=2, migrate_every=1000)
+    one, two = proposer(world).islands
+    assert len(one) == len(two) == 8
+    before = [{each.candidate for each in island} for island in (one, two)]
+    proposer(world)._migrate()
+    after = [{each.candidate for each in island} for island in (one, two)]
+    came = (after[0] - before[0]) | (after[1] - before[1])
+    assert came
+    assert came <= set(world.confirmed)
+    assert all(each in before[1 - n] for n in (0, 1) for each in after[n] - before[n])
+
+
+def test_children_join_the_island_of_their_parents() -> None:
+    world = evolved(islands=4, migrate_every=1000)
+    for number, island in enumerate(proposer(world).islands):
+        for member in island:
+            assert member.candidate < 0 or member.candidate in world.fitness
+        assert len(island) == 4
+        assert number < 4
+    origins = [world.propose(number).origin for number in range(1000, 1020)]
+    assert {origin[-10:] for origin in origins} == {f"[island {n}]" for n in range(4)}
+
+
+def test_a_plateau_fills_the_population_with_the_best() -> None:
+    world = evolved(generations=2, restart_after=5)
+    leader = max((c for c in world.confirmed), key=lambda each: world.fitness[each])
+    passed = world.generation(2)
+    world.confirmed.update({leader: [1.0]})
+    world.fitness[leader] = 1.0
+    for told in passed[:1]:
+        world.fitness[told.id] = 0.0
+        world.proposer.tell(told)  # notes the record
+    seen = []
+    for number in range(6):
+        told = passed[0]
+        world.proposer.tell(told)
+        seen.append({each.candidate for each in proposer(world).islands[0]} == {leader})
+        if seen[-1]:
+            break
+        assert number < 5
+    assert seen[-1]
+
+
+def test_without_drift_duplicates_do_not_join() -> None:
+    with_drift, without = evolved(), evolved(neutral=False)
+    for world, may in ((with_drift, True), (without, False)):
+        members = [each.candidate for each in proposer(world).islands[0] if each.candidate >= 0]
+        assert (len(set(members)) < len(members)) is may
+
+
+def test_elites_are_tuned_by_small_changes_of_constants() -> None:
+    world = evolved(tune=1.0)
+    for number in range(1000, 1020):
+        proposal = world.propose(number)
+        assert proposal.origin.startswith(("constant", "unchanged"))
+        assert set(proposal.parents) <= set(world.confirmed)
+
+
+def test_of_equally_fit_rules_the_cheaper_is_the_parent() -> None:
+    world = World("evolution", {"ancestor": ["adamw", "signum"], "objectives": ["fitness", "state_bytes"]})
+    winners = [proposer(world).tournament(np.random.default_rng(n)).candidate for n in range(40)]
+    assert winners.count(-2) > winners.count(-1)  # signum, half the state, loses only where it is not drawn
+
+
+def test_crossover_takes_statements_of_both() -> None:
+    from discover.crossover import cross
+
+    world = World("evolution", {})
+    one, two = genotype(dsl.load("adamw")), genotype(dsl.load("lion"))
+    children = [cross(one, two, world.plan.grammar, np.random.default_rng(n)) for n in range(40)]
+    grown = [each for each in children if each is not None]
+    assert len(grown) > 20
+    assert any("sign(" in dsl.format(each.program) for each in grown)
+    for each in grown:
+        assert strip_dead(each.program) == each.program
+        dsl.check(each.program)
+
+
+# Templates ------------------------------------------------------------------------------------------------------------
+
+OPTIONS: dict[str, dict[str, Any]] = {"nos": {"depth": 2}, "wrappers": WRAPPERS["options"]}  # type: ignore[dict-item]
+KNOWN = [(name, rule) for name in BUILT_IN for rule in load(name, OPTIONS[name]).known()]
+
+
+@pytest.mark.parametrize(("name", "rule"), KNOWN)
+def test_a_template_writes_the_rules_it_knows(name: str, rule: str) -> None:
+    template = load(name, OPTIONS[name])
+    program = template.build(Given(template.known()[rule]))
+    dsl.check(program)
+    if rule in dsl.names() or "(" in rule:
+        values = {"lr": 1e-3, "weight_decay": 0.0}
+        alike = [
+            each.with_defaults({n: v for n, v in values.items() if n in each.defaults})
+            for each in (program, dsl.load(rule))
+        ]
+        assert dsl.behaviour_hash(alike[0]) == dsl.behaviour_hash(alike[1])
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_same_answers_write_the_same_program(name: str) -> None:
+    template = load(name, OPTIONS[name])
+    seen = set()
+    for seed in range(15):
+        drawn = Drawn(np.random.default_rng(seed))
+        program = template.build(drawn)
+        lower_all(program)
+        answers = read(written(drawn.answers))
+        assert answers is not None
+        assert template.build(Given(answers)) == program
+        seen.add(program)
+    assert len(seen) > 10
+    assert read("insert u = sign(g)") is None
+    assert json.dumps(answers)
+
+
+def test_a_rule_that_a_template_cannot_write_is_refused() -> None:
+    with pytest.raises(UserError, match="the template cannot write 'lion'; it can write adamw, adam"):
+        World("optuna", {"ancestor": "lion", "template": NOS})
+
+
+def test_evolution_of_a_template_is_refused() -> None:
+    with pytest.raises(UserError, match="contract: algorithm 'evolution' changes programs, and this space is a temp"):
+        World("evolution", {"template": NOS})
+
+
+# Finding them ---------------------------------------------------------------------------------------------------------
+
+MINE = """
+from dataclasses import dataclass
+from discover.proposers import Context, Proposal, Told
+
+@dataclass
+class Mine:
+    context: Context
+
+    def propose(self, rng):
+        return Proposal(self.context.ancestors[0], (), "the ancestor")
+
+    def tell(self, told):
+        pass
+
+broken = 3
+"""
+
+
+def test_a_file_of_ones_own_is_a_proposer(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(textwrap.dedent(MINE))
+    world = World(f"{tmp_path}/mine.py:Mine", {})
+    assert world.propose(0).origin == "the ancestor"
+
+
+WRONG = {
+    "annealing": r"unknown algorithm 'annealing'; there are best_of_n, evolution, .*random; your own is written",
+    "evolutoin": r"unknown algorithm 'evolutoin'; did you mean 'evolution'\?",
+    "none.py:Mine": r"none\.py: no such file; an algorithm of your own is written FILE\.py:NAME",
+    "mine.py:Yours": r"mine\.py: has no 'Yours' that can be called",
+    "mine.py:broken": r"mine\.py: has no 'broken' that can be called",
+    "bad.py:Mine": r"bad\.py: cannot be imported: ZeroDivisionError: division by zero",
+}
+
+
+@pytest.mark.parametrize(("name", "message"), WRONG.items(), ids=WRONG)
+def test_what_is_no_proposer_is_said_in_one_line(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(textwrap.dedent(MINE))
+    Path("bad.py").write_text("1 / 0\n")
+    with pytest.raises(UserError, match=message) as error:
+        proposers.load(name)
+    assert "\n" not in str(error.value)

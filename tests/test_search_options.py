@@ -1,0 +1,293 @@
+"""Laws of a search's options: when it ends, what a control is, what each switch changes, and that spaces run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import dsl
+from discover import runs, session, space
+from discover.archive import Archive
+from discover.errors import UserError
+from discover.events import Finished
+from discover.front import costs, undominated
+from discover.manifest import read_manifest
+from discover.plan import Plan
+from discover.records import Generation, believed
+from discover.space import Space
+
+TINY: dict[str, Any] = {
+    "operators": ["add", "sub", "mul", "div", "neg", "sign", "square", "sqrt", "lerp", "norm"],
+    "max_statements": 18,
+    "evolution": {"population": 8},
+    "proposals_per_generation": 12,
+    "tasks": {"search": ["breast_cancer", "quadratic"]},
+    "learning_rates": {"points": 3, "factor": 3.0},
+    "rungs": [{"tasks": ["breast_cancer"], "steps": 6, "keep": 0.5}, {"tasks": ["quadratic"], "steps": 8}],
+    "confirm": {"every": 2, "top": 2, "most": 3},
+    "compile": "never",
+}
+NOS = {"name": "nos", "options": {"depth": 2}}
+
+
+def tiny(folder: Path, **changes: Any) -> str:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **changes}))
+    return str(path)
+
+
+def searched(
+    name: str, out: Path, *, stop: Callable[[], bool] = lambda: False, keep: Sequence[str] = (), **options: Any
+) -> tuple[Finished, list[Generation]]:
+    with runs.create(session.configure(name, workers=0, **options), out=out) as run:
+        *_, last = session.search(run, stop)
+    assert isinstance(last, Finished)
+    return last, generations(out)
+
+
+def generations(out: Path) -> list[Generation]:
+    with Archive.read(out / "archive.sqlite") as archive:
+        return list(archive.generations())
+
+
+def digest(out: Path) -> str:
+    with Archive.read(out / "archive.sqlite") as archive:
+        return archive.digest()
+
+
+# When it ends -------------------------------------------------------------------------------------------------------
+
+
+def test_model_steps_end_a_search_and_no_earlier(tmp_path: Path) -> None:
+    last, found = searched(tiny(tmp_path), tmp_path / "out", model_steps=500, candidates=10_000)
+    assert last.totals.model_steps >= 500
+    assert sum(each.record.model_steps for each in found[:-2]) < 500  # what was in flight is brought to its end
+    assert read_manifest(tmp_path / "out").configuration.model_steps == 500
+
+
+def best_so_far(found: list[Generation]) -> list[float]:
+    """The best that fresh scores let one believe, after each generation."""
+    best, curve = -1e9, []
+    for generation in found:
+        for each in generation.confirmations:
+            if each.fitness is not None:
+                best = max(best, believed(each.fitness, each.count))
+        curve.append(best)
+    return curve
+
+
+def test_a_target_ends_a_search_when_it_is_believed(tmp_path: Path) -> None:
+    name = tiny(tmp_path)
+    _, whole = searched(name, tmp_path / "whole", candidates=30)
+    curve = best_so_far(whole)
+    reached = next(number for number, best in enumerate(curve) if best == curve[-1])
+    _, found = searched(name, tmp_path / "out", candidates=30, target=curve[-1] - 1e-9)
+    assert len(found) == min(reached + 2, len(whole))  # and the one generation that was in flight beside it
+    assert found == whole[: len(found)]
+
+
+def test_a_plateau_ends_a_search(tmp_path: Path) -> None:
+    name = tiny(tmp_path)
+    _, whole = searched(name, tmp_path / "whole", candidates=45)
+    since, best, after = 0, -1e9, []
+    for generation, now in zip(whole, best_so_far(whole), strict=True):
+        since, best = (0, now) if now > best else (since + generation.record.trained, best)
+        after.append(since)
+    last = next(number for number, since in enumerate(after) if since >= 10)
+    _, found = searched(name, tmp_path / "out", candidates=45, plateau=10)
+    assert found == whole[: last + 2]  # and the one generation that was in flight beside it
+    assert len(found) < len(whole)
+
+
+def test_a_space_that_is_exhausted_ends_the_search(tmp_path: Path) -> None:
+    """One operator, one statement: a handful of programs, and the rest are duplicates."""
+    small = {"operators": ["neg"], "max_statements": 3, "ancestor": "sgd", "mutation": {"constant": 0.0}}
+    name = tiny(tmp_path, **small, proposals_per_generation=2, rungs=[{"tasks": ["quadratic"], "steps": 2}])
+    last, found = searched(name, tmp_path / "out", candidates=1000)
+    assert not any(generation.record.trained for generation in found[-50:])
+    assert last.totals.trained < 10
+
+
+@pytest.mark.parametrize("stops", [{"plateau": 12}, {"model_steps": 1_500, "target": 5.0}])
+def test_stops_are_in_the_manifest_and_obeyed_by_resume(stops: dict[str, Any], tmp_path: Path) -> None:
+    name = tiny(tmp_path)
+    searched(name, tmp_path / "whole", **stops)
+    asked = iter([False] * 8 + [True] * 1000)
+    stopped, _ = searched(name, tmp_path / "out", stop=lambda: next(asked), **stops)
+    assert stopped.interrupted
+    assert digest(tmp_path / "out") != digest(tmp_path / "whole")
+    with runs.resume(str(tmp_path / "out")) as run:
+        list(session.search(run))
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
+def test_a_used_budget_of_model_steps_is_said_on_resume(tmp_path: Path) -> None:
+    searched(tiny(tmp_path), tmp_path / "out", model_steps=500)
+    with pytest.raises(UserError, match=r"out: has used its 500 model steps; 'discover resume .* --time 10m' goes on"):
+        runs.resume(str(tmp_path / "out"))
+
+
+def test_the_space_says_when_to_end_where_nothing_else_does(tmp_path: Path) -> None:
+    name = tiny(tmp_path, budget={"model_steps": 800, "target": 3.0, "plateau": 900})
+    configuration = session.configure(name, workers=0)
+    assert (configuration.model_steps, configuration.target, configuration.plateau) == (800, 3.0, 900)
+    assert session.configure(name, workers=0, candidates=5).model_steps is None
+
+
+# Controls -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("control", ["random", "hyperparameters", "best_of_n"])
+def test_a_control_is_a_search_with_so_many_times_the_budget(control: str, tmp_path: Path) -> None:
+    configuration = session.configure(
+        tiny(tmp_path), workers=0, control=control, control_compute=2.5, candidates=4, seconds=60.0
+    )
+    assert (configuration.algorithm, configuration.candidates, configuration.seconds) == (control, 10, 150.0)
+    with runs.create(configuration, out=tmp_path / "out") as run:
+        *_, last = session.search(run)
+    assert isinstance(last, Finished)
+    assert last.totals.trained >= 10
+    candidates = [each for generation in generations(tmp_path / "out") for each in generation.candidates]
+    if control == "hyperparameters":
+        ancestor = dsl.load("adamw")
+        assert all(len(dsl.parse(each.text).slots) == len(ancestor.slots) for each in candidates)
+        assert all(each.origin.startswith(("constant", "unchanged")) for each in candidates)
+    else:
+        assert not any(each.parents for each in candidates)
+
+
+# Switches -----------------------------------------------------------------------------------------------------------
+
+SWITCHES: dict[str, dict[str, Any]] = {
+    "islands, restarts, crossover, tuning": {
+        "evolution": {"population": 8, "islands": 2, "migrate_every": 6, "restart_after": 20, "crossover": 0.3}
+        | {"tune": 0.3, "neutral": False}
+    },
+    "aggregation": {"confirm": {"every": 2, "top": 2, "most": 6, "again": 4}},
+    "no cache": {"cache": False},
+    "objectives": {"objectives": ["fitness", "state_bytes", "operations"]},
+    "lengths": {"step_scales": [0.5, 2.0]},
+    "optuna": {"algorithm": "optuna", "optuna": {"options": {"n_startup_trials": 6}}},
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_with_each_switch_an_interrupted_search_goes_on_to_the_same_archive(switch: str, tmp_path: Path) -> None:
+    name = tiny(tmp_path, **SWITCHES[switch])
+    searched(name, tmp_path / "whole", candidates=24)
+    asked = iter([False] * 4 + [True] * 1000)
+    stopped, before = searched(name, tmp_path / "out", candidates=24, stop=lambda: next(asked))
+    assert stopped.interrupted
+    assert before
+    with runs.resume(str(tmp_path / "out")) as run:
+        list(session.search(run))
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_with_each_switch_the_number_of_workers_makes_no_difference(switch: str, tmp_path: Path) -> None:
+    name = tiny(tmp_path, **SWITCHES[switch])
+    searched(name, tmp_path / "none", candidates=40)
+    with runs.create(session.configure(name, workers=2, candidates=40), out=tmp_path / "two") as run:
+        list(session.search(run))
+    assert digest(tmp_path / "none") == digest(tmp_path / "two")
+
+
+def test_without_cache_a_program_is_trained_again(tmp_path: Path) -> None:
+    _, found = searched(tiny(tmp_path, cache=False), tmp_path / "out", candidates=30)
+    trained = [each for generation in found for each in generation.candidates]
+    assert not any(each.status == "duplicate" for each in trained)
+    assert len({each.structure for each in trained}) < len(trained)
+
+
+def test_an_elite_that_is_met_again_gets_a_fresh_score(tmp_path: Path) -> None:
+    plain = {"every": 2, "top": 1, "most": 6}
+    with_, without = (
+        searched(tiny(tmp_path, confirm={**plain, "again": again}), tmp_path / str(again), candidates=count, seed=4)[1]
+        for again, count in ((4, 120), (0, 30))
+    )
+    assert max(len(each.confirmations) for each in without) == 1
+    extra = 0
+    for generation in with_:
+        met = {each.duplicate_of for each in generation.candidates if each.duplicate_of is not None}
+        standing = [each.candidate for each in generation.confirmations]
+        extra += len(standing) - 1 if standing else 0
+        assert len(standing) <= 5
+        assert len(set(standing)) == len(standing)
+        assert len(set(standing) - met) <= 1
+    assert extra > 0
+    counts: dict[int, int] = {}
+    for generation in with_:
+        for each in generation.confirmations:
+            counts[each.candidate] = counts.get(each.candidate, 0) + 1
+            assert each.count == counts[each.candidate]
+
+
+def test_lengths_are_drawn_within_their_limits() -> None:
+    own = Space.of({**TINY, "name": "tiny", "step_scales": [0.5, 2.0]}, "tiny")
+    plan, fixed = (Plan(each, 0, "evolution", {}, False, ()) for each in (own, Space.of({**TINY, "name": "t"}, "t")))
+    drawn = [each.steps for generation in range(40) for each in plan.instances(generation)[0]]
+    assert min(drawn) >= 3
+    assert max(drawn) <= 12
+    assert len(set(drawn)) > 6
+    assert {each.steps for generation in range(40) for each in fixed.instances(generation)[0]} == {6}
+
+
+def test_the_front_is_of_what_no_other_beats(tmp_path: Path) -> None:
+    values = {1: (0.2, 8.0, 5.0), 2: (0.1, 4.0, 5.0), 3: (0.1, 4.0, 5.0), 4: (0.05, 8.0, 4.0), 5: (0.0, 8.0, 9.0)}
+    assert undominated(values) == [1, 2, 4]
+    last, _ = searched(tiny(tmp_path, ancestor=["adamw", "signum", "sgd"]), tmp_path / "out", candidates=30)
+    assert last.front
+    assert last.front[0].rank == 1
+    pairs = [costs(each) for each in last.front]
+    assert all(any(a < b for a, b in zip(later, pairs[0], strict=True)) for later in pairs[1:])
+
+
+# Spaces -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", space.names())
+def test_each_space_runs_and_trains(name: str, tmp_path: Path) -> None:
+    """With everything that is its own, on a few steps of one task that has matrices."""
+    plain = Space.load(name).plain()
+    plain |= {"tasks": {"search": ["digits_mlp"]}, "weights": {}, "proposals_per_generation": 16, "compile": "never"}
+    plain |= {"rungs": [{"tasks": ["digits_mlp"], "steps": 5}], "confirm": {"every": 2, "top": 1}}
+    plain |= {
+        "learning_rates": {"points": 3, "factor": 3.0},
+        "promote": Space.model_fields["promote"].default.model_dump(),
+    }
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(Space.of(plain, name).plain()))
+    last, found = searched(str(path), tmp_path / "out", candidates=6)
+    assert last.totals.trained >= 6
+    assert last.leaderboard
+    texts = {each.text for generation in found for each in generation.candidates}
+    assert len(texts) >= 6
+
+
+WARM = {"lion_like": "lion", "adam_like": "nadam", "matrix": "shampoo", "stateless": "scale", "custom": "signum"}
+WARM |= {"nos_templates": "signsgd", "wrappers": "lookahead(lion)"}
+
+
+@pytest.mark.parametrize("name", space.names())
+def test_each_space_can_start_from_other_rules(name: str) -> None:
+    configuration = session.configure(name, workers=0, warm_start=[WARM[name], *Space.load(name).ancestor])
+    assert dsl.parse(configuration.ancestors[0]) == dsl.load(WARM[name])
+    assert configuration.space.ancestor[0] == WARM[name]
+    assert len(configuration.ancestors) == 1 + len(Space.load(name).ancestor)
+
+
+def test_a_search_starts_from_what_an_earlier_one_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = tiny(tmp_path)
+    searched(name, tmp_path / "first", candidates=10)
+    reference = f"{tmp_path / 'first'}@1"
+    last, _ = searched(name, tmp_path / "second", candidates=10, warm_start=[reference])
+    assert last.totals.trained >= 10
+    manifest = read_manifest(tmp_path / "second").configuration
+    assert manifest.space.ancestor == (reference,)
+    assert dsl.parse(manifest.ancestors[0]).slots == runs.rule_of(reference).slots
