@@ -36,6 +36,7 @@ CHECKPOINTS = (0.1, 0.25, 0.5, 0.75)
 
 _DIGITS = 3  # kept of a stride, so that two implementations of a rule have one range of learning rates
 _SMALLEST = 1e-12
+_LEAST = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,11 +409,12 @@ def model_steps(traces: Iterable[Trace]) -> int:
 
 def capped_log(loss: float, untrained: float) -> float:
     """The logarithm of a loss; a run that was lost, or ends above where it began, has learned nothing: its beginning.
+    A loss under a millionth of the beginning counts as that: on a tiny table it may be exactly 0.
 
     Raises:
-        UserError: losses that are not above 0 have no logarithm, and cannot be compared by ratio.
+        UserError: losses under 0 have no logarithm, and cannot be compared by ratio.
     """
     value = min(loss, untrained) if math.isfinite(loss) else untrained
-    if not value > 0:
+    if value < 0 or not untrained > 0:
         raise UserError(f"a held-out loss is {value:.4g}; contenders are compared by ratios of losses above 0")
-    return math.log(value)
+    return math.log(max(value, _LEAST * untrained))

@@ -90,7 +90,7 @@ MISTAKES = {
     "negative seed": ("search --space tiny.yaml --seed -1", "--seed"),
     "bad duration": ("search --space tiny.yaml --time 10x", "'10x' is not a duration; write 90s, 10m, 2h or 1h30m"),
     "bad duration on resume": ("resume last --time soon", "'soon' is not a duration"),
-    "unknown algorithm": ("search --space tiny.yaml --algorithm annealing", "'annealing' is not one of"),
+    "unknown algorithm": ("search --space tiny.yaml --algorithm annealing", "unknown algorithm 'annealing'; there "),
     "unknown compile": ("search --space tiny.yaml --compile maybe", "'maybe' is not one of"),
     "unknown space": ("search --space lion_lik", "unknown search space 'lion_lik'; did you mean 'lion_like'?"),
     "missing space file": ("search --space none.yaml", "cannot read 'none.yaml': No such file or directory"),

@@ -226,6 +226,7 @@ def test_lost_runs_of_a_class_say_why() -> None:
 def test_lost_runs_count_as_untrained() -> None:
     assert capped_log(math.inf, 2.0) == capped_log(5.0, 2.0) == math.log(2)
     assert capped_log(0.5, 2.0) == math.log(0.5)
+    assert capped_log(0.0, 2.0) == capped_log(1e-9, 2.0) == math.log(2e-6)
     with pytest.raises(UserError, match="ratios of losses above 0"):
         capped_log(-1.0, 2.0)
 

@@ -1,0 +1,223 @@
+"""Simplifies a winner: statements that are not needed go, constants get few digits, and then it is named.
+
+Everything is measured on select tasks against the winner itself, never against what is left of it so far, so that many
+small losses cannot add up unseen. No change may cost what short trainings do not show: finite steps at zero gradients,
+oddness, homogeneity. A change stays if it is shown to cost less than a margin (a non-inferiority test over
+tunings), or if it changes nothing that the rule does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import dsl
+from discover import statistics
+from discover.contenders import RuleContender
+from discover.contest import Terms, Workshop, differences, hold
+from dsl import Program, properties
+from dsl.behaviour import behaviour_hash
+from dsl.dead import strip_dead
+from dsl.flatten import flatten, tidy
+from dsl.format import format_expr
+from dsl.graph import lower_all
+from dsl.program import BUILTINS, Assign, Call, Expr, If, Name, RuleError, names_read
+
+GIVEN = ("lr", "weight_decay")
+"""Statements that these enter stay as they are: a rule keeps its step size and its decay."""
+
+DIGITS = (1, 2, 3)
+"""To how many digits constants are rounded, the fewest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A change that was tried.
+
+    Attributes:
+        change: in words.
+        difference: mean log loss relative to the winner's; None where nothing was trained.
+        p: of "worse by the margin or more".
+        kept: whether the rule was changed so.
+    """
+
+    change: str
+    difference: float | None
+    p: float
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Simplified:
+    """What is left of a winner, and all that was tried."""
+
+    program: Program
+    trials: tuple[Trial, ...]
+    model_steps: int
+
+
+def simplify(winner: Program, terms: Terms, margin: float, workshop: Workshop) -> Simplified:
+    """Simplifies a program.
+
+    Args:
+        winner: with its tuned constants as defaults; lr and weight decay are tuned for every variant alike.
+        terms: where and on what budget; `error_rate` is that of each test.
+        margin: nats of log loss that a change may cost, more than 0.
+        workshop: where it is trained.
+
+    Returns:
+        The simplest program found; its hyperparameters are the winner's, less those that went.
+    """
+    judge = _Judge(winner, terms, margin, workshop)
+    current = winner
+    place = 0
+    while (found := list(removals(current)))[place:]:
+        words, variant = found[place]
+        if judge.keeps(words, variant, current):
+            current, place = variant, 0
+        else:
+            place += 1
+    for digits in DIGITS:
+        variant = rounded(current, digits)
+        if variant == current:
+            break
+        if judge.keeps(f"constants to {digits} digit{'s' if digits > 1 else ''}", variant, current):
+            current = variant
+            break
+    return Simplified(current, tuple(judge.trials), judge.model_steps)
+
+
+class _Judge:
+    """Tries variants, each once: what failed against the winner fails whatever else has gone since."""
+
+    def __init__(self, winner: Program, terms: Terms, margin: float, workshop: Workshop) -> None:
+        self.winner = RuleContender("winner", winner)
+        self.terms, self.margin, self.workshop = terms, margin, workshop
+        self.trials: list[Trial] = []
+        self.model_steps = 0
+        self._failed: set[str] = set()
+        self._virtues = _virtues(winner)
+
+    def keeps(self, words: str, variant: Program, current: Program) -> bool:
+        if words in self._failed:
+            return False
+        behaviour = behaviour_hash(variant)
+        if behaviour == behaviour_hash(current):
+            self.trials.append(Trial(words, None, 0.0, True))
+            return True
+        if lost := sorted(self._virtues - _virtues(variant)):
+            self.trials.append(Trial(f"{words}: not {lost[0]} then", None, 1.0, False))
+            self._failed.add(words)
+            return False
+        one = RuleContender("variant", variant)
+        contest = hold(self.terms, [one], [self.winner], self.workshop)
+        self.model_steps += contest.model_steps
+        found = differences(contest.results, one.name, self.winner.name)
+        p = statistics.non_inferiority(found, self.margin)
+        kept = p <= self.terms.error_rate
+        self.trials.append(Trial(words, float(found.mean()), p, kept))
+        self.workshop.say(f"{words}: {'goes' if kept else 'stays'} ({100 * found.mean():+.2f} % of loss, p = {p:.2g})")
+        if not kept:
+            self._failed.add(words)
+        return kept
+
+
+def _virtues(program: Program) -> set[str]:
+    """What short trainings on a few tasks would let go, and users need."""
+    found = properties.of(program)
+    named = {
+        "finite at zero gradient": found.finite_at_zero,
+        "odd in the gradient": found.odd,
+        "homogeneous in the gradient": found.degree is not None,
+    }
+    return {name for name, has in named.items() if has}
+
+
+def removals(program: Program) -> Iterator[tuple[str, Program]]:
+    """The program less one operation each: its value is replaced by one of its arguments, later statements first.
+
+    Left out are operations on lr and weight decay, and what would not be a rule any more: not well formed, or without
+    its gradient. Programs with static ifs are left whole.
+    """
+    if any(isinstance(statement, If) for statement in program.body):
+        return
+    flat = flatten(program)
+    body = [statement for statement in flat.body if isinstance(statement, Assign)]
+    bound, numbers = _bound(body), _numbers(flat, body)
+    seen: set[str] = set()
+    for index in reversed(range(len(body))):
+        statement = body[index]
+        if index in bound or not isinstance(statement.value, Call):
+            continue
+        for arg in statement.value.args:
+            if not isinstance(arg, Name) or arg.id in numbers or arg.id == statement.target:
+                continue
+            changed = (*body[:index], replace(statement, value=arg), *body[index + 1 :])
+            variant = _usable(replace(flat, body=changed))
+            if variant is not None and (text := dsl.format(variant)) not in seen:
+                seen.add(text)
+                shown = _shown(program, statement.value, body)
+                yield f"{shown} -> {_shown(program, arg, body)}", variant
+
+
+def _bound(body: Sequence[Assign]) -> set[int]:
+    """Statements that lr or weight decay enter, and those that change p."""
+    carriers, found = set(GIVEN), set()
+    for index, statement in enumerate(body):
+        if isinstance(statement.value, Call) and names_read(statement.value) & carriers:
+            found.add(index)
+            if statement.target != "p":
+                carriers.add(statement.target)
+        elif statement.target == "p":
+            found.add(index)
+        else:
+            carriers.discard(statement.target)
+    return found
+
+
+def _numbers(program: Program, body: Sequence[Assign]) -> set[str]:
+    """Names that stand for constants: hyperparameters, the step, and what is computed of these alone."""
+    found = {*program.defaults, *BUILTINS}
+    for statement in body:
+        if names_read(statement.value) <= found:
+            found.add(statement.target)
+    return found
+
+
+def _usable(program: Program) -> Program | None:
+    """The program without what it does not need any more; None where it is no rule."""
+    try:
+        found = dsl.check(tidy(strip_dead(program, hypers=True)))
+        graphs = lower_all(found)
+    except RuleError:
+        return None
+    uses = all(any(node.payload == "g" for node in graph.nodes) for graph in graphs.values())
+    return found if uses else None
+
+
+def _shown(program: Program, expr: Expr, body: Sequence[Assign]) -> str:
+    """An expression of the flat program with its temporaries written out where they are short."""
+    named = {"p", "g", *program.defaults, *(slot.name for slot in program.slots)}
+    values = {s.target: s.value for s in body if s.target not in named}
+
+    def full(each: Expr, depth: int) -> Expr:
+        if isinstance(each, Name) and each.id in values and depth:
+            return full(values[each.id], depth - 1)
+        return Call(each.op, tuple(full(a, depth) for a in each.args)) if isinstance(each, Call) else each
+
+    return format_expr(full(expr, 4))
+
+
+def rounded(program: Program, digits: int) -> Program:
+    """The program with its hyperparameters' defaults, but for lr and weight decay, to so many digits."""
+    values = {h.name: float(f"{h.default:.{digits}g}") for h in program.hypers if h.name not in GIVEN}
+    changed = program.with_defaults(values)
+    return replace(
+        changed,
+        hypers=tuple(
+            replace(h, range=replace(h.range, low=min(h.range.low, h.default), high=max(h.range.high, h.default)))
+            if h.range
+            else h
+            for h in changed.hypers
+        ),
+    )

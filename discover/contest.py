@@ -1,0 +1,281 @@
+"""A contest: candidates against baselines, all tuned alike, and looked at after every tuning until it is decided.
+
+A *tuning* of a contender is a study of `discover.tuning` on each of the contest's tasks, all with the same study seed;
+contenders have the same study seeds. A candidate *wins* a tuning against a baseline if its log loss on the fresh seeds
+is lower by more than `verdict.SMALLEST`, averaged over seeds and tasks (a task's difference counts as `LIMIT` at most,
+so that none decides alone). Tunings are independent; under "no better than the baseline" each is lost as often as it is
+won, whatever the distribution of losses. So `statistics.evidence` over tunings may be looked at after each of them, and
+one over the largest evidence so far is a p-value that holds whenever one stops. The fresh seeds of one tuning are *not*
+taken as independent: they share its luck (docs/comparing.md).
+
+A candidate passes if it is better than *every* baseline: its p is the largest of its p against each, which is valid
+whichever baseline is the best, without choosing one by its results. Holm's correction over the candidates bounds the
+probability that any passes that should not by `error_rate`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import tasks
+from discover import statistics
+from discover.contenders import Contender
+from discover.errors import UserError
+from discover.keeper import Keeper
+from discover.storage import Store
+from discover.studies import Budget, Tuned
+from discover.trainers import Ground
+from discover.tuning import tune
+from discover.verdict import SMALLEST, log_losses
+from tasks import Task
+
+LIMIT = 1.0
+"""Nats that a task's difference may count for."""
+
+POINTS = 10
+"""Of a curve, at even distances, the end left out."""
+
+Results = dict[str, dict[str, list[Tuned]]]
+"""Task -> contender -> its tunings."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a contest was asked to be.
+
+    Attributes:
+        name: of the stage, such as "rung 1".
+        tasks: spelling -> steps of a training.
+        trials, tuning_seeds, fresh: of each tuning, on each task.
+        least, most: tunings.
+        error_rate: that any candidate passes which is not better than every baseline.
+        own: also tune hyperparameters other than lr and weight_decay.
+        first: the first study seed; studies of seed s train on seeds 1000 s and up.
+        device: where to train.
+        compile: whether gradients are compiled where there is a compiler.
+    """
+
+    name: str
+    tasks: Mapping[str, int]
+    trials: int
+    tuning_seeds: int
+    fresh: int
+    least: int
+    most: int
+    error_rate: float
+    own: bool
+    first: int
+    device: str = "cpu"
+    compile: bool = True
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.trials, self.tuning_seeds, self.fresh, self.own)
+
+    def studies(self, count: int) -> range:
+        return range(self.first, self.first + count)
+
+
+@dataclass(slots=True)
+class Contest:
+    """A contest, as far as it is.
+
+    Attributes:
+        candidates, baselines: names.
+        results: candidates that are decided early have fewer tunings than the others.
+        built: task -> how it was trained: whether gradients were compiled, rules native.
+    """
+
+    terms: Terms
+    candidates: tuple[str, ...]
+    baselines: tuple[str, ...]
+    results: Results = field(default_factory=dict)
+    built: dict[str, dict[str, bool]] = field(default_factory=dict)
+
+    @property
+    def p(self) -> dict[str, float]:
+        """Of "not better than some baseline", before Holm's correction."""
+        return {name: max(self.p_against(name, each) for each in self.baselines) for name in self.candidates}
+
+    def p_against(self, name: str, baseline: str) -> float:
+        return anytime_p(wins(self.results, name, baseline))
+
+    @property
+    def adjusted(self) -> dict[str, float]:
+        """`p` after Holm's correction."""
+        p = self.p
+        return dict(zip(p, statistics.holm(list(p.values())).tolist(), strict=True))
+
+    @property
+    def passed(self) -> tuple[str, ...]:
+        """Who is better than every baseline, the surest first."""
+        adjusted, p = self.adjusted, self.p
+        through = [name for name in self.candidates if adjusted[name] <= self.terms.error_rate]
+        return tuple(sorted(through, key=lambda name: (p[name], self.mean_difference(name))))
+
+    def mean_difference(self, name: str) -> float:
+        """Mean log loss relative to the best baseline."""
+        return max(float(differences(self.results, name, each).mean()) for each in self.baselines)
+
+    @property
+    def model_steps(self) -> int:
+        return sum(each.model_steps for row in self.results.values() for own in row.values() for each in own)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        rows = {
+            task: {name: [plain_tuned(each) for each in own] for name, own in row.items()}
+            for task, row in self.results.items()
+        }
+        return {
+            "terms": {**asdict(self.terms), "tasks": dict(self.terms.tasks)},
+            "candidates": list(self.candidates),
+            "baselines": list(self.baselines),
+            "built": self.built,
+            "results": rows,
+        }
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Contest:
+        """From what `plain` gave."""
+        rows = {
+            task: {name: [tuned_of(each) for each in own] for name, own in row.items()}
+            for task, row in data["results"].items()
+        }
+        terms = Terms(**data["terms"])
+        return cls(terms, tuple(data["candidates"]), tuple(data["baselines"]), rows, dict(data["built"]))
+
+
+@dataclass(slots=True)
+class Workshop:
+    """What contests share: where studies are kept, who is told: `say` keeps a line, `tell` shows what is in hand."""
+
+    store: Store
+    keeper: Keeper
+    say: Callable[[str], None] = lambda line: None
+    tell: Callable[[str], None] = lambda line: None
+    grounds: dict[tuple[str, int, str, bool], Ground] = field(default_factory=dict)
+
+    def ground(self, terms: Terms, task: str) -> Ground:
+        key = (task, terms.tasks[task], terms.device, terms.compile)
+        if key not in self.grounds:
+            self.grounds[key] = Ground(load(task), steps=terms.tasks[task], compile=terms.compile, device=terms.device)
+        return self.grounds[key]
+
+
+def load(task: str) -> Task:
+    """A task by name. Raises UserError where there is none."""
+    try:
+        return tasks.load(task)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def hold(terms: Terms, candidates: Sequence[Contender], baselines: Sequence[Contender], workshop: Workshop) -> Contest:
+    """Holds a contest to its end: every candidate has passed or can no longer pass, or `terms.most` tunings are done.
+
+    Raises:
+        StoppedError: asked to stop; what was trained is in the store, and the same call goes on.
+    """
+    contest = Contest(terms, tuple(c.name for c in candidates), tuple(b.name for b in baselines))
+    count, playing = terms.least, list(candidates)
+    while True:
+        _tune(contest, [*baselines, *playing], count, workshop)
+        playing = [one for one in playing if _open(contest, one.name)]
+        if not playing or count >= terms.most:
+            return contest
+        count = min(terms.most, count + max(1, terms.least // 4))
+
+
+def _tune(contest: Contest, contenders: Sequence[Contender], count: int, workshop: Workshop) -> None:
+    terms = contest.terms
+    for task, steps in terms.tasks.items():
+        ground = workshop.ground(terms, task)
+        contest.built[task] = {"compiled": bool(ground.gradient.compiled), "native": ground.native}
+        row = contest.results.setdefault(task, {})
+        for one in contenders:
+            workshop.tell(f"{terms.name}: {one.name} on {task}, {count} tunings")
+            row[one.name] = tune(
+                one,
+                ground,
+                terms.budget,
+                terms.studies(count),
+                workshop.store,
+                keeper=workshop.keeper,
+                curve=curve_of(steps),
+            )
+
+
+def curve_of(steps: int) -> list[int]:
+    """When held-out losses of fresh runs are taken, besides the end."""
+    return sorted({round(steps * point / POINTS) for point in range(1, POINTS)} - {0, steps})
+
+
+def _open(contest: Contest, name: str) -> bool:
+    """Whether more tunings can change that a candidate passes or not."""
+    terms = contest.terms
+    if contest.adjusted[name] <= terms.error_rate:
+        return False
+    for baseline in contest.baselines:
+        won = wins(contest.results, name, baseline)
+        if anytime_p([*won, *[1.0] * (terms.most - len(won))]) > terms.error_rate:  # the last of Holm's limits
+            return False
+    return True
+
+
+def differences(results: Mapping[str, Mapping[str, Sequence[Tuned]]], name: str, baseline: str) -> Array:
+    """[tunings]: log loss relative to a baseline's, mean over fresh seeds and tasks, as far as both were tuned."""
+    rows = []
+    for row in results.values():
+        count = min(len(row[name]), len(row[baseline]))
+        gaps = log_losses(row[name][:count]) - log_losses(row[baseline][:count])
+        rows.append(gaps.mean(axis=1).clip(-LIMIT, LIMIT))
+    return np.asarray(np.mean(rows, axis=0))
+
+
+def wins(results: Mapping[str, Mapping[str, Sequence[Tuned]]], name: str, baseline: str) -> list[float]:
+    """For each tuning 1 (better than the baseline), 0 (worse) or 1/2 (neither)."""
+    found = differences(results, name, baseline)
+    return [1.0 if each < -SMALLEST else 0.0 if each > SMALLEST else 0.5 for each in found.tolist()]
+
+
+def anytime_p(won: Sequence[float]) -> float:
+    """One over the largest evidence so far: of "wins no more than half", valid however many tunings there were."""
+    return min(1.0, 1.0 / max(1.0, float(statistics.evidence(won).max()))) if len(won) else 1.0
+
+
+# Kept as JSON ---------------------------------------------------------------------------------------------------------
+
+
+def plain_tuned(tuned: Tuned) -> dict[str, Any]:
+    """A tuning as JSON takes it: a lost run is null."""
+    data = asdict(tuned)
+    data["value"] = _finite(tuned.value)
+    data["losses"] = [_finite(loss) for loss in tuned.losses]
+    data["curves"] = [[_finite(loss) for loss in curve] for curve in tuned.curves]
+    data["untrained"] = [_finite(loss) for loss in tuned.untrained]
+    return data
+
+
+def tuned_of(data: Mapping[str, Any]) -> Tuned:
+    """From what `plain_tuned` gave."""
+    changed = {key: tuple(data[key]) for key in ("steps", "seeds")}
+    changed |= {key: tuple(map(_number, data[key])) for key in ("losses", "untrained")}
+    changed["curves"] = tuple(tuple(map(_number, curve)) for curve in data["curves"])
+    return Tuned(**{**data, **changed, "value": _number(data["value"])})
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.inf if value is None else value

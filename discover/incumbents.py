@@ -1,0 +1,123 @@
+"""Who led a run when, and how its leaders do on tasks that the search never saw: the meta-overfitting curve.
+
+A search fits its own tasks more and more. Where its leaders stop getting better on the select tasks, what it learns is
+those tasks, and candidates are better taken from before (Chen et al. 2023, arXiv:2302.06675, section 4: of 50 runs
+about half over-fit early).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from discover.archive import Archive
+from discover.contest import Contest, differences
+from discover.records import Candidate, Confirmation, Generation, believed
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """A candidate that led the run's leaderboard from the end of a generation on."""
+
+    generation: int
+    candidate: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point of the curve.
+
+    Attributes:
+        generation: from whose end on it led.
+        candidate: who.
+        fitness: what the search believed of it then.
+        score: on select tasks: log loss of the baseline less its own, tuned alike on a small budget; higher is better.
+        error: standard error of the score, over tunings.
+    """
+
+    generation: int
+    candidate: int
+    fitness: float | None
+    score: float
+    error: float
+
+
+class Standing:
+    """The leaderboard as it was at the end of each generation: what `Archive.leaderboard` says at the end of all."""
+
+    def __init__(self) -> None:
+        self.candidates: dict[int, Candidate] = {}
+        self.confirmations: dict[int, Confirmation] = {}
+
+    def add(self, generation: Generation) -> None:
+        self.candidates |= {each.id: each for each in generation.candidates if each.status == "trained"}
+        self.confirmations |= {each.candidate: each for each in generation.confirmations}
+
+    def places(self) -> list[int]:
+        """All candidates with a place, the first first."""
+        confirmed = [each for each in self.confirmations.values() if each.fitness is not None]
+        first = sorted(confirmed, key=lambda each: (-believed(each.fitness or 0.0, each.count), each.candidate))
+        others = [c for c in self.candidates.values() if c.fitness is not None and c.id not in self.confirmations]
+        second = sorted(others, key=lambda each: (-(each.fitness or 0.0), each.id))
+        return [each.candidate for each in first] + [each.id for each in second]
+
+    def fitness(self, candidate: int) -> float | None:
+        confirmation = self.confirmations.get(candidate)
+        return self.candidates[candidate].fitness if confirmation is None else confirmation.fitness
+
+
+def standings(archive: Archive) -> Iterator[tuple[int, Standing]]:
+    """The standing at the end of each generation; one object, which changes."""
+    standing = Standing()
+    for generation in archive.generations():
+        standing.add(generation)
+        yield generation.record.number, standing
+
+
+def leaders(archive: Archive) -> list[tuple[Leader, float | None]]:
+    """Each candidate that took the lead, with what the search believed of it then; of one that led twice the first."""
+    found: list[tuple[Leader, float | None]] = []
+    seen: set[int] = set()
+    for number, standing in standings(archive):
+        head = next(iter(standing.places()), None)
+        if head is not None and head not in seen:
+            seen.add(head)
+            found.append((Leader(number, head), standing.fitness(head)))
+    return found
+
+
+def thinned(found: Sequence[tuple[Leader, float | None]], most: int) -> list[tuple[Leader, float | None]]:
+    """At most so many of them, evenly; the last one always."""
+    if len(found) <= most:
+        return list(found)
+    places = np.unique(np.linspace(len(found) - 1, 0, most).round().astype(int))
+    return [found[place] for place in places]
+
+
+def curve(found: Sequence[tuple[Leader, float | None]], names: Sequence[str], contest: Contest) -> list[Point]:
+    """The curve from a contest of the leaders, `names` in their order, against one baseline."""
+    (baseline,) = contest.baselines
+    points = []
+    for (leader, fitness), name in zip(found, names, strict=True):
+        scores = -differences(contest.results, name, baseline)
+        error = float(scores.std(ddof=1) / np.sqrt(len(scores)))
+        points.append(Point(leader.generation, leader.candidate, fitness, float(scores.mean()), error))
+    return points
+
+
+def choose(points: Sequence[Point]) -> Point:
+    """The one-standard-error rule: the earliest leader that is no more than the best one's standard error below it."""
+    best = max(points, key=lambda point: point.score)
+    return next(point for point in points if point.score >= best.score - best.error)
+
+
+def checkpoint(archive: Archive, last: int | None) -> list[Candidate]:
+    """All candidates with a place at the end of generation `last` (None: of the run), the first first."""
+    standing = Standing()
+    for generation in archive.generations():
+        standing.add(generation)
+        if generation.record.number == last:
+            break
+    return [standing.candidates[each] for each in standing.places()]

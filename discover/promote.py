@@ -1,0 +1,525 @@
+"""`discover promote`: from a run's leaderboard to a certificate.
+
+incumbents -> checkpoint -> candidates (constants lifted) -> rungs on select tasks -> the winner, simplified -> final
+tasks, once -> certificate.
+
+Each stage is kept in the run's folder (promotion.json) when it is done, and every training in the store before that, so
+that a promotion that was killed goes on. What a stage comes to depends on the run, the space and versions alone. That
+the final tasks are about to be touched, and by which rule, is written down before they are: from then on it is this
+rule, whatever is asked for later.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.text import Text
+
+import dsl
+from discover import ablate, certificate, footprint, incumbents
+from discover.archive import Archive
+from discover.contenders import Contender, RuleContender, check, contender
+from discover.contest import Contest, Terms, Workshop, hold, load
+from discover.errors import RunError, UserError
+from discover.files import write_whole
+from discover.keeper import Keeper, StoppedError
+from discover.manifest import Manifest, host, read_json, read_manifest, versions
+from discover.ranges import dimensions
+from discover.records import Candidate
+from discover.runs import ARCHIVE, find, handle, is_running
+from discover.space import Promote, PromotionRung, Sizes, Tuning, least_tunings
+from discover.storage import Store, default_url
+from discover.verify import made
+from discover.watch import interruptible
+from dsl import Program
+from dsl.canonical import shape_hash, structure_hash
+from dsl.identify import nearest
+from dsl.lift import lift
+
+FORMAT = 1
+"""Version of promotion.json."""
+
+PROMOTION, CERTIFICATE, READABLE = "promotion.json", "certificate.json", "certificate.md"
+
+INCUMBENTS, SIMPLIFY, FINAL, RUNGS = 100, 200, 300, 400
+"""First study seeds: of each stage its own hundred, the same in every run, so that baselines are tuned once."""
+
+
+@dataclass(slots=True)
+class Promotion:
+    """A promotion, as far as it is.
+
+    Attributes:
+        state: what promotion.json holds.
+        settings: of the space, with `top` as it was asked for.
+    """
+
+    folder: Path
+    manifest: Manifest
+    settings: Promote
+    state: dict[str, Any]
+    compile: bool
+
+    def keep(self) -> None:
+        write_whole(self.folder / PROMOTION, json.dumps(self.state, indent=1, allow_nan=False) + "\n")
+
+    @property
+    def split(self) -> Mapping[str, tuple[str, ...]]:
+        tasks = self.manifest.configuration.space.tasks
+        return {"select": tasks.select, "final": tasks.final}
+
+
+def begin(text: str, top: int | None) -> Promotion:
+    """Finds the run, and what an earlier promotion of it came to.
+
+    Args:
+        text: as for `runs.find`.
+        top: candidates; None for the space's number. An earlier promotion's stays.
+
+    Raises:
+        RunError: no such run, it is being searched, or has trained nothing.
+        UserError: its space has no select or final tasks; too many candidates for the rungs to tell apart.
+    """
+    folder = find(text)
+    manifest = read_manifest(folder)
+    if is_running(folder):
+        raise RunError(f"{folder}: is being searched; wait for its end, or stop it, and promote it then")
+    space = manifest.configuration.space
+    for part in ("select", "final"):
+        if not getattr(space.tasks, part):
+            raise UserError(
+                f"{folder}: its space has no tasks.{part}; promotion needs select and final tasks in the YAML"
+            )
+    state: dict[str, Any] = {"format": FORMAT, "stages": {}, "seconds": {}}
+    if (folder / PROMOTION).is_file():
+        state = read_json(folder / PROMOTION)
+        if state.get("format") != FORMAT:
+            raise RunError(f"{folder / PROMOTION}: is of format {state.get('format')}; this version reads {FORMAT}")
+    count = state.setdefault("top", space.promote.top if top is None else top)
+    for number, rung in enumerate(space.promote.rungs):
+        least = least_tunings(rung.error_rate, count)
+        if rung.tunings[1] < least:
+            raise UserError(
+                f"--top {count}: {rung.tunings[1]} tunings of rungs[{number}] cannot tell so many candidates from luck;"
+                f" {least} can (promote.rungs in the space), or fewer candidates"
+            )
+    settings = space.promote.model_copy(update={"top": count})
+    return Promotion(folder, manifest, settings, state, space.compile != "never")
+
+
+def carry_out(promotion: Promotion, workshop: Workshop) -> dict[str, Any]:
+    """Promotes, from wherever an earlier promotion of the run ended, and gives the certificate.
+
+    Raises:
+        StoppedError: asked to stop; the same call goes on.
+        UserError: a task or baseline that is not there, a candidate that cannot train.
+    """
+    state = promotion.state
+    if "final" not in state:
+        _choose_checkpoint(promotion, workshop)
+        passed = _climb(promotion, workshop)
+        if passed is not None:
+            _simplify(promotion, passed, workshop)
+    if "final" in state:
+        _finish(promotion, workshop)
+    return _certify(promotion, workshop)
+
+
+# Stages ---------------------------------------------------------------------------------------------------------------
+
+
+def _choose_checkpoint(promotion: Promotion, workshop: Workshop) -> None:
+    """Scores the run's leaders on select tasks, and takes the candidates from where the best of them led."""
+    state, settings = promotion.state, promotion.settings
+    if "candidates" in state:
+        return
+    with Archive.read(promotion.folder / ARCHIVE) as archive:
+        led = incumbents.thinned(incumbents.leaders(archive), settings.checkpoints)
+        if not led:
+            raise RunError(f"{promotion.folder}: has trained nothing yet; there is nothing to promote")
+        programs = [_program(_candidate(archive, each.candidate)) for each, _ in led]
+    contenders = [RuleContender(program.name, program) for program in programs]
+    terms = _terms(promotion, "incumbents", settings.incumbents, INCUMBENTS, "select")
+    contest = _held(promotion, terms, contenders, settings.baselines[:1], workshop)
+    points = incumbents.curve(led, [one.name for one in contenders], contest)
+    chosen = incumbents.choose(points)
+    state["curve"] = [asdict(point) for point in points]
+    state["checkpoint"] = asdict(chosen)
+    for line in _curve_lines(points, chosen):
+        workshop.say(line)
+    with Archive.read(promotion.folder / ARCHIVE) as archive:
+        ranked = incumbents.checkpoint(archive, chosen.generation)
+    state["candidates"], state["left_out"] = _distinct(ranked, settings)
+    for line in state["left_out"]:
+        workshop.say(line)
+    promotion.keep()
+
+
+def _curve_lines(points: Sequence[incumbents.Point], chosen: incumbents.Point) -> Iterator[str]:
+    yield "meta-overfitting: leaders of the run on select tasks (nats below the baseline's loss; higher is better)"
+    for point in points:
+        believed = "none" if point.fitness is None else f"{point.fitness:+.4f}"
+        mark = " <- the checkpoint" if point == chosen else ""
+        yield (
+            f"  from generation {point.generation:>4}: candidate {point.candidate:>6}, in the search {believed},"
+            f" on select tasks {point.score:+.4f} +- {point.error:.4f}{mark}"
+        )
+
+
+def _distinct(ranked: Sequence[Candidate], settings: Promote) -> tuple[list[dict[str, Any]], list[str]]:
+    """The first candidates that differ in more than what is tuned anyhow, from each other and from the baselines."""
+    digest = shape_hash if settings.own else structure_hash
+    known: dict[str, str] = {}
+    for name in settings.baselines:
+        one = contender(name)
+        if isinstance(one, RuleContender):
+            known[digest(one.program)] = name
+    found: list[dict[str, Any]] = []
+    left_out = []
+    for place, candidate in enumerate(ranked, start=1):
+        if len(found) == settings.top:
+            break
+        program = _program(candidate)
+        if (same := known.get(digest(program))) is not None:
+            left_out.append(f"candidate {candidate.id} (place {place}) is {same} but for constants, which are tuned")
+            continue
+        known[digest(program)] = f"candidate {candidate.id}"
+        found.append(
+            {
+                "name": program.name,
+                "id": candidate.id,
+                "place": place,
+                "origin": candidate.origin,
+                "found": candidate.text,
+                "text": dsl.format(program),
+            }
+        )
+    return found, left_out
+
+
+def _program(candidate: Candidate) -> Program:
+    """A candidate with its constants lifted."""
+    program = lift(dsl.parse(candidate.text, f"candidate {candidate.id}"))
+    return replace(dsl.check(program), name=f"candidate_{candidate.id}", doc="")
+
+
+def _candidate(archive: Archive, id: int) -> Candidate:
+    found = archive.candidate(id)
+    assert found is not None
+    return found
+
+
+def _climb(promotion: Promotion, workshop: Workshop) -> str | None:
+    """The rungs; who passed the last one first, if anybody did."""
+    playing = {each["name"]: dsl.parse(each["text"]) for each in promotion.state["candidates"]}
+    if not playing:
+        workshop.say("every candidate is a baseline but for its constants: there is nothing to promote")
+        return None
+    passed: tuple[str, ...] = ()
+    for number, rung in enumerate(promotion.settings.rungs):
+        name = f"rung {number + 1}"
+        terms = _terms(promotion, name, rung, RUNGS + 100 * number, "select")
+        contenders = [RuleContender(each, program) for each, program in playing.items()]
+        contest = _held(promotion, terms, contenders, rung.baselines or promotion.settings.baselines, workshop)
+        passed = contest.passed
+        for line in _contest_lines(contest):
+            workshop.say(line)
+        if not passed:
+            return None
+        playing = {each: playing[each] for each in passed}
+    return passed[0]
+
+
+def _contest_lines(contest: Contest) -> Iterator[str]:
+    adjusted, passed = contest.adjusted, contest.passed
+    for name in contest.candidates:
+        tunings = len(next(iter(contest.results.values()))[name])
+        size = 100 * math.expm1(contest.mean_difference(name))
+        verdict = "passes" if name in passed else "does not pass"
+        yield (
+            f"{contest.terms.name}: {name} {verdict}: loss {size:+.2f} % relative to the best baseline,"
+            f" p = {adjusted[name]:.2g} (limit {contest.terms.error_rate:g}) after {tunings} tunings"
+        )
+
+
+def _simplify(promotion: Promotion, name: str, workshop: Workshop) -> None:
+    """Simplifies the winner, names it, and writes down that it is what the final tasks will see."""
+    state, settings = promotion.state, promotion.settings
+    began = time.perf_counter()
+    text = next(each["text"] for each in state["candidates"] if each["name"] == name)
+    last = Contest.of(state["stages"][f"rung {len(settings.rungs)}"])
+    winner = tuned(dsl.parse(text), last, name)
+    sizes: Tuning = settings.simplify
+    if not sizes.tasks:
+        sizes = sizes.model_copy(update={"tasks": _place(settings.rungs[0])[1].tasks})
+    terms = _terms(promotion, "simplify", sizes, SIMPLIFY, "select")
+    terms = replace(terms, own=False, error_rate=settings.simplify.error_rate)
+    found = ablate.simplify(winner, terms, settings.simplify.margin, workshop)
+    identity = str(nearest(found.program))
+    workshop.say(f"simplified: {identity}")
+    state["winner"] = name
+    state["simplification"] = [asdict(trial) for trial in found.trials]
+    state["seconds"]["simplify"] = time.perf_counter() - began
+    state["simplify_model_steps"] = found.model_steps
+    state["final"] = {
+        "rule": name,
+        "text": dsl.format(found.program),
+        "identity": identity,
+        "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    promotion.keep()
+
+
+def tuned(program: Program, contest: Contest, name: str) -> Program:
+    """The program with what was found for it in a contest as its defaults: geometric means over tunings and tasks, of
+    weight decay the median."""
+    values: dict[str, float] = {}
+    every = [each.hypers for row in contest.results.values() for each in row[name]]
+    for hyper in program.hypers:
+        found = [own[hyper.name] for own in every if hyper.name in own]
+        if hyper.name == "weight_decay" and found:
+            values[hyper.name] = float(np.median(found))
+        elif found:
+            values[hyper.name] = float(f"{math.exp(float(np.mean(np.log(found)))):.6g}")
+    return program.with_defaults(values)
+
+
+def _finish(promotion: Promotion, workshop: Workshop) -> None:
+    """The one contest on the final tasks, of the rule that was written down for it."""
+    state, settings = promotion.state, promotion.settings
+    program = dsl.parse(state["final"]["text"])
+    terms = _terms(promotion, "final", settings.final, FINAL, "final")
+    if "final" not in state["stages"]:
+        workshop.say(f"final tasks: touched once, by {program.name} as recorded {state['final']['recorded']}")
+    one = RuleContender(program.name, program)
+    contest = _held(promotion, terms, [one], settings.final.baselines or settings.baselines, workshop)
+    for line in _contest_lines(contest):
+        workshop.say(line)
+
+
+# Terms ----------------------------------------------------------------------------------------------------------------
+
+
+def _place(sizes: Sizes) -> tuple[str, Sizes, str]:
+    """Where a rung is trained: device, sizes, and a line that says so where it is not as asked for."""
+    if not isinstance(sizes, PromotionRung):
+        return "cpu", sizes, ""
+    wanted = {name: quantity for name, quantity in sizes.request if quantity and name not in ("CPU", "memory")}
+    if not wanted:
+        return "cpu", sizes, ""
+    if set(wanted) == {"GPU"} and torch.cuda.is_available():
+        return "cuda", sizes, f"on {torch.cuda.get_device_name()}"
+    missing = ", ".join(wanted)
+    here = sizes.here or sizes
+    smaller = "at the size given for it" if sizes.here else "at full size"
+    return "cpu", here, f"asks for {missing}, which this machine has not: on its CPU, {smaller}"
+
+
+def _terms(promotion: Promotion, name: str, sizes: Sizes, first: int, part: str) -> Terms:
+    device, actual, _ = _place(sizes)
+    known = actual.tasks or sizes.tasks or promotion.split[part]
+    loaded = [load(task) for task in known]
+    assert isinstance(sizes, PromotionRung | Tuning)
+    least, most = sizes.tunings if isinstance(sizes, PromotionRung) else (sizes.tunings, sizes.tunings)
+    return Terms(
+        name=name,
+        tasks={task.spelling: actual.steps_of(task.horizon) for task in loaded},
+        trials=sizes.trials,
+        tuning_seeds=sizes.tuning_seeds,
+        fresh=sizes.fresh,
+        least=least,
+        most=most,
+        error_rate=sizes.error_rate if isinstance(sizes, PromotionRung) else 0.05,
+        own=promotion.settings.own,
+        first=first,
+        device=device,
+        compile=promotion.compile,
+    )
+
+
+def _held(
+    promotion: Promotion,
+    terms: Terms,
+    candidates: Sequence[Contender],
+    baselines: Sequence[str],
+    workshop: Workshop,
+) -> Contest:
+    """The contest, from promotion.json if it is there."""
+    state = promotion.state
+    if (stored := state["stages"].get(terms.name)) is not None:
+        return Contest.of(stored)
+    sizes = _sizes(promotion.settings, terms.name)
+    if place := _place(sizes)[2]:
+        workshop.say(f"{terms.name} {place}")
+    began = time.perf_counter()
+    against = [contender(name) for name in baselines]
+    for task in terms.tasks:
+        for one in (*against, *candidates):
+            check(one, load(task))
+    contest = hold(terms, candidates, against, workshop)
+    everybody = [*against, *candidates]
+    state["stages"][terms.name] = {
+        **contest.plain(),
+        "rules": {one.name: _spelled(one) for one in everybody},
+        "tuned": {one.name: _dimensions(one, terms, workshop) for one in everybody},
+        "place": place,
+    }
+    state["seconds"][terms.name] = time.perf_counter() - began
+    promotion.keep()
+    return contest
+
+
+def _sizes(settings: Promote, name: str) -> Sizes:
+    if name.startswith("rung "):
+        return settings.rungs[int(name.removeprefix("rung ")) - 1]
+    return settings.final if name == "final" else settings.incumbents
+
+
+def _spelled(one: Contender) -> dict[str, str]:
+    """A contender as text that `discover.verify` makes it from again."""
+    return {"text": dsl.format(one.program)} if isinstance(one, RuleContender) else {"class": one.name}
+
+
+def _dimensions(one: Contender, terms: Terms, workshop: Workshop) -> int:
+    return len(dimensions(one, workshop.ground(terms, next(iter(terms.tasks))), own=terms.own))
+
+
+# The certificate ------------------------------------------------------------------------------------------------------
+
+
+def _certify(promotion: Promotion, workshop: Workshop) -> dict[str, Any]:
+    """Writes certificate.json and certificate.md."""
+    state, manifest = promotion.state, promotion.manifest
+    order = ["incumbents", *(f"rung {number + 1}" for number in range(len(promotion.settings.rungs))), "final"]
+    stages = [state["stages"][name] for name in order if name in state["stages"]]
+    contests = [Contest.of(stage) for stage in stages]
+    final = contests[-1] if "final" in state["stages"] else None
+    last = contests[-1]
+    contenders = [made(name, spelled) for name, spelled in stages[-1]["rules"].items()]
+    prints = {task: footprint.measure(contenders, load(task)) for task in last.terms.tasks}
+    rule = None
+    if final is not None:
+        recorded = state["final"]
+        found = dsl.parse(recorded["text"])
+        rule = {**recorded, "structure": structure_hash(found), "behaviour": dsl.fingerprint(found).behaviour}
+    configuration = manifest.configuration
+    with Archive.read(promotion.folder / ARCHIVE) as archive:
+        provenance = {
+            "run": manifest.run,
+            "space": configuration.space.plain(),
+            "seed": configuration.seed,
+            "algorithm": configuration.algorithm,
+            "command": shlex.join(manifest.command),
+            "versions": dict(manifest.versions),
+            "archive": archive.digest(),
+            "candidate": state.get("winner"),
+            "lineage": _lineage(archive, state),
+        }
+    steps = {stage["terms"]["name"]: contest.model_steps for stage, contest in zip(stages, contests, strict=True)}
+    if "simplify_model_steps" in state:
+        steps["simplify"] = state["simplify_model_steps"]
+    data: dict[str, Any] = {
+        "format": certificate.FORMAT,
+        "outcome": certificate.outcome(contests),
+        "rule": rule,
+        "candidates": state["candidates"],
+        "left_out": state["left_out"],
+        "curve": state["curve"],
+        "checkpoint": state["checkpoint"],
+        "contests": stages,
+        "statistics": [certificate.statistics_of(contest) for contest in contests],
+        "simplification": state.get("simplification", []),
+        "footprints": {task: {name: asdict(cost) for name, cost in row.items()} for task, row in prints.items()},
+        "data": {task: load(task).data_sha256 for contest in contests for task in contest.terms.tasks},
+        "provenance": provenance,
+        "spent": {"model_steps": steps, "seconds": sum(state["seconds"].values()), "by_stage": state["seconds"]},
+        "versions": versions(),
+        "hardware": {**host(), "capability": torch.backends.cpu.get_cpu_capability()},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commands": _commands(promotion),
+    }
+    data["statement"] = certificate.statement(data)
+    sealed = certificate.seal(json.loads(json.dumps(data, allow_nan=False)))
+    write_whole(promotion.folder / READABLE, certificate.markdown(sealed))
+    write_whole(promotion.folder / CERTIFICATE, json.dumps(sealed, indent=1, allow_nan=False) + "\n")
+    return sealed
+
+
+def _lineage(archive: Archive, state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The winner's ancestors along first parents, the oldest first."""
+    id = next((each["id"] for each in state["candidates"] if each["name"] == state.get("winner")), None)
+    found: list[dict[str, Any]] = []
+    while id is not None:
+        candidate = _candidate(archive, id)
+        found.append({"id": candidate.id, "origin": candidate.origin, "generation": candidate.generation})
+        id = candidate.parents[0] if candidate.parents else None
+    return found[::-1]
+
+
+def _commands(promotion: Promotion) -> list[str]:
+    run = handle(promotion.folder)
+    return [
+        shlex.join(promotion.manifest.command),
+        shlex.join(["discover", "promote", run, "--top", str(promotion.state["top"])]),
+        shlex.join(["discover", "verify", str(promotion.folder / CERTIFICATE)]),
+    ]
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def run(text: str, *, top: int | None, storage: str | None, as_json: bool) -> None:
+    """Promotes, shows what came of it, and says where the certificate is.
+
+    Args:
+        text, top: see `begin`.
+        storage: URL of an Optuna storage; None for the user's own file.
+        as_json: print the certificate on stdout, and what is shown to people on stderr.
+
+    Raises:
+        UserError: a mistake of the user's.
+    """
+    console = Console(stderr=as_json)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    torch.set_num_threads(1)
+    promotion = begin(text, top)
+    asked = promotion.state["top"]
+    if top is not None and top != asked:
+        say(f"an earlier promotion of this run took its first {asked} candidates; it stays so: nothing is drawn again")
+    if (promotion.folder / CERTIFICATE).is_file():
+        data = read_json(promotion.folder / CERTIFICATE)
+        say("this run was promoted before; its certificate stands, and the final tasks are not touched again")
+    else:
+        with interruptible(say) as stop, closing(Store(storage or default_url())) as store:
+            workshop = Workshop(store, Keeper(store.folder, stop=stop), say=say)
+            try:
+                with console.status("promoting") as status:
+                    workshop.tell = lambda line: status.update(Text(line))
+                    data = carry_out(promotion, workshop)
+            except StoppedError:
+                say(f"interrupted; what was trained is kept in {store.url}: 'discover promote {text}' goes on")
+                if as_json:
+                    print(json.dumps({"interrupted": True, "storage": store.url}, indent=1))
+                return
+    say("")
+    say(data["statement"])
+    if data["rule"] is not None:
+        say(f"{data['rule']['rule']}: {data['rule']['identity']}")
+    say(f"certificate: {promotion.folder / READABLE}; check it with: {data['commands'][-1]}")
+    if as_json:
+        print(json.dumps(data | {"folder": str(promotion.folder)}, indent=1))

@@ -1,0 +1,545 @@
+"""Laws of promoting: luck and fitting the search's tasks promote nothing, what is better passes, and nothing is drawn
+again; and of certificates: what was changed does not hold."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import dsl
+from discover import ablate, certificate, cli, incumbents, promote, runs, statistics, verify
+from discover.archive import Archive
+from discover.contenders import RuleContender
+from discover.contest import Contest, Terms, Workshop, anytime_p, hold
+from discover.errors import RunError, SpaceError, UserError
+from discover.keeper import Keeper, StoppedError
+from discover.manifest import Configuration
+from discover.records import Candidate, Confirmation, Generation, GenerationRecord
+from discover.space import Space, least_tunings
+from discover.storage import Store
+from dsl import properties
+from dsl.behaviour import behaviour_hash
+from dsl.flatten import flatten, with_literals
+from dsl.lift import lift
+
+ROOT = Path(__file__).parent.parent
+CRIPPLED = "def crippled(p, g, *, lr=0.1):\n    p = p - lr * mean(g)\n"
+ASCENT = "def ascent(p, g, *, lr=0.1):\n    p = p + lr * g\n"
+FITTED = """\
+def fitted(p, g, m: zeros, *, lr=0.001):
+    m = lerp(m, g, 0.1)
+    p = p - lr * where(t < 9.5, debias(m, 0.9), -100 * g)
+"""
+"""Momentum for as long as its search trained, which was 9 steps, and what nobody saw there afterwards."""
+
+SPACE = """\
+operators: [add, sign]
+tasks: {search: [quadratic], select: [breast_cancer], final: [diabetes_regression]}
+rungs: [{tasks: [quadratic]}]
+compile: never
+promote:
+  top: 2
+  baselines: [BASELINE]
+  own: false
+  incumbents: {steps: 8, trials: 3, tunings: 2, fresh: 1}
+  rungs: [{steps: 12, trials: 4, fresh: 1, tunings: [7, 8]}]
+  simplify: {steps: 12, trials: 3, fresh: 2, tunings: 4, margin: 0.3}
+  final: {steps: 12, trials: 4, fresh: 1, tunings: [7, 8]}
+"""
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to run commands in, without a compiler."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DISCOVER_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.delenv("DISCOVER_RUNS_DIR", raising=False)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("COLUMNS", "200")
+    yield tmp_path
+    torch.set_num_threads(before)
+
+
+def adam() -> str:
+    return dsl.format(with_literals(dsl.load("adamw")))
+
+
+def a_run(rules: Sequence[str], baseline: str = "crippled.rule", change: Callable[[str], str] = lambda s: s) -> Path:
+    """A run whose leaderboard is these rules, the first first, in one generation each, the last rule first."""
+    Path("crippled.rule").write_text(CRIPPLED)
+    Path("tiny.yaml").write_text(change(SPACE.replace("BASELINE", baseline)))
+    configuration = Configuration(
+        space=Space.load("tiny.yaml"),
+        ancestors=(adam(),),
+        algorithm="evolution",
+        seed=3,
+        compiled_from={"quadratic": None},
+        native=True,
+        candidates=10,
+        seconds=None,
+        workers=0,
+    )
+    with runs.create(configuration, out=Path("found"), command=["discover", "search"]) as run, run.archive() as archive:
+        for number, text in enumerate(reversed(rules)):
+            candidate = Candidate(
+                *(number, number, "made", (number - 1,) if number else (), text, f"s{number}", f"b{number}", "trained"),
+                fitness=0.1 * number,
+            )
+            archive.commit_generation(
+                Generation(GenerationRecord(number, 1, {}, 0, 1, (), 0, None), (candidate,), (), ())
+            )
+    return Path("found")
+
+
+def command(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, str, str]:
+    code = cli.main(line.split())
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def read(folder: Path, name: str = "certificate.json") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / name).read_text())
+    return found
+
+
+# What is promoted -----------------------------------------------------------------------------------------------------
+
+
+def test_a_better_rule_is_promoted_simplified_and_certified(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = a_run([adam(), ASCENT])
+    code, out, err = command(capsys, "promote found")
+    assert code == 0, err
+    data = read(folder)
+    assert data["outcome"] == "better"
+    assert "candidate_1 is better than crippled" in out
+    assert "meta-overfitting" in out
+    assert data["checkpoint"]["candidate"] == 1
+    final = Contest.of(data["contests"][-1])
+    assert final.terms.tasks == {"diabetes_regression": 12}
+    assert final.passed == ("candidate_1",)
+    assert dsl.parse(data["rule"]["text"])
+    assert len(data["simplification"]) > 3
+    text = (folder / "certificate.md").read_text()
+    for part in ("probability of improvement", "speed-up", "lineage", "Digest", "error rate 0.05", "discover verify"):
+        assert part in text
+
+
+def test_a_second_promotion_gives_the_same_certificate_and_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = a_run([adam()])
+    assert command(capsys, "promote found")[0] == 0
+    before = (folder / "certificate.json").read_bytes()
+    monkeypatch.setattr(promote, "hold", lambda *_: pytest.fail("trains again"))
+    code, out, _ = command(capsys, "promote found --top 1 --json")
+    assert code == 0
+    assert json.loads(out)["outcome"] == "better"
+    assert (folder / "certificate.json").read_bytes() == before
+    _, out, _ = command(capsys, "promote found --top 1")
+    assert "the final tasks are not touched again" in out
+    assert "it stays so: nothing is drawn again" in out
+
+
+def test_a_rule_that_is_worse_is_not_promoted(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = a_run([ASCENT], "adamw")
+    assert command(capsys, "promote found")[0] == 0
+    data = read(folder)
+    assert data["outcome"] == "nothing passed"
+    assert data["rule"] is None
+    assert "This is what was tried" in data["statement"]
+    assert "final" not in read(folder, "promotion.json")["stages"]
+    assert command(capsys, "verify found")[0] == 0
+
+
+def test_a_rule_that_wins_on_the_search_task_alone_is_not_promoted(
+    capsys: pytest.CaptureFixture[str], workshop: Workshop
+) -> None:
+    texts = (("fitted", FITTED), ("crippled", CRIPPLED))
+    fitted, crippled = (RuleContender(name, dsl.parse(text)) for name, text in texts)
+    assert hold(terms(tasks={"quadratic": 9}, fresh=2), [fitted], [crippled], workshop).passed == ("fitted",)
+    folder = a_run([FITTED])
+    assert command(capsys, "promote found")[0] == 0
+    assert read(folder)["outcome"] == "nothing passed"
+
+
+def test_what_is_a_baseline_but_for_tuned_constants_takes_no_part(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = a_run([adam().replace("0.1)", "0.2)")], "adamw", lambda text: text.replace("own: false", "own: true"))
+    assert command(capsys, "promote found")[0] == 0
+    data = read(folder)
+    assert data["candidates"] == []
+    assert data["left_out"] == ["candidate 0 (place 1) is adamw but for constants, which are tuned"]
+    assert data["outcome"] == "nothing passed"
+    assert command(capsys, "verify found")[0] == 0
+
+
+def test_the_final_tasks_see_the_recorded_rule_and_are_recorded_before_they_are_trained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = a_run([adam()])
+
+    def stopped(terms: Terms, *rest: Any) -> Contest:
+        if terms.name == "final":
+            assert read(folder, "promotion.json")["final"]["text"]
+            raise StoppedError
+        return hold(terms, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promote, "hold", stopped)
+        _, out, _ = command(capsys, "promote found")
+    assert "interrupted" in out
+    state = read(folder, "promotion.json")
+    state["final"]["text"] = CRIPPLED.replace("crippled", "candidate_0").replace("mean(g)", "sign(g)")
+    (folder / "promotion.json").write_text(json.dumps(state))
+    command(capsys, "promote found")
+    assert "sign(g)" in read(folder)["contests"][-1]["rules"]["candidate_0"]["text"]
+
+
+@pytest.mark.slow
+def test_a_promotion_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    a_run([adam()])
+    line = [sys.executable, "-m", "discover.cli", "promote", "found"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CXX": "no-such-compiler"}
+
+    def start(data: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(line, env={**environment, "DISCOVER_DATA_DIR": str(tmp_path / data)})
+
+    killed = start("one")
+    deadline = time.monotonic() + 60
+    while not Path("found/promotion.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.wait() == -9
+    assert not Path("found/certificate.json").exists()
+    assert start("one").wait() == 0
+    first = read(Path("found"))
+    for name in ("promotion.json", "certificate.json"):
+        Path("found", name).unlink()
+    assert cli.main(["promote", "found", "--storage", f"sqlite:///{tmp_path / 'two.sqlite'}"]) == 0
+    second = read(Path("found"))
+    for part in ("contests", "statistics", "rule", "simplification", "statement", "curve"):
+        if part == "rule":
+            first[part].pop("recorded"), second[part].pop("recorded")
+        assert first[part] == second[part]
+
+
+# The contest ----------------------------------------------------------------------------------------------------------
+
+
+def terms(**changes: Any) -> Terms:
+    values: dict[str, Any] = {"name": "rung 1", "tasks": {"breast_cancer": 10}, "trials": 3, "tuning_seeds": 1}
+    values |= {"fresh": 1, "least": 7, "most": 8, "error_rate": 0.05, "own": False, "first": 0, "compile": False}
+    return Terms(**{**values, **changes})
+
+
+@pytest.fixture
+def workshop() -> Iterator[Workshop]:
+    store = Store(None)
+    yield Workshop(store, Keeper(None))
+    store.close()
+
+
+def test_the_p_of_a_contest_holds_whenever_one_stops() -> None:
+    rng, stopped = np.random.default_rng(0), 0
+    for _ in range(2000):
+        won = rng.integers(0, 2, size=40).astype(float).tolist()
+        stopped += any(anytime_p(won[:n]) <= 0.05 for n in (7, 8, 10, 15, 25, 40))
+    assert stopped / 2000 <= 0.05
+
+
+@pytest.mark.parametrize("candidates", [1, 4, 40])
+@pytest.mark.parametrize("rate", [0.2, 0.05, 0.01])
+def test_the_least_number_of_tunings_is_that_of_the_evidence(candidates: int, rate: float) -> None:
+    least = least_tunings(rate, candidates)
+    assert statistics.first_rejection([1.0] * least, rate / candidates) == least
+
+
+def test_a_candidate_that_can_no_longer_pass_is_not_tuned_further(workshop: Workshop) -> None:
+    good, bad, baseline = (
+        RuleContender(name, dsl.parse(text)) for name, text in (("a", adam()), ("b", ASCENT), ("c", CRIPPLED))
+    )
+    contest = hold(terms(least=2, most=9), [good, bad], [baseline], workshop)
+    row = contest.results["breast_cancer"]
+    assert contest.passed == ("a",)
+    assert len(row["b"]) < len(row["a"])
+    assert Contest.of(json.loads(json.dumps(contest.plain()))).adjusted == contest.adjusted
+
+
+def test_a_candidate_must_beat_every_baseline(workshop: Workshop) -> None:
+    texts = (("a", adam()), ("crippled", CRIPPLED), ("same", adam()))
+    good, crippled, same = (RuleContender(name, dsl.parse(text)) for name, text in texts)
+    contest = hold(terms(), [good], [crippled, same], workshop)
+    assert contest.p_against("a", "crippled") <= 0.05
+    assert contest.p_against("a", "same") == 1.0
+    assert contest.passed == ()
+
+
+# Incumbents -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_standing_is_the_leaderboard_and_leaders_are_in_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    with Archive.create(tmp_path / "archive.sqlite") as archive:
+        for number in range(6):
+            ids = range(5 * number, 5 * number + 5)
+            made = tuple(
+                Candidate(i, number, "x", (), ASCENT, f"s{i}", f"b{i}", "trained", fitness=float(rng.normal()))
+                for i in ids
+            )
+            old = sorted(rng.choice(5 * number, size=min(3, 5 * number), replace=False).tolist()) if number else []
+            fresh = tuple(
+                Confirmation(i, number, None if rng.random() < 0.2 else float(rng.normal()), 0.1, number) for i in old
+            )
+            record = GenerationRecord(number, 5, {}, 0, 5, (), 0, None)
+            archive.commit_generation(Generation(record, made, (), fresh))
+        board = [each.candidate.id for each in archive.leaderboard(30)]
+        assert [each.id for each in incumbents.checkpoint(archive, None)] == board
+        led = incumbents.leaders(archive)
+    assert [each.generation for each, _ in led] == sorted(each.generation for each, _ in led)
+    assert board[0] in [each.candidate for each, _ in led]
+    assert incumbents.thinned(led, 2)[-1] == led[-1]
+
+
+def test_the_checkpoint_is_the_earliest_within_a_standard_error_of_the_best() -> None:
+    def points(*pairs: tuple[float, float]) -> list[incumbents.Point]:
+        return [incumbents.Point(n, n, 0.0, *pair) for n, pair in enumerate(pairs)]
+
+    assert incumbents.choose(points((0.0, 0.01), (0.10, 0.01), (0.11, 0.02), (0.05, 0.01))).generation == 1
+    assert incumbents.choose(points((0.0, 0.5), (0.10, 0.01), (0.14, 0.02))).generation == 2
+
+
+# Lifting and simplifying ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "rmsprop", "nadam", "adagrad", "adabelief"])
+def test_lifting_keeps_what_a_rule_does_and_leaves_no_constant(name: str) -> None:
+    literal = flatten(with_literals(dsl.load(name)))
+    lifted = dsl.check(lift(literal))
+    assert behaviour_hash(lifted) == behaviour_hash(literal)
+    assert dsl.parse(dsl.format(lifted)) == lifted
+    assert lift(lifted) == lifted
+    for hyper in lifted.hypers:
+        assert hyper.range is None or hyper.name == "weight_decay" or hyper.range.low <= hyper.default
+        assert hyper.range is not None or hyper.name in ("lr", "weight_decay")
+
+
+def test_an_average_and_its_correction_are_lifted_together() -> None:
+    assert list(lift(dsl.parse(adam())).defaults) == ["lr", "weight_decay", "rate1", "rate2", "eps1"]
+
+
+def test_what_does_nothing_goes_and_what_matters_stays(workshop: Workshop) -> None:
+    winner = dsl.parse(
+        "def w(p, g, m: zeros, *, lr=0.1, c1=1.00317, rate1=0.10449):\n"
+        "    m = lerp(m, g, rate1)\n    u = sign(m) * c1 + 1e-6 * tanh(g)\n    p = p - lr * u\n"
+    )
+    found = ablate.simplify(winner, terms(least=5, most=5, fresh=2, trials=4), 0.05, workshop)
+    assert "tanh" not in dsl.format(found.program)
+    assert found.program.defaults.get("rate1", 0.1) == 0.1
+    twice = dsl.parse("def w(p, g, *, lr=0.1):\n    p = p - lr * neg(neg(g))\n")  # each one is needed, for the other
+    assert ablate.simplify(twice, terms(least=5, most=5, fresh=2, trials=4), 0.05, workshop).program == twice
+
+
+def test_simplifying_keeps_what_short_trainings_do_not_show(workshop: Workshop) -> None:
+    found = ablate.simplify(
+        lift(dsl.parse(adam())), terms(least=4, most=4), 10.0, workshop
+    )  # nothing is worse by so much
+    assert properties.of(found.program).finite_at_zero
+    assert any("not finite at zero gradient then" in trial.change for trial in found.trials)
+    assert not any(trial.kept for trial in found.trials if " then" in trial.change)
+
+
+def test_removals_are_rules_that_use_the_gradient_and_keep_step_and_decay() -> None:
+    program = dsl.load("adamw")
+    found = dict(ablate.removals(program))
+    assert len(found) >= 6
+    for variant in found.values():
+        assert behaviour_hash(variant) != behaviour_hash(program)
+        assert {"lr", "weight_decay"} <= set(dsl.check(variant).defaults)
+
+
+# The space ------------------------------------------------------------------------------------------------------------
+
+BAD = {
+    "another set": ("promote: {rungs: [{tasks: [quadratic]}]}", "promote.rungs[0].tasks: 'quadratic' is not among"),
+    "a final task": ("promote: {final: {tasks: [breast_cancer]}}", "promote.final.tasks: 'breast_cancer' is not among"),
+    "elsewhere": ("promote: {rungs: [{here: {tasks: [quadratic]}}]}", "promote.rungs[0].here.tasks: 'quadratic'"),
+    "too few tunings": (
+        "promote: {top: 4, rungs: [{tunings: [4, 8]}]}",
+        "promote: rungs[0].tunings: 8 cannot show that one of 4 candidates is better at error rate 0.05; at least 9",
+    ),
+    "unknown key": (
+        "promote: {rungs: [{trails: 3}]}",
+        "rungs[0]: unknown key 'trails'; did you mean 'trials'?",
+    ),
+    "no baselines": ("promote: {baselines: []}", "promote.baselines: expected at least 1 entries"),
+    "variants": (
+        "tasks: {search: [quadratic], select: ['quadratic(horizon=7)'], final: [digits_mlp]}",
+        "tasks: 'quadratic' is in search and in select (as 'quadratic(horizon=7)', with the same data and network)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD.values(), ids=BAD)
+def test_a_mistake_in_the_space_is_one_line(line: str, message: str) -> None:
+    data = {**yaml.safe_load(SPACE), **yaml.safe_load(line)}
+    Path("tiny.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(SpaceError) as error:
+        Space.load("tiny.yaml")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_own_task_leaves_the_sets_that_hold_a_variant_of_it() -> None:
+    Path("tiny.yaml").write_text(SPACE)
+    space = Space.load("tiny.yaml").with_tasks(["breast_cancer(horizon=9)"])
+    assert space.tasks.select == ()
+
+
+def test_a_rung_that_asks_for_a_gpu_is_trained_here_at_the_size_given_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = "rungs: [{steps: 1.0, resources: {GPU: 1}, here: {steps: 9}, trials: 4, fresh: 1, tunings: [7, 8]}]"
+    folder = a_run([adam()], change=lambda text: text.replace(text.split("\n")[9].strip(), asked))
+    code, out, err = command(capsys, "promote found")
+    assert code == 0, err
+    assert "rung 1 asks for GPU, which this machine has not: on its CPU, at the size given for it" in out
+    stage = read(folder)["contests"][1]
+    assert stage["terms"]["tasks"] == {"breast_cancer": 9}
+    assert "asks for GPU" in (folder / "certificate.md").read_text()
+
+
+def test_mistakes_on_the_command_line_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = a_run([adam()])
+    for line, words in (
+        ("promote nowhere", "no run 'nowhere'"),
+        ("promote found --top 9", "--top 9: 8 tunings of rungs[0] cannot tell"),
+        ("verify found", "cannot read 'found/certificate.json'"),
+        ("verify found/manifest.json", "is not a certificate"),
+    ):
+        code, _, err = command(capsys, line)
+        assert code == 2
+        assert words in err
+        assert err.count("\n") == 1
+    with pytest.raises(RunError, match="is being searched"), runs.resume(str(folder), candidates=20):
+        promote.begin("found", None)
+
+
+# Certificates ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def promoted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A certificate, made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("promoted")
+        patch.chdir(folder)
+        patch.setenv("DISCOVER_DATA_DIR", str(folder / "data"))
+        patch.setenv("CXX", "no-such-compiler")
+        assert a_run([adam()])
+        assert cli.main(["promote", "found"]) == 0
+        return read(folder / "found")
+
+
+def test_a_certificate_holds_all_of_it_and_a_sample(
+    promoted: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("c.json").write_text(json.dumps(promoted))
+    code, out, _ = command(capsys, "verify c.json --json")
+    found = json.loads(out)
+    assert code == 0, found
+    assert (found["holds"], found["exact"], found["largest"]) == (True, True, 0.0)
+    assert found["retrained"] == found["runs"] > 30
+    code, out, _ = command(capsys, "verify c.json --sample 5 --seed 1 --json")
+    assert (code, json.loads(out)["retrained"]) == (0, 5)
+
+
+def _loss(data: dict[str, Any]) -> None:
+    data["contests"][-1]["results"]["diabetes_regression"]["candidate_0"][0]["losses"][0] *= 0.9
+
+
+def _rule(data: dict[str, Any]) -> None:
+    data["rule"]["text"] = data["rule"]["text"].replace("lr *", "lr * 2 *")
+
+
+def _trained_rule(data: dict[str, Any]) -> None:
+    _rule(data)
+    data["contests"][-1]["rules"]["candidate_0"]["text"] = data["rule"]["text"]
+
+
+def _statistic(data: dict[str, Any]) -> None:
+    data["statistics"][-1]["adjusted"]["candidate_0"] /= 2
+
+
+def _outcome(data: dict[str, Any]) -> None:
+    data["outcome"] = "not shown"
+
+
+def _seeds(data: dict[str, Any]) -> None:
+    row = data["contests"][-1]["results"]["diabetes_regression"]["candidate_0"]
+    row[1] = {**copy.deepcopy(row[0])}
+
+
+TAMPER: tuple[Callable[[dict[str, Any]], None], ...] = (_loss, _rule, _trained_rule, _statistic, _outcome, _seeds)
+
+
+@pytest.mark.parametrize("tamper", TAMPER)
+def test_what_was_changed_does_not_hold(
+    tamper: Callable[[dict[str, Any]], None], promoted: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = copy.deepcopy(promoted)
+    tamper(data)
+    Path("c.json").write_text(json.dumps(data))
+    code, out, _ = command(capsys, "verify c.json --sample 1")
+    assert code == 1
+    assert "the seal is broken" in out
+    assert "does not hold" in out
+    sealed = certificate.seal(data)  # by one who knows how it is sealed
+    assert not verify.verify(sealed, sample=1).holds
+
+
+@pytest.mark.parametrize("tamper", [_loss, _trained_rule])
+def test_a_forger_who_makes_all_numbers_fit_is_found_by_training_again(
+    tamper: Callable[[dict[str, Any]], None], promoted: dict[str, Any]
+) -> None:
+    data = copy.deepcopy(promoted)
+    tamper(data)
+    program = dsl.parse(data["rule"]["text"])
+    data["rule"]["behaviour"] = dsl.fingerprint(program).behaviour
+    data["rule"]["structure"] = dsl.fingerprint(program).structure
+    contests = [Contest.of(each) for each in data["contests"]]
+    data["statistics"] = json.loads(json.dumps([certificate.statistics_of(each) for each in contests]))
+    data["outcome"] = certificate.outcome(contests)
+    data["statement"] = certificate.statement(data)
+    report = verify.verify(certificate.seal(data), sample=None)
+    assert not report.holds
+    assert all("trained again it ends at" in problem for problem in report.problems)
+
+
+def test_another_version_is_held_to_a_tolerance_and_says_so(promoted: dict[str, Any]) -> None:
+    data = copy.deepcopy(promoted)
+    data["versions"]["torch"] = "1.0"
+    report = verify.verify(certificate.seal(data), sample=3)
+    assert report.holds
+    assert not report.exact
+    assert report.why_not.startswith("torch is ")
+    _loss(data)
+    assert not verify.verify(certificate.seal(data), sample=None).holds
+
+
+def test_a_certificate_of_another_format_is_refused(promoted: dict[str, Any]) -> None:
+    Path("c.json").write_text(json.dumps({**promoted, "format": 99}))
+    with pytest.raises(UserError, match="is of format 99"):
+        verify.read(Path("c.json"))
