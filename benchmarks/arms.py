@@ -97,7 +97,7 @@ def _incumbent(archive: Archive, model_steps: float) -> str | None:
     spent = 0
     for generation in archive.generations():
         spent += generation.record.model_steps
-        if spent > model_steps and standing:
+        if spent > model_steps:
             break
         for each in generation.confirmations:
             if each.fitness is not None:

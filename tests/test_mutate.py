@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import dsl
-from discover.mutate import CHANGES, Grammar, mutate, perturbed, random_program
+from discover.mutate import CHANGES, Grammar, mutate, perturbed, random_program, straight_lines, unfolded
 from discover.plan import genotype
 from dsl.ops import OPS
 from dsl.program import Assign, Call, Name, Number, Program, assignments, names_read
@@ -119,3 +121,49 @@ def test_state_can_be_found_by_a_rule_that_has_none() -> None:
     seedling = dsl.parse("def s(p, g, *, lr=1):\n x1 = abs(g)\n x2 = x1 * g\n x3 = lr * x2\n p = p - x3")
     grown = [random_program(grammar, np.random.default_rng(n), seedling).program for n in range(100)]
     assert {len(program.slots) for program in grown} == {0, 1, 2}
+
+
+# Rules with static ifs ----------------------------------------------------------------------------------------------
+
+MATRIX = (*ELEMENTWISE, "matmul", "transpose", "newton_schulz", "sinkhorn", "matrix_power", "row_rms", "col_rms", "rms")
+MATRICES = Grammar(MATRIX, 30, ("m", "v", "r", "l"), dict.fromkeys(CHANGES, 1.0), extents={"r": "rows", "l": "left"})
+
+
+@pytest.mark.parametrize("name", ["muon", "swan", "scale", "soap", "shampoo"])
+def test_unfolding_static_ifs_changes_nothing(name: str) -> None:
+    program = dsl.load(name)
+    straight = replace(program, body=unfolded(program.body))
+    assert dsl.behaviour_hash(straight) == dsl.behaviour_hash(program)
+    assert all(isinstance(s, Assign) for _, line in straight_lines(straight.body) for s in line)
+
+
+@pytest.mark.parametrize("name", ["muon", "sinkgd", "scale"])
+def test_a_change_is_to_one_line_and_keeps_the_types(name: str) -> None:
+    program = genotype(dsl.load(name))
+    before = dict(straight_lines(program.body))
+    touched = set()
+    for seed in range(80):
+        changed = mutate(program, MATRICES, np.random.default_rng(seed)).program
+        dsl.graph.lower_all(changed)
+        assert dsl.parse(dsl.format(changed)) == changed
+        after = dict(straight_lines(changed.body))
+        different = {path for path in before if path not in after or after[path] != before[path]}
+        assert len(different) <= 1 or len(after) != len(before)
+        touched |= different
+    assert touched == set(before)
+
+
+def test_matrix_operators_and_state_of_other_shapes_are_reached() -> None:
+    program = genotype(dsl.load("muon"))
+    used, extents = set(), set()
+    for seed in range(250):
+        changed = mutate(program, MATRICES, np.random.default_rng(seed)).program
+        used |= {s.value.op for s in assignments(changed.body) if isinstance(s.value, Call)}
+        extents |= {slot.extent for slot in changed.slots}
+        for statement in assignments(changed.body):
+            if isinstance(statement.value, Call) and statement.value.op in ("newton_schulz", "sinkhorn"):
+                steps = statement.value.args[1]
+                assert isinstance(steps, Number)
+                assert steps.value == int(steps.value) >= 1
+    assert {"matmul", "transpose", "sinkhorn", "matrix_power", "row_rms"} <= used
+    assert ("r", "1") in extents or ("r", "r") in extents

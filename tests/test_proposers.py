@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any, ClassVar
@@ -261,3 +262,47 @@ def test_what_is_no_proposer_is_said_in_one_line(
     with pytest.raises(UserError, match=message) as error:
         proposers.load(name)
     assert "\n" not in str(error.value)
+
+
+# The documentation's example ------------------------------------------------------------------------------------------
+
+MODEL = """
+import sys
+prompt = sys.stdin.read()
+number = int(prompt.rpartition("Request ")[2].partition(".")[0])
+good = "def rule(p, g, m: zeros, *, lr=0.1):\\n    m = lerp(m, g, 0.%03d)\\n    p = p - lr * sign(m)\\n"
+print("Here is a rule:\\n" + good % (number % 999 + 1) if number % 3 else "I would rather not.")
+"""
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+    folder = tmp_path_factory.mktemp("example")
+    text = (Path(__file__).parent.parent / "docs" / "proposers.md").read_text(encoding="utf-8")
+    code = next(block for block in text.split("```python\n")[1:] if block.startswith('"""my_proposer.py'))
+    (folder / "my_proposer.py").write_text(code.partition("```")[0])
+    (folder / "model.py").write_text(MODEL)
+    return f"{folder}/my_proposer.py:Mine", [sys.executable, "-S", f"{folder}/model.py"]
+
+
+class TestDocumentedExample(ProposerContract):
+    generations: ClassVar[int] = 1
+    _grown: ClassVar[tuple[World, list[Any]] | None] = None
+
+    @pytest.fixture(autouse=True)
+    def _chosen(self, example: tuple[str, list[str]]) -> None:
+        self.made = example
+
+    def world(self) -> World:
+        return World(self.made[0], {"proposer": {"command": self.made[1]}})
+
+    def grown(self) -> tuple[World, list[Any]]:
+        if TestDocumentedExample._grown is None:
+            TestDocumentedExample._grown = super().grown()
+        return TestDocumentedExample._grown
+
+    def test_it_asks_and_does_without_an_answer(self) -> None:
+        world, _ = self.grown()
+        origins = [world.propose(number).origin for number in range(1000, 1009)]
+        assert any(origin == "language model" for origin in origins)
+        assert any(origin.startswith("no rule (") for origin in origins)
