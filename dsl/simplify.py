@@ -81,6 +81,7 @@ ALGEBRAIC: list[Rule] = [
     ("x - x", "0"),
     ("x / x", "1"),
     ("x + x", "2 * x"),
+    ("(x * y) * y", "x * square(y)"),
     # signs
     ("neg(x - y)", "y - x"),
     ("neg(x) - y", "neg(x + y)"),
