@@ -19,9 +19,9 @@ from discover.events import Event, Finished, GenerationDone, Notice, Started
 from discover.front import costs
 from discover.records import OF_WORKERS, Ranked, Totals
 from dsl.flatten import tidy
-from dsl.format import format_expr
+from dsl.format import format_expr, format_test
 from dsl.identify import nearest
-from dsl.program import Program, RuleError, assignments
+from dsl.program import If, Program, RuleError, Statement, assignments
 
 EVERY_SECONDS = 10.0
 """How often progress is printed where lines cannot be drawn over."""
@@ -103,8 +103,19 @@ def started_lines(event: Started) -> Iterator[str]:
 def one_line(text: str | Program, width: int = 100) -> str:
     """A rule's statements in one line, as a person would write them."""
     program = tidy(dsl.parse(text) if isinstance(text, str) else text)
-    line = "; ".join(f"{each.target} = {format_expr(each.value)}" for each in assignments(program.body))
+    line = _in_line(program.body)
     return line if len(line) <= width else f"{line[: width - 3]}..."
+
+
+def _in_line(body: tuple[Statement, ...]) -> str:
+    parts = []
+    for each in body:
+        if isinstance(each, If):
+            orelse = f" else {{{_in_line(each.orelse)}}}" if each.orelse else ""
+            parts.append(f"if {format_test(each.test)} {{{_in_line(each.body)}}}{orelse}")
+        else:
+            parts.append(f"{each.target} = {format_expr(each.value)}")
+    return "; ".join(parts)
 
 
 def fitness(ranked: Ranked) -> str:

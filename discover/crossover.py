@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from numpy.random import Generator
 
-from discover.mutate import Grammar, Mutation, Place, View, replaced, settled, straight_lines, with_line
+from discover.mutate import Grammar, Mutation, Place, View, settled, straight_lines, with_line
 from dsl.program import Assign, Call, Expr, Name, Program, map_names, names_read
 
 _TRIES = 10
@@ -43,9 +43,7 @@ def cross(program: Program, mate: Program, grammar: Grammar, rng: Generator) -> 
 def _grafted(view: View, place: Place, other: View, index: int) -> Mutation | None:
     free = [name for name in view.grammar.slots if name not in view.slots]
     names = {slot: free.pop(0) if free else slot for slot in other.slots}
-    taken = {"p", "g", *view.slots, *view.grammar.slots, *view.program.defaults, *(s.target for s in view.body)}
-    numbers = (f"x{number}" for number in range(1, 1000))
-    fresh = (name for name in numbers if name not in taken)
+    fresh = view.fresh_names()
     added: list[Assign] = []
     for statement in _needed(other, index):
         value = map_names(statement.value, lambda name: Name(names.get(name, name)))
@@ -56,10 +54,8 @@ def _grafted(view: View, place: Place, other: View, index: int) -> Mutation | No
         added.append(Assign(names[statement.target], value))
     if not added:
         return None
-    body = list(view.body)
-    body[place.statement] = replaced(body[place.statement], place.argument, Name(added[-1].target))
-    body[place.statement : place.statement] = added
-    return view.with_body(body, f"cross in {added[-1].target} of {len(added)} statements")
+    crossed = view.with_inserted(place, added)
+    return crossed and Mutation(crossed.program, f"cross in {len(added)} statements")
 
 
 def _needed(view: View, index: int) -> list[Assign]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from numpy.random import Generator
 
+from discover.motifs import POWERS, preconditioner
 from dsl.dead import strip_dead
 from dsl.format import format_expr
 from dsl.graph import lower_all
@@ -39,9 +40,6 @@ matrices, which is what such a rule is about."""
 
 _WHOLE = {"steps": 6, "rank": 4, "block": 64, "k": 16}
 """Arguments of operators that are whole numbers -> the largest that is tried first."""
-
-_POWERS = (-1.0, -0.5, -0.25, 0.5)
-"""What is tried first as the exponent of a matrix power."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +185,8 @@ class View:
         names = dict.fromkeys(name for name in ("g", "p", *self.slots) if name not in hidden)
         scopes = [tuple(names)]
         for statement in self.body:
-            if names_read(statement.value) <= numbers:
+            value = statement.value
+            if names_read(value) <= numbers or (isinstance(value, Call) and OPS[value.op].group == "shape"):
                 numbers.add(statement.target)
             elif statement.target not in hidden:
                 names[statement.target] = None
@@ -231,9 +230,19 @@ class View:
         body[place.statement] = replaced(body[place.statement], place.argument, arg)
         return self.with_body(body, change)
 
+    def with_inserted(self, place: Place, lines: Sequence[Assign]) -> Mutation | None:
+        """With statements in front of a place, where the last one's value is read instead."""
+        body = list(self.body)
+        body[place.statement] = replaced(body[place.statement], place.argument, Name(lines[-1].target))
+        body[place.statement : place.statement] = lines
+        return self.with_body(body, f"insert {'; '.join(map(_text, lines))}")
+
     def fresh(self) -> str:
+        return next(self.fresh_names())
+
+    def fresh_names(self) -> Iterator[str]:
         taken = {"p", "g", *self.slots, *self.grammar.slots, *self.program.defaults, *(s.target for s in self.body)}
-        return next(name for n in range(1, 1000) if (name := f"x{n}") not in taken)
+        return (name for n in range(1, 1000) if (name := f"x{n}") not in taken)
 
 
 def replaced(statement: Assign, argument: int, arg: Expr) -> Assign:
@@ -254,6 +263,9 @@ def _insert(view: View, rng: Generator) -> Mutation | None:
         return None
     place = places[int(rng.integers(len(places)))]
     index, current = place.statement, view.args(place.statement)[place.argument]
+    if op.name == "matmul":
+        lines = preconditioner(current, view.scopes[index], view.grammar.extents, view.fresh_names(), rng)
+        return view.with_inserted(place, lines)
     given: list[Expr] = [current] if rng.random() < _WRAP else []
     target = view.fresh()
     if view.grammar.slots and rng.random() < _STATE:
@@ -261,10 +273,7 @@ def _insert(view: View, rng: Generator) -> Mutation | None:
         if len(op.params) > 1 and Name(target) not in given:
             given.insert(0, Name(target))
     statement = Assign(target, _random_call(op, view.scopes[index], rng, given))
-    body = list(view.body)
-    body[index] = replaced(body[index], place.argument, Name(target))
-    body.insert(index, statement)
-    return view.with_body(body, f"insert {_text(statement)}")
+    return view.with_inserted(place, [statement])
 
 
 def _delete(view: View, rng: Generator) -> Mutation | None:
@@ -362,7 +371,7 @@ def _random_call(op: Op, tensors: Sequence[str], rng: Generator, given: Sequence
         if param in _WHOLE:
             args.append(Number(float(rng.integers(1, _WHOLE[param] + 1))))
         elif param == "exponent":
-            args.append(Number(_POWERS[int(rng.integers(len(_POWERS)))]))
+            args.append(Number(POWERS[int(rng.integers(len(POWERS)))]))
         elif kind in ("number", "scalar"):
             args.append(Number(float(f"{rng.uniform(0.01, 0.99):.3g}")))
         elif waiting:

@@ -90,7 +90,7 @@ def _block(body: tuple[Statement, ...], indent: str) -> list[str]:
             case Assign(target, value):
                 lines.append(f"{indent}{target} = {format_expr(value)}")
             case If(test, body, orelse):
-                lines.append(f"{indent}if {_test(test)}:")
+                lines.append(f"{indent}if {format_test(test)}:")
                 lines += _block(body, indent + "    ")
                 if orelse:
                     lines.append(f"{indent}else:")
@@ -98,7 +98,7 @@ def _block(body: tuple[Statement, ...], indent: str) -> list[str]:
     return lines or [f"{indent}pass"]
 
 
-def _test(test: Test, inside: str = "") -> str:
+def format_test(test: Test, inside: str = "") -> str:
     match test:
         case IsMatrix():
             return "matrix(p)"
@@ -107,12 +107,12 @@ def _test(test: Test, inside: str = "") -> str:
         case HasRole(role):
             return f"role({role!r})"
         case Not(inner):
-            return f"not {_test(inner, 'not')}"
+            return f"not {format_test(inner, 'not')}"
         case And(tests):
-            text = " and ".join(_test(each, "and") for each in tests)
+            text = " and ".join(format_test(each, "and") for each in tests)
             return f"({text})" if inside else text
         case Or(tests):
-            text = " or ".join(_test(each, "or") for each in tests)
+            text = " or ".join(format_test(each, "or") for each in tests)
             return f"({text})" if inside else text
 
 

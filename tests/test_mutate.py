@@ -137,7 +137,7 @@ def test_unfolding_static_ifs_changes_nothing(name: str) -> None:
     assert all(isinstance(s, Assign) for _, line in straight_lines(straight.body) for s in line)
 
 
-@pytest.mark.parametrize("name", ["muon", "sinkgd", "scale"])
+@pytest.mark.parametrize("name", ["muon", "sinkgd"])
 def test_a_change_is_to_one_line_and_keeps_the_types(name: str) -> None:
     program = genotype(dsl.load(name))
     before = dict(straight_lines(program.body))
@@ -155,9 +155,10 @@ def test_a_change_is_to_one_line_and_keeps_the_types(name: str) -> None:
 
 def test_matrix_operators_and_state_of_other_shapes_are_reached() -> None:
     program = genotype(dsl.load("muon"))
+    growing = replace(MATRICES, operators=MATRIX[-8:], weights={"insert": 1.0, "operator": 1.0, "constant": 1.0})
     used, extents = set(), set()
     for seed in range(250):
-        changed = mutate(program, MATRICES, np.random.default_rng(seed)).program
+        changed = mutate(program, growing, np.random.default_rng(seed)).program
         used |= {s.value.op for s in assignments(changed.body) if isinstance(s.value, Call)}
         extents |= {slot.extent for slot in changed.slots}
         for statement in assignments(changed.body):
@@ -166,4 +167,4 @@ def test_matrix_operators_and_state_of_other_shapes_are_reached() -> None:
                 assert isinstance(steps, Number)
                 assert steps.value == int(steps.value) >= 1
     assert {"matmul", "transpose", "sinkhorn", "matrix_power", "row_rms"} <= used
-    assert ("r", "1") in extents or ("r", "r") in extents
+    assert {("r", "1"), ("r", "r")} <= extents

@@ -189,11 +189,11 @@ def test_with_each_switch_an_interrupted_search_goes_on_to_the_same_archive(swit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_with_each_switch_the_number_of_workers_makes_no_difference(switch: str, tmp_path: Path) -> None:
-    name = tiny(tmp_path, **SWITCHES[switch])
-    searched(name, tmp_path / "none", candidates=40)
-    with runs.create(session.configure(name, workers=2, candidates=40), out=tmp_path / "two") as run:
+def test_with_all_switches_the_number_of_workers_makes_no_difference(tmp_path: Path) -> None:
+    on = ("islands, restarts, crossover, tuning", "aggregation", "objectives", "lengths")
+    name = tiny(tmp_path, **{key: value for switch in on for key, value in SWITCHES[switch].items()})
+    searched(name, tmp_path / "none", candidates=30)
+    with runs.create(session.configure(name, workers=2, candidates=30), out=tmp_path / "two") as run:
         list(session.search(run))
     assert digest(tmp_path / "none") == digest(tmp_path / "two")
 

@@ -1,0 +1,52 @@
+"""Inserted statements that only make sense together: a preconditioner of one side, as in Shampoo.
+
+No single insertion reaches a product of matrices, since a transposed value fits nowhere that the parameter's shape is
+wanted; so the operator `matmul` is inserted with what it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from numpy.random import Generator
+
+from dsl.program import Assign, Call, Expr, Name, Number
+
+POWERS = (-1.0, -0.5, -0.25, 0.5)
+"""What is tried first as the exponent of a matrix power."""
+
+_PLAIN = 0.25
+"""How often the product is taken as it is, without a power."""
+
+_STORED = 0.5
+"""How often it is averaged in a slot, where the grammar has one of its extent."""
+
+
+def preconditioner(
+    current: Expr, tensors: Sequence[str], extents: Mapping[str, str], fresh: Iterator[str], rng: Generator
+) -> list[Assign]:
+    """Statements of which the last has `current`, multiplied from one side by a function of the outer products of a
+    tensor: (a a^T)^power x from the left, or x (a^T a)^power from the right.
+
+    Args:
+        current: of the parameter's shape.
+        tensors: names that may be read.
+        extents: slots of the grammar -> their extents; those of "left" and "right" can hold the products' average.
+        fresh: names for temporaries.
+    """
+    left = rng.random() < 0.5
+    a = Name(tensors[int(rng.integers(len(tensors)))])
+    turned = Assign(next(fresh), Call("transpose", (a,)))
+    pair = (a, Name(turned.target)) if left else (Name(turned.target), a)
+    lines = [turned, Assign(next(fresh), Call("matmul", pair))]
+    slots = [name for name, extent in extents.items() if extent == ("left" if left else "right")]
+    if slots and rng.random() < _STORED:
+        slot = slots[int(rng.integers(len(slots)))]
+        rate = Number(float(f"{rng.uniform(0.01, 0.5):.3g}"))
+        lines.append(Assign(slot, Call("lerp", (Name(slot), Name(lines[-1].target), rate))))
+    if rng.random() >= _PLAIN:
+        power = Number(POWERS[int(rng.integers(len(POWERS)))])
+        lines.append(Assign(next(fresh), Call("matrix_power", (Name(lines[-1].target), power))))
+    side = Name(lines[-1].target)
+    lines.append(Assign(next(fresh), Call("matmul", (side, current) if left else (current, side))))
+    return lines
