@@ -24,7 +24,7 @@ from discover.contenders import RuleContender, contender
 from discover.contest import Terms, Workshop, hold, load, wins
 from discover.keeper import Keeper
 from discover.manifest import versions
-from discover.space import least_tunings
+from discover.promotion_keys import least_tunings
 from discover.storage import Store
 from discover.verdict import log_losses
 from dsl import Program

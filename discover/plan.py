@@ -15,8 +15,9 @@ import tasks
 from discover import gradient, native
 from discover.costs import unit_size
 from discover.evaluate import Entry, Grid, Instance, draw_instance
+from discover.keys import slot_of
 from discover.mutate import Grammar, unfolded
-from discover.space import Rung, Space, slot_of
+from discover.space import Rung, Space
 from dsl import Program, properties
 from dsl.flatten import flatten, with_literals
 from dsl.program import Call, Expr, Name, map_statements

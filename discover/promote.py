@@ -36,10 +36,10 @@ from discover.errors import RunError, UserError
 from discover.files import write_whole
 from discover.keeper import Keeper, StoppedError
 from discover.manifest import Manifest, host, read_json, read_manifest, versions
+from discover.promotion_keys import Promote, PromotionRung, Sizes, Tuning, least_tunings
 from discover.ranges import dimensions
 from discover.records import Candidate
 from discover.runs import ARCHIVE, find, handle, is_running
-from discover.space import Promote, PromotionRung, Sizes, Tuning, least_tunings
 from discover.storage import Store, default_url
 from discover.verify import made
 from discover.watch import interruptible

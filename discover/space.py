@@ -2,95 +2,42 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 import dsl
 from discover.durations import parse_duration
 from discover.errors import SpaceError
+from discover.keys import (
+    Duration,
+    Fraction,
+    Interval,
+    Keys,
+    Listed,
+    Names,
+    Operators,
+    Positive,
+    Range,
+    Resources,
+    Share,
+    Slots,
+    Steps,
+    Weight,
+    distinct,
+    request_of,
+    suggest,
+)
+from discover.promotion_keys import Promote, base_of
+from discover.space_errors import in_words
 from discover.yaml_reader import read_yaml
-from dsl.ops import OPS
 from dsl.program import Program
-from dsl.types import EXTENTS
 
 DIRECTORY = Path(__file__).parent.parent / "search_spaces"
-
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Weight = Annotated[float, Field(ge=0.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-
-
-def _operator(name: str) -> str:
-    if name not in OPS:
-        raise ValueError(f"unknown operator '{name}'{_suggest(name, OPS)}")
-    return name
-
-
-def _duration(text: str) -> str:
-    parse_duration(text)
-    return text
-
-
-def _steps(value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"expected a whole number of steps or a fraction of the task's horizon, not {value!r}")
-    if not (0.0 < value <= 1.0 if isinstance(value, float) else value > 1):
-        raise ValueError(f"{value} is neither a number of steps (2 or more) nor a fraction of the horizon (up to 1.0)")
-    return value
-
-
-def _listed(value: object) -> object:
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
-
-
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    for value in values:
-        if values.count(value) > 1:
-            raise ValueError(f"'{value}' is listed twice")
-    return values
-
-
-def _interval(values: tuple[float, float]) -> tuple[float, float]:
-    if values[0] > values[1]:
-        raise ValueError(f"expected [lowest, highest], not [{values[0]:g}, {values[1]:g}]")
-    return values
-
-
-def _slots(values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        extent, name = slot_of(value)
-        if not name.isidentifier():
-            raise ValueError(f"'{value}' is not the name of a slot; write m, or rows(m) for one value per row")
-        if extent not in EXTENTS:
-            raise ValueError(f"'{value}': unknown extent '{extent}'; expected one of {', '.join(EXTENTS)}")
-    return values
-
-
-def slot_of(text: str) -> tuple[str, str]:
-    """Extent and name of a slot as a space spells it: "m", or "rows(m)"."""
-    extent, bracket, name = text.partition("(")
-    return (extent.strip(), name.removesuffix(")").strip()) if bracket else ("full", text)
-
-
-def _resources(values: dict[str, float]) -> dict[str, float]:
-    for name, value in values.items():
-        if not name.strip():
-            raise ValueError("a resource needs a name, such as CPU or GPU")
-        if value > 1 and value != int(value):
-            raise ValueError(f"{name}: {value:g}: Ray takes parts of one, or whole numbers")
-    return values
-
-
-Interval = Annotated[tuple[Positive, Positive], AfterValidator(_interval)]
-Duration = Annotated[str, AfterValidator(_duration)]
-Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
 
 
 def _shown(path: Path) -> Path:
@@ -99,11 +46,7 @@ def _shown(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-class _Keys(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Mutation(_Keys):
+class Mutation(Keys):
     """How often each kind of change is tried (relative weights), and how far a constant moves."""
 
     insert: Weight = 1.0
@@ -124,7 +67,7 @@ class Mutation(_Keys):
         return self
 
 
-class Evolution(_Keys):
+class Evolution(Keys):
     """Aging evolution: the best of `tournament` random members is the parent, the oldest member leaves.
 
     Attributes:
@@ -156,28 +99,28 @@ class Evolution(_Keys):
         return self
 
 
-class Optuna(_Keys):
+class Optuna(Keys):
     """Which of Optuna's samplers proposes: tpe, nsga2, random, or the name of a class, and its arguments."""
 
     sampler: str = "tpe"
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class TemplateChoice(_Keys):
+class TemplateChoice(Keys):
     """A template in place of programs that change: its name in `discover.templates` or FILE.py:NAME, and arguments."""
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class LearningRates(_Keys):
+class LearningRates(Keys):
     """The grid around a task's own learning rate: `points`, each `factor` times the one before."""
 
     points: Annotated[int, Field(ge=3)] = 6
     factor: Annotated[float, Field(gt=1.0)] = 2.0
 
 
-class Rung(_Keys):
+class Rung(Keys):
     """One stage of training.
 
     Attributes:
@@ -190,23 +133,22 @@ class Rung(_Keys):
     """
 
     tasks: Annotated[Names, Field(min_length=1)]
-    steps: Annotated[int | float, BeforeValidator(_steps)] = 1.0
+    steps: Steps = 1.0
     seeds: Annotated[int, Field(ge=1)] = 1
     keep: Fraction = 0.25
-    resources: Annotated[dict[str, Weight], AfterValidator(_resources)] = Field(default_factory=dict)
+    resources: Resources = Field(default_factory=dict)
 
     @property
     def request(self) -> tuple[tuple[str, float], ...]:
         """`resources` with CPU filled in and what is not asked for left out, in one order: a kind of worker."""
-        asked = {name: float(quantity) for name, quantity in self.resources.items() if quantity or name == "CPU"}
-        return tuple(sorted({"CPU": 1.0, **asked}.items()))
+        return request_of(self.resources)
 
     def steps_of(self, horizon: int) -> int:
         """How many steps this rung trains on a task of that horizon."""
         return max(2, round(self.steps * horizon)) if isinstance(self.steps, float) else self.steps
 
 
-class Confirm(_Keys):
+class Confirm(Keys):
     """Each `every` generations the `top` candidates are trained again on fresh instances, until `most` times each; and
     up to `again` others that reached the last rung and were proposed again in that generation."""
 
@@ -216,7 +158,7 @@ class Confirm(_Keys):
     again: Annotated[int, Field(ge=0)] = 0
 
 
-class Require(_Keys):
+class Require(Keys):
     """What a program must be before it is trained; found by analysis and checked by probing."""
 
     odd: bool = True
@@ -226,7 +168,7 @@ class Require(_Keys):
     max_state_bytes: Weight | None = None
 
 
-class Probes(_Keys):
+class Probes(Keys):
     """A few steps on random gradients before any training: what a program must do there to be worth a training."""
 
     min_cosine: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.1
@@ -234,7 +176,7 @@ class Probes(_Keys):
     max_update: Positive = 1e8
 
 
-class Budget(_Keys):
+class Budget(Keys):
     """When a search ends: at whichever of these comes first.
 
     Attributes:
@@ -256,7 +198,7 @@ class Budget(_Keys):
         return None if self.time is None else parse_duration(self.time)
 
 
-class TaskSplit(_Keys):
+class TaskSplit(Keys):
     """Disjoint sets: fitness comes from `search`, a checkpoint is chosen by `select`, the verdict is `final`'s."""
 
     search: Annotated[Names, Field(min_length=1)]
@@ -275,160 +217,7 @@ class TaskSplit(_Keys):
         return self
 
 
-class Sizes(_Keys):
-    """Where and how long a comparison trains.
-
-    Attributes:
-        tasks: none for all of the set.
-        steps: a whole number of steps, or a fraction (0.5, 1.0) of each task's horizon; schedules are stretched to it.
-    """
-
-    tasks: Names = ()
-    steps: Annotated[int | float, BeforeValidator(_steps)] = 1.0
-
-    def steps_of(self, horizon: int) -> int:
-        return max(2, round(self.steps * horizon)) if isinstance(self.steps, float) else self.steps
-
-
-class Tuning(Sizes):
-    """Tunings with one budget for all.
-
-    Attributes:
-        trials: settings of each tuning.
-        tuning_seeds: on which each setting is trained.
-        fresh: seeds on which the best setting of each tuning is scored.
-        tunings: how many, each on seeds of its own.
-    """
-
-    trials: Annotated[int, Field(ge=1)] = 8
-    tuning_seeds: Annotated[int, Field(ge=1)] = 1
-    fresh: Annotated[int, Field(ge=1)] = 2
-    tunings: Annotated[int, Field(ge=2, le=100)] = 4
-
-
-class PromotionRung(Sizes):
-    """A comparison of every candidate and every baseline, whose winners go on.
-
-    Attributes:
-        trials, tuning_seeds, fresh: of each tuning, see `Tuning`.
-        tunings: least and most; each is one look at whether a candidate is better.
-        error_rate: probability that any candidate goes on which is not better than every baseline.
-        baselines: None for those of the section.
-        resources: as for a rung of the search.
-        here: tasks and steps where there are no such resources.
-    """
-
-    trials: Annotated[int, Field(ge=1)] = 12
-    tuning_seeds: Annotated[int, Field(ge=1)] = 1
-    fresh: Annotated[int, Field(ge=1)] = 2
-    tunings: Annotated[tuple[int, int], AfterValidator(_interval)] = (10, 16)
-    error_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
-    baselines: Names | None = None
-    resources: Annotated[dict[str, Weight], AfterValidator(_resources)] = Field(default_factory=dict)
-    here: Sizes | None = None
-
-    @model_validator(mode="after")
-    def _in_range(self) -> Self:
-        if not 2 <= self.tunings[0] <= self.tunings[1] <= 100:
-            raise ValueError(f"tunings: expected [least, most] from 2 to 100, not {list(self.tunings)}")
-        if self.baselines == ():
-            raise ValueError("baselines: expected at least one")
-        return self
-
-    @property
-    def request(self) -> tuple[tuple[str, float], ...]:
-        """As `Rung.request`."""
-        asked = {name: float(quantity) for name, quantity in self.resources.items() if quantity or name == "CPU"}
-        return tuple(sorted({"CPU": 1.0, **asked}.items()))
-
-
-class Simplify(Tuning):
-    """How a winner is simplified.
-
-    Attributes:
-        margin: nats of loss; what costs surely less than this goes.
-        error_rate: of each test of that.
-    """
-
-    margin: Positive = 0.01
-    error_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
-
-
-class Promote(_Keys):
-    """What a found rule must do to be promoted: on select tasks first, and then once on the final ones.
-
-    Attributes:
-        top: how many candidates of the chosen checkpoint take part.
-        baselines: what they must beat, all of them.
-        own: whether all hyperparameters are tuned, of candidates (their lifted constants) and baselines alike, or lr
-            and weight decay alone.
-        checkpoints: how many incumbents of the run are scored at most.
-        incumbents: how each is.
-        rungs: none for one on all select tasks.
-        simplify: on select tasks; tasks none for those of the first rung.
-        final: on final tasks.
-    """
-
-    top: Annotated[int, Field(ge=1)] = 4
-    baselines: Annotated[Names, Field(min_length=1)] = ("adamw",)
-    own: bool = True
-    checkpoints: Annotated[int, Field(ge=1)] = 6
-    incumbents: Tuning = Tuning()
-    rungs: tuple[PromotionRung, ...] = (PromotionRung(),)
-    simplify: Simplify = Simplify(tunings=6)
-    final: PromotionRung = PromotionRung()
-
-    @model_validator(mode="after")
-    def _can_show_something(self) -> Self:
-        if not self.rungs:
-            raise ValueError("rungs: expected at least one")
-        for number, rung in enumerate(self.rungs):
-            _enough(rung, self.top, f"rungs[{number}]")
-        _enough(self.final, 1, "final")
-        return self
-
-    def tasks_of(self) -> Iterator[tuple[str, str, str]]:
-        """(where in the YAML, task, set it must belong to) for every task that is named."""
-        parts: list[tuple[str, Sizes, str]] = [
-            ("incumbents", self.incumbents, "select"),
-            ("simplify", self.simplify, "select"),
-            ("final", self.final, "final"),
-        ]
-        parts += [(f"rungs[{number}]", rung, "select") for number, rung in enumerate(self.rungs)]
-        parts += [
-            (f"{where}.here", part.here, kind)
-            for where, part, kind in parts
-            if isinstance(part, PromotionRung) and part.here
-        ]
-        for where, part, kind in parts:
-            for task in part.tasks:
-                yield f"promote.{where}.tasks", task, kind
-
-
-def _enough(rung: PromotionRung, candidates: int, where: str) -> None:
-    least = least_tunings(rung.error_rate, candidates)
-    if rung.tunings[1] < least:
-        raise ValueError(
-            f"{where}.tunings: {rung.tunings[1]} cannot show that one of {candidates} candidates is better at error"
-            f" rate {rung.error_rate:g}; at least {least} are needed, or fewer candidates (top)"
-        )
-
-
-def least_tunings(error_rate: float, candidates: int) -> int:
-    """How many tunings a candidate that wins them all needs to pass: where `statistics.evidence` reaches Holm's first
-    limit."""
-    count = 1
-    while (2.0 ** (count + 1) - 1) / (count + 1) < candidates / error_rate:
-        count += 1
-    return count
-
-
-def base_of(task: str) -> str:
-    """A task without its options: what shares data and network."""
-    return task.partition("(")[0].strip()
-
-
-class Unit(_Keys):
+class Unit(Keys):
     """What one worker gets at a time: candidates on one task instance.
 
     Attributes:
@@ -448,23 +237,23 @@ class Unit(_Keys):
         return parse_duration(self.time_limit)
 
 
-class Space(_Keys):
+class Space(Keys):
     """A search space; `search_spaces/lion_like.yaml` says of each key why it is as it is."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
     description: str = ""
-    ancestor: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = ("adamw",)
+    ancestor: Annotated[Listed, Field(min_length=1)] = ("adamw",)
     algorithm: str = "evolution"
-    operators: Annotated[tuple[Annotated[str, AfterValidator(_operator)], ...], AfterValidator(_distinct)] = ()
+    operators: Operators = ()
     template: TemplateChoice | None = None
-    slots: Annotated[Names, AfterValidator(_slots)] = ("m", "v")
+    slots: Slots = ("m", "v")
     max_statements: Annotated[int, Field(ge=1)] = 24
     mutation: Mutation = Mutation()
     evolution: Evolution = Evolution()
     optuna: Optuna = Optuna()
     proposer: dict[str, Any] = Field(default_factory=dict)
     objectives: Annotated[
-        tuple[Literal["fitness", "state_bytes", "operations"], ...], AfterValidator(_distinct), Field(min_length=1)
+        tuple[Literal["fitness", "state_bytes", "operations"], ...], AfterValidator(distinct), Field(min_length=1)
     ] = ("fitness",)
     cache: bool = True
     proposals_per_generation: Annotated[int, Field(ge=1)] = 256
@@ -475,7 +264,7 @@ class Space(_Keys):
     learning_rates: LearningRates = LearningRates()
     weight_decay: Weight = 0.0
     weights: Annotated[dict[str, Positive], Field(default_factory=dict)]
-    score_limits: Annotated[tuple[float, float], AfterValidator(_interval)] = (-1.0, 1.0)
+    score_limits: Range = (-1.0, 1.0)
     loss_scales: Interval = (1e-2, 1e2)
     parameter_scales: Interval = (1e-2, 1e2)
     step_scales: Interval = (1.0, 1.0)
@@ -491,7 +280,7 @@ class Space(_Keys):
         for where, task, part in self.promote.tasks_of():
             known = [base_of(name) for name in getattr(self.tasks, part)]
             if base_of(task) not in known:
-                raise ValueError(f"{where}: '{task}' is not among tasks.{part}{_suggest(base_of(task), known)}")
+                raise ValueError(f"{where}: '{task}' is not among tasks.{part}{suggest(base_of(task), known)}")
         return self
 
     @model_validator(mode="after")
@@ -513,7 +302,7 @@ class Space(_Keys):
         for number, rung in enumerate(self.rungs):
             for task in rung.tasks:
                 if task not in self.tasks.search:
-                    hint = _suggest(task, self.tasks.search)
+                    hint = suggest(task, self.tasks.search)
                     raise ValueError(f"rungs[{number}].tasks: '{task}' is not among tasks.search{hint}")
         return self
 
@@ -521,7 +310,7 @@ class Space(_Keys):
     def _weights_are_of_search_tasks(self) -> Self:
         for task in self.weights:
             if task not in self.tasks.search:
-                raise ValueError(f"weights: '{task}' is not among tasks.search{_suggest(task, self.tasks.search)}")
+                raise ValueError(f"weights: '{task}' is not among tasks.search{suggest(task, self.tasks.search)}")
         return self
 
     @classmethod
@@ -552,7 +341,7 @@ class Space(_Keys):
         try:
             return cls.model_validate_json(json.dumps(data, default=str))
         except ValidationError as error:
-            raise SpaceError(f"{source}: {_in_words(error)}") from None
+            raise SpaceError(f"{source}: {in_words(error, cls)}") from None
 
     def plain(self) -> dict[str, Any]:
         """The space as plain data, every key included: what a manifest keeps."""
@@ -572,7 +361,7 @@ class Space(_Keys):
         for part in ("search", "select", "final"):
             for task in getattr(self.tasks, part):
                 if task.partition("(")[0].strip() not in known and ".py:" not in task:  # without its options
-                    raise SpaceError(f"{source}: tasks.{part}: unknown task '{task}'{_suggest(task, known)}")
+                    raise SpaceError(f"{source}: tasks.{part}: unknown task '{task}'{suggest(task, known)}")
 
     def with_tasks(self, names: Iterable[str]) -> Space:
         """The same space, but searching on these tasks: each rung trains on all of them."""
@@ -624,7 +413,7 @@ def _find(space: str) -> Path:
     if space.endswith((".yaml", ".yml")) or os.sep in space:
         return Path(space)
     if space not in names():
-        hint = _suggest(space, names())
+        hint = suggest(space, names())
         raise SpaceError(
             f"unknown search space '{space}'{hint}; 'discover list spaces' shows them, or give a YAML file"
         )
@@ -640,79 +429,3 @@ def _anchored(data: Any, base: Path) -> Any:
     if isinstance(data, str) and "\n" not in data and (data.endswith(".rule") or ".py:" in data):
         return str(base / data)
     return data
-
-
-# Pydantic's errors in words -----------------------------------------------------------------------------------------
-
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "model_type": "keys and values",
-    "model_attributes_type": "keys and values",
-    "string_pattern_mismatch": "a letter, then letters, digits, _ or -",
-}
-_LIMITS = {
-    "greater_than": ("gt", "more than"),
-    "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "less than"),
-    "less_than_equal": ("le", "at most"),
-}
-
-
-def _in_words(errors: ValidationError) -> str:
-    """The first error, the same for every order of keys in the file; and how many more there are."""
-    each = errors.errors()
-    first = min(each, key=lambda error: (error["type"] == "missing", error["type"] != "extra_forbidden"))
-    location = list(first["loc"])
-    kind, value, context = first["type"], first["input"], first.get("ctx", {})
-    if kind == "extra_forbidden":
-        key = location.pop()
-        words = f"unknown key '{key}'{_suggest(str(key), _keys_at(location))}"
-    elif kind == "missing":
-        words = "is missing"
-    elif kind == "literal_error":
-        allowed = str(context["expected"]).replace("'", "")
-        words = f"expected {allowed}, not {value!r}"
-    elif kind in _EXPECTED:
-        words = f"expected {_EXPECTED[kind]}, not {_short(value)}"
-    elif kind in _LIMITS:
-        name, bound = _LIMITS[kind]
-        words = f"expected {bound} {context[name]:g}, not {_short(value)}"
-    elif kind in ("too_short", "too_long"):
-        length = context["min_length" if kind == "too_short" else "max_length"]
-        words = f"expected {'at least' if kind == 'too_short' else 'at most'} {length} entries, not {_short(value)}"
-    elif kind == "value_error":
-        words = str(context["error"])
-    else:
-        words = first["msg"]
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    if kind == "value_error" and isinstance(location[-1] if location else None, int):
-        where = where.rsplit("[", 1)[0]
-    more = f" (and {len(each) - 1} more)" if len(each) > 1 else ""
-    return f"{where}: {words}{more}" if where else f"{words}{more}"
-
-
-def _keys_at(location: list[int | str]) -> Iterable[str]:
-    model: Any = Space
-    for part in location:
-        if isinstance(part, str):
-            rung = PromotionRung if model is Promote else Rung
-            named = {"rungs": rung, "here": Sizes, "template": TemplateChoice}
-            model = named.get(part) or model.model_fields[part].annotation
-    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _suggest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""

@@ -25,8 +25,9 @@ from discover.contest import Contest, Terms, Workshop, anytime_p, hold
 from discover.errors import RunError, SpaceError, UserError
 from discover.keeper import Keeper, StoppedError
 from discover.manifest import Configuration
+from discover.promotion_keys import least_tunings
 from discover.records import Candidate, Confirmation, Generation, GenerationRecord
-from discover.space import Space, least_tunings
+from discover.space import Space
 from discover.storage import Store
 from dsl import properties
 from dsl.behaviour import behaviour_hash

@@ -1,0 +1,162 @@
+"""What promotion asks of found rules, as a space says it: rungs on select tasks, simplifying, the final tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from discover.keys import Counts, Keys, Names, Positive, Resources, Steps, request_of
+
+
+class Sizes(Keys):
+    """Where and how long a comparison trains.
+
+    Attributes:
+        tasks: none for all of the set.
+        steps: a whole number of steps, or a fraction (0.5, 1.0) of each task's horizon; schedules are stretched to it.
+    """
+
+    tasks: Names = ()
+    steps: Steps = 1.0
+
+    def steps_of(self, horizon: int) -> int:
+        return max(2, round(self.steps * horizon)) if isinstance(self.steps, float) else self.steps
+
+
+class Tuning(Sizes):
+    """Tunings with one budget for all.
+
+    Attributes:
+        trials: settings of each tuning.
+        tuning_seeds: on which each setting is trained.
+        fresh: seeds on which the best setting of each tuning is scored.
+        tunings: how many, each on seeds of its own.
+    """
+
+    trials: Annotated[int, Field(ge=1)] = 8
+    tuning_seeds: Annotated[int, Field(ge=1)] = 1
+    fresh: Annotated[int, Field(ge=1)] = 2
+    tunings: Annotated[int, Field(ge=2, le=100)] = 4
+
+
+class PromotionRung(Sizes):
+    """A comparison of every candidate and every baseline, whose winners go on.
+
+    Attributes:
+        trials, tuning_seeds, fresh: of each tuning, see `Tuning`.
+        tunings: least and most; each is one look at whether a candidate is better.
+        error_rate: probability that any candidate goes on which is not better than every baseline.
+        baselines: None for those of the section.
+        resources: as for a rung of the search.
+        here: tasks and steps where there are no such resources.
+    """
+
+    trials: Annotated[int, Field(ge=1)] = 12
+    tuning_seeds: Annotated[int, Field(ge=1)] = 1
+    fresh: Annotated[int, Field(ge=1)] = 2
+    tunings: Counts = (10, 16)
+    error_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    baselines: Names | None = None
+    resources: Resources = Field(default_factory=dict)
+    here: Sizes | None = None
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        if not 2 <= self.tunings[0] <= self.tunings[1] <= 100:
+            raise ValueError(f"tunings: expected [least, most] from 2 to 100, not {list(self.tunings)}")
+        if self.baselines == ():
+            raise ValueError("baselines: expected at least one")
+        return self
+
+    @property
+    def request(self) -> tuple[tuple[str, float], ...]:
+        """As `Rung.request`."""
+        return request_of(self.resources)
+
+
+class Simplify(Tuning):
+    """How a winner is simplified.
+
+    Attributes:
+        margin: nats of loss; what costs surely less than this goes.
+        error_rate: of each test of that.
+    """
+
+    margin: Positive = 0.01
+    error_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+
+
+class Promote(Keys):
+    """What a found rule must do to be promoted: on select tasks first, and then once on the final ones.
+
+    Attributes:
+        top: how many candidates of the chosen checkpoint take part.
+        baselines: what they must beat, all of them.
+        own: whether all hyperparameters are tuned, of candidates (their lifted constants) and baselines alike, or lr
+            and weight decay alone.
+        checkpoints: how many incumbents of the run are scored at most.
+        incumbents: how each is.
+        rungs: none for one on all select tasks.
+        simplify: on select tasks; tasks none for those of the first rung.
+        final: on final tasks.
+    """
+
+    top: Annotated[int, Field(ge=1)] = 4
+    baselines: Annotated[Names, Field(min_length=1)] = ("adamw",)
+    own: bool = True
+    checkpoints: Annotated[int, Field(ge=1)] = 6
+    incumbents: Tuning = Tuning()
+    rungs: tuple[PromotionRung, ...] = (PromotionRung(),)
+    simplify: Simplify = Simplify(tunings=6)
+    final: PromotionRung = PromotionRung()
+
+    @model_validator(mode="after")
+    def _can_show_something(self) -> Self:
+        if not self.rungs:
+            raise ValueError("rungs: expected at least one")
+        for number, rung in enumerate(self.rungs):
+            _enough(rung, self.top, f"rungs[{number}]")
+        _enough(self.final, 1, "final")
+        return self
+
+    def tasks_of(self) -> Iterator[tuple[str, str, str]]:
+        """(where in the YAML, task, set it must belong to) for every task that is named."""
+        parts: list[tuple[str, Sizes, str]] = [
+            ("incumbents", self.incumbents, "select"),
+            ("simplify", self.simplify, "select"),
+            ("final", self.final, "final"),
+        ]
+        parts += [(f"rungs[{number}]", rung, "select") for number, rung in enumerate(self.rungs)]
+        parts += [
+            (f"{where}.here", part.here, kind)
+            for where, part, kind in parts
+            if isinstance(part, PromotionRung) and part.here
+        ]
+        for where, part, kind in parts:
+            for task in part.tasks:
+                yield f"promote.{where}.tasks", task, kind
+
+
+def _enough(rung: PromotionRung, candidates: int, where: str) -> None:
+    least = least_tunings(rung.error_rate, candidates)
+    if rung.tunings[1] < least:
+        raise ValueError(
+            f"{where}.tunings: {rung.tunings[1]} cannot show that one of {candidates} candidates is better at error"
+            f" rate {rung.error_rate:g}; at least {least} are needed, or fewer candidates (top)"
+        )
+
+
+def least_tunings(error_rate: float, candidates: int) -> int:
+    """How many tunings a candidate that wins them all needs to pass: where `statistics.evidence` reaches Holm's first
+    limit."""
+    count = 1
+    while (2.0 ** (count + 1) - 1) / (count + 1) < candidates / error_rate:
+        count += 1
+    return count
+
+
+def base_of(task: str) -> str:
+    """A task without its options: what shares data and network."""
+    return task.partition("(")[0].strip()
