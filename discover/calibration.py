@@ -58,6 +58,18 @@ def read(path: Path) -> dict[str, Any] | None:
     return data
 
 
+def find(space: str, now: Space) -> dict[str, Any] | None:
+    """The calibration of a space's tasks: its own, or that of a built-in space which has the same tasks.
+
+    Where there is none of these tasks, its own of other ones; None where there is none at all.
+    """
+    own = read(path_of(space))
+    if own is not None and own["digest"] == digest(now):
+        return own
+    others = (read(path) for path in sorted(DIRECTORY.glob("*.calibration.json")))
+    return next((other for other in others if other is not None and other["digest"] == digest(now)), own)
+
+
 def line(space: str, now: Space) -> str:
     """How far the proxies can be trusted, in one line; empty where nobody has measured it.
 
@@ -65,7 +77,7 @@ def line(space: str, now: Space) -> str:
         space: its name or YAML file.
         now: as it will be searched: with other tasks, perhaps, than those that were calibrated.
     """
-    data = read(path_of(space))
+    data = find(space, now)
     if data is None:
         return ""
     if data["digest"] != digest(now):
@@ -75,7 +87,7 @@ def line(space: str, now: Space) -> str:
 
 def brief(space: str, now: Space) -> str:
     """`line` for a table: "0.62 [0.21, 0.84] at 1/23", or "not calibrated"."""
-    data = read(path_of(space))
+    data = find(space, now)
     if data is None or data["digest"] != digest(now):
         return "not calibrated" if data is None else "of other tasks"
     return f"{estimate(data['all']['spearman'])} at {cost(data)}"

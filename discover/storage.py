@@ -39,6 +39,8 @@ class Store:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with self._errors():
             self._storage = _storage(url)
+            self._known = {_digest(each.study_name): each._study_id for each in self._storage.get_all_studies()}
+        """Digest -> number. One writer: nobody else adds to them."""
         self._ids: dict[str, int] = {}
 
     @property
@@ -52,12 +54,11 @@ class Store:
     def study(self, name: str, facts: Mapping[str, Any]) -> tuple[list[FrozenTrial], dict[str, Any]]:
         """The trials and attributes of a study, made if it is not there. Names count by their digest at the end."""
         with self._errors():
-            digest = name[name.rindex("[") :]
-            for each in self._storage.get_all_studies():
-                if each.study_name.endswith(digest):
-                    self._ids[name] = each._study_id
-                    return self._storage.get_all_trials(each._study_id), dict(each.user_attrs)
+            if (known := self._known.get(_digest(name))) is not None:
+                self._ids[name] = known
+                return self._storage.get_all_trials(known), self._storage.get_study_user_attrs(known)
             self._ids[name] = self._storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], name)
+            self._known[_digest(name)] = self._ids[name]
             self._storage.set_study_user_attr(self._ids[name], "about", facts)
         return [], {}
 
@@ -84,6 +85,11 @@ class Store:
                 raise
             cause = error.__cause__ or error
             raise UserError(f"--storage {self.url}: {str(cause).strip().splitlines()[0]}") from None
+
+
+def _digest(name: str) -> str:
+    """The end of a study's name, which says all that its outcome depends on."""
+    return name[name.rfind("[") :]
 
 
 def _storage(url: str | None) -> optuna.storages.BaseStorage:

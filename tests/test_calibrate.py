@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from discover import calibrate, calibration, cli, fidelity, statistics, trainers
+from discover import calibrate, calibration, cli, fidelity, statistics, trainers, workshop
 from discover.calibrate import Options, carry_out, data_of, judged, prepare
 from discover.errors import UserError
-from discover.keeper import StoppedError
+from discover.keeper import Keeper, StoppedError
 from discover.space import Space
 from discover.storage import Store
+from discover.workshop import Workshop
 
 RULES, UNITS = 24, 4
 
@@ -132,6 +133,15 @@ def test_more_proxies_than_subsets_can_be_counted_are_chosen_greedily() -> None:
     assert sum(one.best for one in found.subsets) == pytest.approx(1)
 
 
+def test_the_best_of_many_sets_by_luck_is_seen_through_on_other_rules() -> None:
+    luck = judge({f"p{i}": table(truth(i, 24), 0.1, i) for i in range(6)}, [table(truth(99, 24), 0.1, 99)], 1)
+    assert luck.subsets[0].spearman.value > luck.chosen.value + 0.2
+    t = truth(rules=24)
+    real = judge({"good": table(t, 0.2, 1), "noise": table(truth(1, 24), 0.1, 2)}, [table(t, 0.2, 3)], 1)
+    assert real.chosen.value > 0.85
+    assert math.isnan(judge({"p": table(truth(rules=7), 0, 1)}, [table(truth(rules=7), 0, 2)], 1).chosen.value)
+
+
 def test_scores_are_those_of_the_search_within_its_limits() -> None:
     logs = np.array([[[0.0, 0.0], [0.0, 0.0]], [[-0.1, -0.3], [5.0, 0.2]]])
     found = fidelity.scores(logs, 0, (-1.0, 0.5))
@@ -183,7 +193,8 @@ def test_a_calibration_stops_and_goes_on_to_the_same_end() -> None:
         def tell(done: int) -> None:
             told[0] += done
 
-        carry_out(asked, store, compile=False, tell=tell, stop=lambda: told[0] >= limit)
+        keeper = Keeper(store.folder, stop=lambda: told[0] >= limit)
+        carry_out(asked, Workshop(store, keeper, count=tell), compile=False)
         asked.step_seconds = dict.fromkeys(asked.step_seconds, 1e-3)
         return data_of(asked, judged(asked, resamples=50), ["discover"], 0.0) | {"date": ""}
 
@@ -210,8 +221,8 @@ def test_a_rule_that_brings_a_loss_below_nothing_is_left_out_and_anything_else_i
             raise refused.value
         return []
 
-    monkeypatch.setattr(calibrate, "tune", tune)
-    carry_out(asked, Store(None), compile=False)
+    monkeypatch.setattr(workshop, "tune", tune)
+    carry_out(asked, Workshop(Store(None), Keeper(None)), compile=False)
     assert list(asked.left_out) == ["sgd"]
     assert [list(row) for row in asked.results.values()] == [["adamw"]] * 4
     with pytest.raises(UserError, match="adamw on quadratic"):
@@ -224,7 +235,7 @@ def test_a_rule_that_brings_a_loss_below_nothing_is_left_out_and_anything_else_i
 
 
 def run(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, str, str]:
-    code = cli.main(line.split())
+    code = cli.main([*line.split(), *(["--workers", "0"] if "--workers" not in line else [])])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -276,6 +287,14 @@ def test_a_space_without_a_calibration_says_nothing_and_a_damaged_one_is_refused
     Path("small.calibration.json").write_text("{")
     with pytest.raises(UserError, match="is damaged or of another version"):
         calibration.line("small.yaml", space)
+
+
+def test_a_space_with_the_tasks_of_a_calibrated_one_has_its_calibration() -> None:
+    space = Space.load("lion_like")
+    same = Space.of({**space.plain(), "name": "mine", "slots": ["m"]}, "mine")
+    assert calibration.line("mine.yaml", same) == calibration.line("lion_like", space) != ""
+    other = Space.of({**space.plain(), "score_limits": [-2.0, 2.0]}, "mine")
+    assert calibration.line("mine.yaml", other) == ""
 
 
 @pytest.mark.parametrize(
