@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from dsl.codegen_expressions import Atom, Call, Expr, Fill, Fn, Num, parts
 from dsl.codegen_numbers import NAME, Numbers, shape
@@ -50,6 +51,10 @@ def unique(name: str, taken: set[str]) -> str:
         result, number = f"{name}_{number}", number + 1
     taken.add(result)
     return result
+
+
+def _is_view(expr: Expr) -> TypeGuard[Fn]:
+    return isinstance(expr, Fn) and expr.op in OPS and OPS[expr.op].view
 
 
 RESERVED = {"torch", "math", "float", "abs", "min", "max", "power", *(h for op in OPS.values() for h in op.helpers)}
@@ -205,6 +210,8 @@ class Printer:
         else:
             assert value is not None
             text, _, fresh = self._render(expr, statement)
+            if _is_view(expr):  # what it shows is about to be overwritten, or is so in another branch
+                text, fresh = f"{text}.clone()", True
             if value not in self.names:
                 self.names[value] = self._local(value, expr, statement)
             name = self.names[value]
@@ -231,7 +238,7 @@ class Printer:
         if isinstance(expr, Num):
             lane = self.numbers.is_lane(expr.number)
             return f"{store}.{'copy_' if lane else 'fill_'}({self._number(expr.number)})"
-        return f"{store}.copy_({self._render(expr, statement)[0]})"
+        return f"{store}.copy_({self._beside(store, expr, statement)})"
 
     def _in_place(self, store: str, expr: Expr, statement: Statement) -> list[str]:
         calls: list[Call] = []
@@ -239,7 +246,7 @@ class Printer:
             calls.append(expr)
             expr = expr.receiver
         calls.reverse()
-        steps = [f".{call.method}_({self._arguments(call, statement)})" for call in calls]
+        steps = [f".{call.method}_({self._arguments(call, statement, store)})" for call in calls]
         if len(steps) > 1 and (store == "p" or len(store) + sum(map(len, steps)) > _WIDTH):
             return [store + step for step in steps]
         return [store + "".join(steps)]
@@ -307,9 +314,16 @@ class Printer:
         mask = arg.value < len(self.plan.nodes) and self.plan.nodes[arg.value].type.mask
         return "" if mask else self.names[arg.value]
 
-    def _arguments(self, expr: Call, statement: Statement | None) -> str:
-        args = [self._text(arg, 0, statement) for arg in expr.args]
+    def _arguments(self, expr: Call, statement: Statement | None, store: str = "") -> str:
+        """The arguments of a call, one that writes into `store` where that is given."""
+        args = [self._beside(store, arg, statement) for arg in expr.args]
         return ", ".join(args + [f"{key}={self._number(number)}" for key, number in expr.keywords.items()])
+
+    def _beside(self, store: str, expr: Expr, statement: Statement | None) -> str:
+        """The text of what is read while `store` is written: of a view of it a copy, which torch asks for."""
+        text = self._text(expr, 0, statement)
+        shows_it = _is_view(expr) and self._text(expr.args[0], 0, statement) == store
+        return f"{text}.clone()" if shows_it else text
 
     def _text(self, expr: Expr, precedence: int, statement: Statement | None = None) -> str:
         if isinstance(expr, Num):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,10 @@ from torch import Tensor
 
 import dsl
 from discover import optim
+from discover.gate import Gate, New
+from discover.mutate import mutate
+from discover.plan import Plan
+from discover.space import Space
 from dsl import reference
 from dsl.codegen import Style, compiled, generate, is_flat
 from dsl.graph import lower, needs
@@ -43,6 +47,13 @@ def by_reference(program: Program, seed: int, steps: int) -> tuple[dict[str, np.
     return params, [{name: rng.normal(size=shape) for name, shape in SHAPES.items()} for _ in range(steps)]
 
 
+LAYOUT = [(shape, Facts.of(shape).role) for shape in SHAPES.values()]
+
+
+def together(values: Mapping[str, np.ndarray]) -> Tensor:
+    return torch.tensor(np.concatenate([values[name].ravel() for name in SHAPES]))
+
+
 def close(mine: Tensor, want: np.ndarray) -> bool:
     size = float(np.max(np.abs(want), initial=1e-3))
     return bool(np.allclose(mine.detach().numpy(), want, rtol=1e-7, atol=1e-9 * size))
@@ -57,12 +68,11 @@ def test_random_programs_follow_the_reference(program: Program, seed: int) -> No
         states = reference.run(program, params, gradients)
     tensors = [torch.tensor(value, requires_grad=True) for value in params.values()]
     opt = optim.create(program, tensors)
-    layout = [(shape, Facts.of(shape).role) for shape in SHAPES.values()]
-    lanes = LaneRule(program, layout, lanes=2, dtype=torch.float64)
-    P = torch.tensor(np.concatenate([value.ravel() for value in params.values()])).repeat(2, 1)  # noqa: N806
+    lanes = LaneRule(program, LAYOUT, lanes=2, dtype=torch.float64)
+    P = together(params).repeat(2, 1)  # noqa: N806
     for t, (gradient, state) in enumerate(zip(gradients, states, strict=True), start=1):
         assume(all(np.isfinite(value).all() and np.abs(value).max() < 1e8 for value in state.parameters.values()))
-        flat = torch.tensor(np.concatenate([gradient[name].ravel() for name in SHAPES]))
+        flat = together(gradient)
         for p, value in zip(tensors, gradient.values(), strict=True):
             p.grad = torch.tensor(value)
         try:
@@ -73,8 +83,7 @@ def test_random_programs_follow_the_reference(program: Program, seed: int) -> No
             raise
         for p, want in zip(tensors, state.parameters.values(), strict=True):
             assert close(p, want), f"{dsl.format(program)}\n{generate(program, Facts.of(p.shape)).source}"
-        whole = np.concatenate([value.ravel() for value in state.parameters.values()])
-        assert close(P[0], whole), dsl.format(program)
+        assert close(P[0], together(state.parameters).numpy()), dsl.format(program)
         assert torch.equal(P[0], P[1])
 
 
@@ -250,6 +259,17 @@ EXCHANGES = {
     "difference": ("q: like(p)", "d = p - q\nq = p\np = p - lr * (g + d)"),
     "in a branch": ("a: zeros, b: ones", "x = every(2, a + g, b)\nb = every(2, a, x)\na = x\np = p - lr * (a + b)"),
     "both ways": ("a: zeros", "a = where(t > 2, a * 0.5 + g, a - g)\np = where(t % 2 == 0, p - lr * a, p + lr * a)"),
+    **{
+        f"turned: {change}": (
+            "r: right(eye)",
+            f"if matrix(p):\n    p = p - lr * (g + p @ r)\n    r = {change}\nelse:\n    p = p - lr * g",
+        )
+        for change in (
+            "transpose(r)", "r + 0.5 * transpose(r)", "lerp(r, transpose(r), 0.3)", "max(r, transpose(r))",
+            "r * transpose(r)", "every(2, transpose(p) @ g, transpose(r))", "transpose(r) @ r",
+            "0.5 * r - transpose(r) + transpose(p) @ g",
+        )
+    },
 }  # fmt: skip
 
 
@@ -262,9 +282,41 @@ def test_values_are_read_before_they_are_overwritten(name: str) -> None:
     states = reference.run(program, params, gradients)
     tensors = [torch.tensor(value, requires_grad=True) for value in params.values()]
     opt = optim.create(program, tensors)
-    for gradient, state in zip(gradients, states, strict=True):
+    lanes = LaneRule(program, LAYOUT, lanes=2, dtype=torch.float64)
+    flat = together(params).repeat(2, 1)
+    for t, (gradient, state) in enumerate(zip(gradients, states, strict=True), start=1):
         for p, value in zip(tensors, gradient.values(), strict=True):
             p.grad = torch.tensor(value)
         opt.step()
+        lanes.step(flat, together(gradient).repeat(2, 1), t, program.defaults)
         for p, want in zip(tensors, state.parameters.values(), strict=True):
             assert close(p, want), generate(program, MATRIX).source
+        assert close(flat[1], together(state.parameters).numpy())
+
+
+@pytest.mark.parametrize("name", ["lion_like", "matrix", "stateless"])
+def test_what_a_search_proposes_follows_the_reference_in_lanes(name: str) -> None:
+    """Sixty programs, each a change of an earlier one, with all operators of the space: more than the random ones."""
+    space, rng = Space.load(name), np.random.default_rng(0)
+    plan = Plan(space, 0, "evolution", {}, False, tuple(dsl.format(rule) for rule in space.ancestors()))
+    gate, family, tried = Gate(space.require, space.probes), list(plan.ancestors), 0
+    while tried < 60:
+        found = gate.examine(mutate(family[int(rng.integers(len(family)))], plan.grammar, rng).program)
+        if not isinstance(found, New):
+            continue
+        family.append(found.program)
+        tried += 1
+        params, gradients = by_reference(found.program, tried, 4)
+        with np.errstate(all="ignore"):
+            states = reference.run(found.program, params, gradients)
+        lanes, flat = LaneRule(found.program, LAYOUT, lanes=2, dtype=torch.float64), together(params).repeat(2, 1)
+        for t, (gradient, state) in enumerate(zip(gradients, states, strict=True), start=1):
+            whole = together(state.parameters).numpy()
+            if not (np.isfinite(whole).all() and np.abs(whole).max() < 1e6):
+                break
+            try:
+                lanes.step(flat, together(gradient).repeat(2, 1), t, found.program.defaults)
+            except ArithmeticError:
+                break
+            size = max(1e-3, float(np.abs(whole).max()))
+            assert np.allclose(flat[1].numpy(), whole, rtol=1e-4, atol=1e-5 * size), dsl.format(found.program)
