@@ -7,13 +7,15 @@ first one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import dsl
 from discover.space import Probes, Require
 from dsl import Program, RuleError, properties
 from dsl.dead import strip_dead
-from dsl.properties import Properties
+from dsl.properties import Held, Properties
+from dsl.reference import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +43,79 @@ class Rejected:
     reason: str
 
 
+@dataclass(slots=True)
+class _Known:
+    """What examining a program found out about it alone; the last three once they were asked for."""
+
+    malformed: str
+    structure: str
+    facts: Properties | None = None
+    wanting: str = ""
+    behaviour: str = ""
+
+
+_REMEMBERED = 20_000
+"""Programs; then all are forgotten, and those that come again are examined again."""
+
+
+def _structure(program: Program) -> tuple[str, str]:
+    """What is wrong with it, and its structure; one of them is empty."""
+    try:
+        return "", dsl.structure_hash(dsl.check(program))
+    except RuleError as error:
+        return "gradient unused" if "not used" in error.message else "ill typed", ""
+
+
 class Gate:
     """Knows every program that was let in.
 
     Args:
         require: properties that a program must have.
         probes: what it must do on a few random gradients.
+        run: does on these gradients what numpy does, faster, or gives None (`discover.probes`); no verdict depends on
+            it.
     """
 
-    def __init__(self, require: Require, probes: Probes) -> None:
-        self.require, self.probes = require, probes
+    def __init__(
+        self,
+        require: Require,
+        probes: Probes,
+        run: Callable[[Program], tuple[Held, Array] | None] = lambda program: None,
+    ) -> None:
+        self.require, self.probes, self._run = require, probes, run
+        self._known: dict[Program, _Known] = {}
         self._structures: dict[str, tuple[int, str]] = {}
         self._behaviours: dict[str, int] = {}
 
     def examine(self, program: Program) -> New | Duplicate | Rejected:
         """Judges a program, without remembering it."""
         program = strip_dead(program)
-        try:
-            dsl.check(program)
-        except RuleError as error:
-            return Rejected("gradient unused" if "not used" in error.message else "ill typed")
-        structure = dsl.structure_hash(program)
-        if structure in self._structures:
-            of, behaviour = self._structures[structure]
-            return Duplicate(program, structure, behaviour, of)
-        facts = properties.of(program)
-        if reason := self._wanting(facts):
-            return Rejected(reason)
-        behaviour = dsl.behaviour_hash(program)
-        if behaviour in self._behaviours:
-            return Duplicate(program, structure, behaviour, self._behaviours[behaviour])
-        return New(program, structure, behaviour, facts)
+        known = self._known_of(program)
+        if known.malformed:
+            return Rejected(known.malformed)
+        if known.structure in self._structures:
+            of, behaviour = self._structures[known.structure]
+            return Duplicate(program, known.structure, behaviour, of)
+        if known.facts is None:
+            held, changes = self._run(program) or (None, None)
+            known.facts = properties.of(program, held)
+            known.wanting = self._wanting(known.facts)
+            known.behaviour = "" if known.wanting else dsl.behaviour_hash(program, changes)
+        if known.wanting:
+            return Rejected(known.wanting)
+        if known.behaviour in self._behaviours:
+            return Duplicate(program, known.structure, known.behaviour, self._behaviours[known.behaviour])
+        return New(program, known.structure, known.behaviour, known.facts)
+
+    def _known_of(self, program: Program) -> _Known:
+        """What was found out about the program, under whatever name it came before, as many do."""
+        unnamed = replace(program, name="", doc="")
+        known = self._known.get(unnamed)
+        if known is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            known = self._known[unnamed] = _Known(*_structure(program))
+        return known
 
     def remember(self, candidate: int, structure: str, behaviour: str) -> None:
         """Makes later programs of this structure or behaviour duplicates of the candidate."""

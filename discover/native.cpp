@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr int64_t kBlock = 256;
+constexpr int64_t kBlock = 1024;
 constexpr int kRegisters = 96;
 constexpr int kWords = 5;  // operation, destination, three operands; an operand below 0 is number -1 - operand
 
@@ -97,6 +97,10 @@ void run(const int32_t* word, float* __restrict out, Operand a, Operand b, Opera
             for (int64_t i = 0; i < n; ++i) out[i] = lerp(get(a, i), get(b, i), get(c, i));
             return;
         case kClip:
+            if (b.number && c.number) {
+                const float low = *b.at, high = *c.at;
+                return unary(out, a, n, [low, high](float x) { return smaller(larger(x, low), high); });
+            }
             for (int64_t i = 0; i < n; ++i) out[i] = smaller(larger(get(a, i), get(b, i)), get(c, i));
             return;
         case kWhere:
@@ -160,11 +164,11 @@ extern "C" {
 //   reductions, count and words of what is computed from their results. The last phase has no reductions; after it,
 //   1 + slots operands say what becomes the new p and slots (INT32_MIN: unchanged). Registers 0 and 1 are p and g, 2 to
 //   1 + slots the slots. An operand -1 - k is number k, and from `width` on scalar k - width of the segment.
-// programs: of each lane. parameters, gradients: [lanes, n]. state: [slots, lanes, n].
+// programs: of each lane. parameters, gradients: [lanes, n]. state: [slots, rows, n], of which lanes are stepped.
 // bounds: where the `segments` parameters begin in a lane, and n.
 // numbers: of each lane, `width` of them.
 void step(const int32_t* code, const int64_t* starts, const int32_t* programs, const int64_t* bounds, int64_t lanes,
-          int64_t n, int64_t slots, int64_t width, int64_t segments, float* parameters, const float* gradients,
+          int64_t rows, int64_t n, int64_t slots, int64_t width, int64_t segments, float* parameters, const float* gradients,
           float* state, const float* numbers) {
     alignas(64) static thread_local float registers[kRegisters][kBlock];
     static thread_local std::vector<std::array<float, kScalars>> kept_scalars;
@@ -182,7 +186,7 @@ void step(const int32_t* code, const int64_t* starts, const int32_t* programs, c
         const int64_t parts = whole ? 1 : segments;
         auto begin = [&](int64_t part) { return whole ? 0 : bounds[part]; };
         auto end = [&](int64_t part) { return whole ? n : bounds[part + 1]; };
-        auto place = [&](int64_t slot, int64_t from) { return state + (slot * lanes + lane) * n + from; };
+        auto place = [&](int64_t slot, int64_t from) { return state + (slot * rows + lane) * n + from; };
         auto operand = [&](int32_t index, int64_t part, int64_t from) -> Operand {
             if (index < 0) {
                 const int64_t k = -1 - static_cast<int64_t>(index);

@@ -27,9 +27,8 @@ from torch import Tensor
 
 from discover.gradient import cache_directory, compiler, cpu
 from dsl import Program
-from dsl.graph import CONSTANT, INPUT, Graph, Node, lower
+from dsl.graph import CONSTANT, INPUT, Graph, Node, lower_all
 from dsl.ops import OPS
-from dsl.program import all_facts
 from dsl.types import FULL, SCALAR
 
 OPERATIONS = (
@@ -130,7 +129,7 @@ class Code:
 @lru_cache(maxsize=1024)
 def encode(program: Program) -> Code | None:
     """The rule for the C++; None if it needs what the C++ has not."""
-    graphs = [lower(program, facts) for facts in all_facts(program)]
+    graphs = list(lower_all(program).values())
     graph = graphs[0]
     if any(each != graph for each in graphs):
         return None
@@ -333,19 +332,23 @@ class NativeRules:
                 self.state[slot, mine] = value
             self._numbers[:, mine, : len(code.numbers)] = _numbers(code, [hypers[row] for row in mine], ratios)
 
-    def step(self, parameters: Tensor, gradients: Tensor, t: int) -> None:
-        """Step t, from 1, of every row: parameters [K, N] change in place; gradients [K, N] are only read. Raises
-        ValueError for tensors that are not float32, contiguous and on the CPU, and for a step that has no ratio."""
-        lanes, n = shape = tuple(self.state.shape[1:])
-        _check("parameters", parameters, shape)
-        _check("gradients", gradients, shape)
+    def step(self, parameters: Tensor, gradients: Tensor, t: int, start: int = 0) -> None:
+        """Step t, from 1, of k rows from row `start` on: parameters [k, N] change in place; gradients [k, N] are only
+        read. Raises ValueError for tensors that are not float32, contiguous and on the CPU, for more rows than there
+        are, and for a step that has no ratio."""
+        rows, n = self.state.shape[1:]
+        if not 0 <= start < rows:
+            raise ValueError(f"start is {start}, expected a row from 0 to {rows - 1}")
+        lanes = min(len(parameters), rows - start)
+        _check("parameters", parameters, (lanes, n))
+        _check("gradients", gradients, (lanes, n))
         if not 1 <= t <= len(self._numbers):
             raise ValueError(f"step {t}: there are ratios for steps 1 to {len(self._numbers)}")
         self._library.step(
-            *(_at(array) for array in (self._code, self._starts, self._rows, self._bounds)),
-            *(lanes, n, self._slots, self._width, len(self._bounds) - 1),
-            *(tensor.data_ptr() for tensor in (parameters, gradients, self.state)),
-            _at(self._numbers[t - 1]),
+            *(_at(array) for array in (self._code, self._starts, self._rows[start:], self._bounds)),
+            *(lanes, rows, n, self._slots, self._width, len(self._bounds) - 1),
+            *(parameters.data_ptr(), gradients.data_ptr(), self.state.data_ptr() + 4 * start * n),
+            _at(self._numbers[t - 1, start:]),
         )
 
     def keep(self, rows: Tensor) -> None:
@@ -419,29 +422,34 @@ class NativeError(RuntimeError):
 @cache
 def library() -> Any:
     """The compiled C++, from the cache, or made now. Raises NativeError."""
-    source = _SOURCE.read_bytes()
-    key = hashlib.sha256(b"\0".join([source, repr(_FLAGS).encode(), repr(cpu()).encode()])).hexdigest()[:24]
-    try:
-        directory = cache_directory()
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"native-{key}.so"
-        with filelock.FileLock(path.with_suffix(".lock"), timeout=120):
-            if not path.exists():
-                _compile(path)
-        loaded = ctypes.CDLL(str(path))
-    except (OSError, filelock.Timeout) as error:
-        raise NativeError(str(error)) from None
+    loaded = built(_SOURCE)
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    loaded.step.argtypes = [pointer] * 4 + [size] * 5 + [pointer] * 4
+    loaded.step.argtypes = [pointer] * 4 + [size] * 6 + [pointer] * 4
     loaded.step.restype = None
     return loaded
 
 
-def _compile(path: Path) -> None:
+def built(source: Path) -> ctypes.CDLL:
+    """A file of C++ as a library, from the cache, or compiled now. Raises NativeError."""
+    text = source.read_bytes()
+    key = hashlib.sha256(b"\0".join([text, repr(_FLAGS).encode(), repr(cpu()).encode()])).hexdigest()[:24]
+    try:
+        directory = cache_directory()
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"{source.stem}-{key}.so"
+        with filelock.FileLock(path.with_suffix(".lock"), timeout=120):
+            if not path.exists():
+                _compile(source, path)
+        return ctypes.CDLL(str(path))
+    except (OSError, filelock.Timeout) as error:
+        raise NativeError(str(error)) from None
+
+
+def _compile(source: Path, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         made = Path(directory) / "native.so"
         done = subprocess.run(
-            [compiler(), *_FLAGS, str(_SOURCE), "-o", str(made)], capture_output=True, text=True, check=False
+            [compiler(), *_FLAGS, str(source), "-o", str(made)], capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise NativeError(

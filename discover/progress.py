@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from discover.front import undominated
 from discover.gate import Duplicate, Gate, Rejected
 from discover.generation import Admitted, Live, Standing, Terms, weighted_mean
 from discover.plan import Plan
+from discover.probes import runner
 from discover.proposers import Context, Told
 from discover.proposers import load as load_proposer
 from discover.records import Candidate, Generation, believed
@@ -40,7 +42,7 @@ class Progress:
         self.best: float | None = None
         """The best fitness so far that fresh scores let one believe, and how many had been trained by then."""
         self.trained_at_best = 0
-        self._gate = Gate(plan.space.require, plan.space.probes)
+        self._gate = Gate(plan.space.require, plan.space.probes, runner(plan.native))
         self._fitness: dict[int, float] = {-1 - index: 0.0 for index in range(len(plan.ancestors))}
         self._level: float | None = None
         self._elite: dict[int, str] = {}
@@ -63,6 +65,10 @@ class Progress:
             clock: gives a context for each phase, "propose" and "gate", that measures it.
             between: is called between proposals, so that workers need not wait for a large generation.
         """
+        with _without_collecting():
+            return self._proposed(number, clock, between)
+
+    def _proposed(self, number: int, clock: Clock, between: Callable[[], None]) -> Live:
         per_generation = self.plan.space.proposals_per_generation
         rejected: Counter[str] = Counter()
         admitted = []
@@ -194,3 +200,16 @@ class Progress:
         self._proposer.tell(
             Told(candidate.id, original, program, candidate.parents, candidate.origin, candidate.properties)
         )
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Holds off Python's search for cycles. Programs and values are trees and make none, and to look through all that a
+    search remembers of them, again and again, takes as long as half of what proposing and gating take."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()

@@ -23,7 +23,7 @@ import numpy as np
 from dsl.canonical import combine
 from dsl.graph import Graph, lower_all
 from dsl.ops import OPS
-from dsl.program import Facts, Program
+from dsl.program import Facts, Program, all_facts
 from dsl.reference import Array, Machine
 from dsl.types import EXTENTS
 
@@ -34,11 +34,19 @@ ROWS, COLS = 5, 3
 _FLOOR = 1e-12
 
 
-def behaviour_hash(program: Program) -> str:
-    """A digest of what the program does at its default hyperparameters, the same on every machine."""
+def behaviour_hash(program: Program, changes: Array | None = None) -> str:
+    """A digest of what the program does at its default hyperparameters, the same on every machine.
+
+    Args:
+        changes: old p - new p at each step, [steps, situations, rows, cols], where that is known and is the same for
+            every kind of parameter.
+    """
+    if changes is not None:
+        digest = _digest(_rounded(changes, inputs().direction))
+        return combine(dict.fromkeys(all_facts(program), digest))
     graphs = lower_all(program)
     kinds = kinds_to_run(graphs)
-    probe = _probe()
+    probe = inputs()
     held = [shaped(probe.parameters, facts) for facts in kinds]
     machine = Machine([graphs[facts] for facts in kinds], held, program.slots, program.defaults)
     surrogate = Surrogate(machine, [shaped(probe.curvature, facts) for facts in kinds])
@@ -48,10 +56,10 @@ def behaviour_hash(program: Program) -> str:
         surrogate.step([shaped(probe.gradients[number], facts) for facts in kinds], t, LR * ratio, ratio)
         for unit, old, facts, text in zip(machine.units, before, kinds, numbers, strict=True):
             direction = shaped(probe.direction, facts)
-            text.append(_rounded(old, unit.p, direction))
-            if program.result:
-                text.append(_rounded(old, unit.result, direction))
-    digests = {facts: sha256(";".join(text).encode()).hexdigest() for facts, text in zip(kinds, numbers, strict=True)}
+            with np.errstate(all="ignore"):
+                results = [unit.p, unit.result] if program.result else [unit.p]
+                text += _rounded(np.stack([old - new for new in results]), direction)
+    digests = {facts: _digest(text) for facts, text in zip(kinds, numbers, strict=True)}
     return combine({facts: digests.get(facts, digests[kinds[0]]) for facts in graphs})
 
 
@@ -73,15 +81,18 @@ def _blind_to_shape(graph: Graph) -> bool:
     )
 
 
-def _rounded(old: Array, new: Array, direction: Array) -> str:
-    """Each situation's change along the direction, to seven significant digits."""
+def _digest(steps: list[str]) -> str:
+    return sha256(";".join(steps).encode()).hexdigest()
+
+
+def _rounded(changes: Array, direction: Array) -> list[str]:
+    """For each change [situations, rows, cols] its length along the direction, to seven significant digits."""
     with np.errstate(all="ignore"):
-        change = old - new
-        along = np.sum(change * direction, axis=(-2, -1))
+        along = np.sum(changes * direction, axis=(-2, -1))
         if not np.isfinite(along).all():
-            change = np.nan_to_num(change, nan=1.2345, posinf=2.3456e3, neginf=-3.4567e3)
-            along = np.sum(change * direction, axis=(-2, -1))
-    return ",".join(f"{value:.6e}" if abs(value) > _FLOOR else "0" for value in along)
+            changes = np.nan_to_num(changes, nan=1.2345, posinf=2.3456e3, neginf=-3.4567e3)
+            along = np.sum(changes * direction, axis=(-2, -1))
+    return [",".join([f"{x:.6e}" if abs(x) > _FLOOR else "0" for x in each]) for each in along.tolist()]
 
 
 class Surrogate:
@@ -129,7 +140,7 @@ class Surrogate:
         return found
 
 
-class _Probe:
+class Inputs:
     """Fixed inputs for a tall matrix."""
 
     def __init__(self) -> None:
@@ -151,8 +162,8 @@ def shaped(array: Array, facts: Facts) -> Array:
 
 
 @cache
-def _probe() -> _Probe:
-    return _Probe()
+def inputs() -> Inputs:
+    return Inputs()
 
 
 def generic(seed: int, shape: tuple[int, ...]) -> Array:

@@ -8,11 +8,12 @@ that always hold the same value get one name). Digests are sha256: the same in e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 
-from dsl.graph import CONSTANT, INPUT, Graph, lower_all
+from dsl.graph import CONSTANT, INPUT, Graph, Node, lower_all
 from dsl.ops import OPS
+from dsl.pool import Pool, Pooled, pooled
 from dsl.program import Facts, Program, Slot
 from dsl.simplify import simplify
 
@@ -26,9 +27,20 @@ def structure_hash(program: Program) -> str:
     """A digest of what the program computes at its default hyperparameters, up to algebra. Equal for programs that
     differ in names and in the order of independent statements. The default of `lr` is not part of it: it is always
     given; that of `weight_decay` is."""
+    if all(hyper.name in GIVEN for hyper in program.hypers) and (line := pooled(program)) is not None:
+        digest = _line_digest(line.simplified(), program.slots, _labels(program))
+        return combine({_MATRIX: digest, _VECTOR: digest})
+    return structure_hash_of_graphs(program)
+
+
+def structure_hash_of_graphs(program: Program) -> str:
+    """The structure hash of any program, from graphs that are made for it alone."""
     fixed = {hyper.name: hyper.default for hyper in program.hypers if hyper.name not in GIVEN}
-    labels = {h.name: f"{h.name}={h.default:.12g}" for h in program.hypers if h.name in GIVEN and h.name != "lr"}
-    return _digest(program, fixed, labels, shape=False)
+    return _digest(program, fixed, _labels(program), shape=False)
+
+
+def _labels(program: Program) -> dict[str, str]:
+    return {h.name: f"{h.name}={h.default:.12g}" for h in program.hypers if h.name in GIVEN and h.name != "lr"}
 
 
 def shape_hash(program: Program) -> str:
@@ -100,42 +112,90 @@ def _graph_digest(graph: Graph, digests: list[str]) -> str:
     return _hash("program", digests[graph.outputs["p"]], result)
 
 
+def _line_digest(line: Pooled, slots: Sequence[Slot], labels: Mapping[str, str]) -> str:
+    """As `_graph_digest`, of a simplified straight line in a pool."""
+    pool = line.pool
+    start = {slot.name: _start(slot) for slot in line.kept(slots)}
+
+    def changes(names: Mapping[str, str]) -> dict[str, str]:
+        digest = _names_in(pool, labels, names)
+        return {name: _change(line, name, digest) for name in names}
+
+    digest = _names_in(pool, labels, _told_apart(start, changes))
+    result = digest(line.outputs["result"]) if "result" in line.outputs else ""
+    return _hash("program", digest(line.outputs["p"]), result)
+
+
+def _change(line: Pooled, name: str, digest: Callable[[int], str]) -> str:
+    node = line.pool.nodes[line.outputs[name]]
+    return "constant" if node.op == INPUT and node.payload == name else digest(line.outputs[name])
+
+
+def _names_in(pool: Pool, labels: Mapping[str, str], slots: Mapping[str, str]) -> Callable[[int], str]:
+    """Gives a value's digest where hyperparameters and slots have these names; each is found once in a pool."""
+    names, reads, bits = {**labels, **slots}, pool.reads, 0
+    for name in slots:
+        bits |= pool.bits[name]
+    stateless = pool.names.setdefault(tuple(labels.items()), {})
+    stateful = pool.names.setdefault(tuple(names.items()), {}) if slots else stateless
+
+    def digest(index: int) -> str:
+        known = stateful if reads[index] & bits else stateless
+        found = known.get(index)
+        if found is None:
+            node = pool.nodes[index]
+            found = known[index] = _node_digest(node, [digest(arg) for arg in node.args], names, "", shape=False)
+        return found
+
+    return digest
+
+
+def _told_apart(start: dict[str, str], changes: Callable[[Mapping[str, str]], Mapping[str, str]]) -> dict[str, str]:
+    """Names for slots, told apart by what they start from and by how they change, which their names have a part in."""
+    names, distinct = start, 0
+    while len(set(names.values())) > distinct:
+        distinct = len(set(names.values()))
+        change = changes(names)
+        names = {name: _hash(start[name], names[name], change[name]) for name in names}
+    return names
+
+
+def _start(slot: Slot) -> str:
+    return f"{slot.extent} {slot.init}{' code' * slot.code}"
+
+
 def _refined(
     graph: Graph, slots: tuple[Slot, ...], labels: Mapping[str, str], places: Mapping[float, str], shape: bool
 ) -> list[str]:
     """A digest for each value, slots told apart by how they change."""
-    kept = [slot for slot in slots if slot.name in graph.inputs]
-    start = {slot.name: f"{slot.extent} {slot.init}{' code' * slot.code}" for slot in kept}
-    names = start
-    digests = _node_digests(graph, {**labels, **names}, places, shape)
-    distinct = 0
-    while len(set(names.values())) > distinct:
-        distinct = len(set(names.values()))
-        change = {name: digests[graph.outputs[name]] if name in graph.outputs else "constant" for name in names}
-        names = {name: _hash(start[name], names[name], change[name]) for name in names}
+    start = {slot.name: _start(slot) for slot in slots if slot.name in graph.inputs}
+    outputs = graph.outputs
+
+    def changes(names: Mapping[str, str]) -> dict[str, str]:
         digests = _node_digests(graph, {**labels, **names}, places, shape)
-    return digests
+        return {name: digests[outputs[name]] if name in outputs else "constant" for name in names}
+
+    return _node_digests(graph, {**labels, **_told_apart(start, changes)}, places, shape)
 
 
 def _node_digests(graph: Graph, names: Mapping[str, str], places: Mapping[float, str], shape: bool) -> list[str]:
     digests: list[str] = []
     for node in graph.nodes:
-        if node.op == CONSTANT:
-            digests.append(HOLE if shape else f"{float(node.payload) + 0.0:.12g}")  # type: ignore[arg-type]
-        elif node.op == INPUT:
-            name = str(node.payload)
-            digests.append(names.get(name, name))
-        else:
-            args = [digests[arg] for arg in node.args]
-            if shape and args and args.count(HOLE) == len(args):
-                digests.append(HOLE)
-                continue
-            op = OPS[node.op]
-            if op.commutative:
-                args.sort()
-            sharing = places[float(node.payload)] if op.combine else ""  # type: ignore[arg-type]
-            digests.append(_hash(node.op, sharing, *args))
+        sharing = places[float(node.payload)] if node.op in OPS and OPS[node.op].combine else ""  # type: ignore[arg-type]
+        digests.append(_node_digest(node, [digests[arg] for arg in node.args], names, sharing, shape=shape))
     return digests
+
+
+def _node_digest(node: Node, args: list[str], names: Mapping[str, str], sharing: str, *, shape: bool) -> str:
+    if node.op == CONSTANT:
+        return HOLE if shape else f"{float(node.payload) + 0.0:.12g}"  # type: ignore[arg-type]
+    if node.op == INPUT:
+        return names.get(str(node.payload), str(node.payload))
+    if shape and args and args.count(HOLE) == len(args):
+        return HOLE
+    if OPS[node.op].commutative:
+        args.sort()
+    return _hash(node.op, sharing, *args)
 
 
 def _hash(*parts: str) -> str:

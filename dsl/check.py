@@ -9,6 +9,7 @@ returns, if any, exists.
 from __future__ import annotations
 
 from dsl.graph import lower_all, needs
+from dsl.pool import pooled
 from dsl.program import Program, RuleError, assignments
 
 
@@ -22,6 +23,21 @@ def check(program: Program) -> Program:
         raise RuleError(
             "p is never assigned; a rule ends with something like p = p - lr * u", 1, f"{program.name}.rule"
         )
-    if not any("g" in graph.inputs for graph in lower_all(program).values()) and not needs(program).closure:
+    if not _depends_on_gradient(program) and not needs(program).closure:
         raise RuleError("the gradient g is not used: the new p does not depend on it", 1, f"{program.name}.rule")
     return program
+
+
+def _depends_on_gradient(program: Program) -> bool:
+    line = pooled(program)
+    if line is not None:
+        return line.depends_on("g")
+    return any("g" in graph.inputs for graph in lower_all(program).values())
+
+
+def well_typed(program: Program) -> bool:
+    """Whether it keeps the law of types; it may do nothing with the gradient."""
+    try:
+        return pooled(program) is not None or bool(lower_all(program))
+    except RuleError:
+        return False

@@ -13,6 +13,18 @@ def strip_dead(program: Program, *, hypers: bool = False) -> Program:
     Args:
         hypers: drop unused hyperparameters as well; `lr` always stays.
     """
+    if hypers:
+        return _stripped(program, hypers)
+    try:
+        return program._stripped  # type: ignore[no-any-return]
+    except AttributeError:
+        result = _stripped(program, hypers)
+        for each in (program, result):
+            object.__setattr__(each, "_stripped", result)
+        return result
+
+
+def _stripped(program: Program, hypers: bool) -> Program:
     outputs = {"p", program.result} if program.result else {"p"}
     names = {slot.name for slot in program.slots}
     needed: set[str] = set()
@@ -26,7 +38,10 @@ def strip_dead(program: Program, *, hypers: bool = False) -> Program:
     if hypers:
         used = {name for statement in assignments(body) for name in names_read(statement.value)} | {"lr"}
         kept = tuple(hyper for hyper in program.hypers if hyper.name in used)
-    return replace(program, body=body, slots=tuple(s for s in program.slots if s.name in needed), hypers=kept)
+    slots = tuple(slot for slot in program.slots if slot.name in needed)
+    if (body, slots, kept) == (program.body, program.slots, program.hypers):
+        return program
+    return replace(program, body=body, slots=slots, hypers=kept)
 
 
 def _live(body: tuple[Statement, ...], after: set[str]) -> tuple[tuple[Statement, ...], set[str]]:
@@ -44,5 +59,6 @@ def _live(body: tuple[Statement, ...], after: set[str]) -> tuple[tuple[Statement
                 kept.append(replace(statement, test=Not(statement.test), body=orelse, orelse=()))
         elif statement.target in live:
             kept.append(statement)
-            live = (live - {statement.target}) | names_read(statement.value)
+            live.discard(statement.target)
+            live |= names_read(statement.value)
     return tuple(reversed(kept)), live

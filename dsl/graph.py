@@ -6,7 +6,7 @@ brings masks to numbers where a value is wanted, and keeps every distinct value 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
@@ -29,7 +29,7 @@ from dsl.program import (
     assignments,
     expressions,
 )
-from dsl.types import FULL, NUMBER, SCALAR, SIZED_BY, MismatchError, Type, fits
+from dsl.types import FULL, NUMBER, SCALAR, SIZED_BY, MismatchError, Scope, Type, fits
 
 INPUT = "input"
 """The operator of a node that is read from outside: p, g, a slot's old value, a hyperparameter, t, lr_ratio."""
@@ -86,7 +86,7 @@ class Builder:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
-        self._index: dict[tuple[str, tuple[int, ...], str | float | None], int] = {}
+        self._index: dict[tuple[str, tuple[int, ...], str | float | None, Type | None], int] = {}
 
     def input(self, name: str, type: Type) -> int:
         return self._add(INPUT, (), name, type)
@@ -96,6 +96,8 @@ class Builder:
 
     def admit(self, op: Op, args: tuple[int, ...]) -> tuple[int, ...]:
         """The arguments as the operator takes them, masks brought to numbers. Raises MismatchError for a wrong kind."""
+        if not op.kinds and not any(self.nodes[arg].type.mask or self.nodes[arg].type.code for arg in args):
+            return args
         admitted = []
         for position, (param, arg) in enumerate(zip(op.params, args, strict=True)):
             kind, type = op.kinds.get(param, "value"), self.nodes[arg].type
@@ -124,11 +126,12 @@ class Builder:
         return self._add(op.name, args, place if op.combine else None, op.law(*(self.nodes[arg].type for arg in args)))
 
     def _add(self, op: str, args: tuple[int, ...], payload: str | float | None, type: Type) -> int:
-        key = (op, args, repr(payload) if op == CONSTANT else payload)
-        if key not in self._index:
-            self._index[key] = len(self.nodes)
+        key = (op, args, repr(payload) if op == CONSTANT else payload, type if op == INPUT else None)
+        found = self._index.get(key)
+        if found is None:
+            found = self._index[key] = len(self.nodes)
             self.nodes.append(Node(op, args, payload, type))
-        return self._index[key]
+        return found
 
     def graph(
         self,
@@ -180,6 +183,15 @@ def prune(
     )
 
 
+def passes(node: Node, nodes: Sequence[Node]) -> float:
+    """Passes over a matrix that a value takes: the cost of an operator that works on more than one value per row."""
+    for arg in node.args:
+        type = nodes[arg].type
+        if type.scope is Scope.TENSOR and "1" not in type.extent:
+            return OPS[node.op].cost
+    return 0.0
+
+
 def is_total(node: Node) -> bool:
     """Whether it is a sum or the like over all parameters."""
     return node.op in OPS and OPS[node.op].combine in ("sum", "amax")
@@ -195,10 +207,11 @@ def lower(program: Program, facts: Facts) -> Graph:
     Raises:
         RuleError: the first violation of the law of types, with the line it stands on.
     """
-    return _Lowering(program, facts).run(_shared(program))
+    return Lowering(program, facts).run(_shared(program))
 
 
-_TOTALS = {op.name for op in OPS.values() if op.combine in ("sum", "amax") or "global_" in op.expand}
+TOTALS = frozenset(op.name for op in OPS.values() if op.combine in ("sum", "amax") or "global_" in op.expand)
+"""Operators that are a sum or the like over all parameters, or have one in their definition."""
 
 
 @lru_cache(maxsize=4096)
@@ -206,17 +219,20 @@ def _shared(program: Program) -> frozenset[object]:
     """The places of global values that some kind of parameter needs; none where all kinds are alike."""
     apart = any(isinstance(statement, If) for statement in program.body)
     calls = (e for statement in assignments(program.body) for e in expressions(statement.value) if isinstance(e, Call))
-    if not apart or not any(call.op in _TOTALS for call in calls):
+    if not apart or not any(call.op in TOTALS for call in calls):
         return frozenset()
-    graphs = [_Lowering(program, facts).run(frozenset()) for facts in all_facts(program)]
+    graphs = [Lowering(program, facts).run(frozenset()) for facts in all_facts(program)]
     return frozenset(node.payload for graph in graphs for node in graph.nodes if is_total(node))
 
 
-class _Lowering:
-    def __init__(self, program: Program, facts: Facts):
+class Lowering:
+    """Follows a program's statements for one kind of parameter, and puts their values into a builder."""
+
+    def __init__(self, program: Program, facts: Facts, builder: Builder | None = None):
         self.program = program
         self.facts = facts
-        self.builder = Builder()
+        self.builder = Builder() if builder is None else builder
+        self.defaults = program.defaults
         self.slots = {slot.name: Type(slot.extent, code=slot.code) for slot in program.slots}
         self.env: dict[str, int] = {}
         self.hints: dict[int, str] = {}
@@ -225,25 +241,33 @@ class _Lowering:
         """Which assignment of the whole program this is, and behind the point which global operator in it."""
 
     def run(self, shared: frozenset[object]) -> Graph:
+        return self.builder.graph(self.outputs(), self.hints, shared)
+
+    def outputs(self) -> dict[str, int]:
+        """Where the new p, each slot, and what is returned beside p are in the builder."""
+        self.begin()
+        self.block(self.program.body, 1)
+        outputs = {name: self.env[name] for name in ("p", *self.slots)}
+        self.line = 0
+        if self.program.result:
+            outputs["result"] = self.value(self.read(self.program.result), "the returned value", FULL)
+        return outputs
+
+    def begin(self) -> None:
+        """The names that there are before the first statement."""
         if self.program.rules:
             raise self.fail(f"rule '{self.program.name}' takes a rule; write {self.program.name}(adamw), for example")
         for slot in self.program.slots:
             for size in slot.extent:
-                if SIZED_BY.get(size, "lr") not in (*self.program.defaults, "lr"):
+                if SIZED_BY.get(size, "lr") not in (*self.defaults, "lr"):
                     needed = f"the rule needs a hyperparameter '{SIZED_BY[size]}'"
                     raise self.fail(f"state '{slot.name}' is {Type(slot.extent)}: {needed}")
         for name in ("p", "g"):
             self.env[name] = self.builder.input(name, FULL)
         for name, type in self.slots.items():
             self.env[name] = self.builder.input(name, type)
-        for name in (*self.program.defaults, *BUILTINS):
+        for name in (*self.defaults, *BUILTINS):
             self.env[name] = self.builder.input(name, NUMBER)
-        self.block(self.program.body, 1)
-        outputs = {name: self.env[name] for name in ("p", *self.slots)}
-        self.line = 0
-        if self.program.result:
-            outputs["result"] = self.value(self.read(self.program.result), "the returned value", FULL)
-        return self.builder.graph(outputs, self.hints, shared)
 
     def block(self, body: tuple[Statement, ...], place: int) -> None:
         for statement in body:
@@ -258,12 +282,16 @@ class _Lowering:
                 self.assign(statement)
                 place += 1
 
-    def assign(self, statement: Assign) -> None:
+    def assign(self, statement: Assign) -> int:
+        """Lowers a statement; gives the position of its right-hand side."""
         self.line = statement.line
-        target = statement.target
-        if target in self.program.defaults:
-            raise self.fail(f"'{target}' is a hyperparameter and cannot be assigned")
+        if statement.target in self.defaults:
+            raise self.fail(f"'{statement.target}' is a hyperparameter and cannot be assigned")
         index = self.lower(statement.value)
+        self.store(statement.target, index)
+        return index
+
+    def store(self, target: str, index: int) -> None:
         if target == "p" or target in self.slots:
             index = self.value(index, f"'{target}'", FULL if target == "p" else self.slots[target])
         elif self.builder.nodes[index].op not in (INPUT, CONSTANT):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dsl.types import Extent
 
@@ -49,6 +50,22 @@ class RuleError(ValueError):
 # Expressions ------------------------------------------------------------------------------------------------------
 
 
+class _Remembers:
+    """Room for what is worked out once of a value that never changes: its hash, the names it reads, itself without dead
+    statements. No part of it: not compared, not copied, not pickled (the hash of a text differs between processes)."""
+
+    __slots__ = ("_hash", "_reads", "_stripped")
+
+    _hash: int
+    _reads: frozenset[str]
+    _stripped: Any
+
+    def _remember_hash(self, *parts: object) -> int:
+        value = hash(parts)
+        object.__setattr__(self, "_hash", value)
+        return value
+
+
 @dataclass(frozen=True, slots=True)
 class Number:
     """A literal, finite and smaller than LARGEST."""
@@ -68,11 +85,17 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Call(_Remembers):
     """An operator of `dsl.ops` (or, in a wrapper, a rule it was given) applied to its arguments."""
 
     op: str
     args: tuple[Expr, ...]
+
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            return self._remember_hash(self.op, self.args)
 
 
 Expr = Number | Name | Call
@@ -149,10 +172,16 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Assign:
+class Assign(_Remembers):
     target: str
     value: Expr
     line: int = field(default=0, compare=False)
+
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            return self._remember_hash(self.target, self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +228,7 @@ class Hyper:
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class Program(_Remembers):
     """An optimizer's update rule.
 
     Attributes:
@@ -219,6 +248,12 @@ class Program:
     result: str | None = None
     rules: tuple[str, ...] = ()
     doc: str = ""
+
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            return self._remember_hash(self.name, self.slots, self.hypers, self.body, self.result, self.rules, self.doc)
 
     @property
     def defaults(self) -> dict[str, float]:
@@ -255,10 +290,15 @@ def expressions(expr: Expr) -> Iterator[Expr]:
     yield expr
 
 
-def names_read(expr: Expr) -> set[str]:
+def names_read(expr: Expr) -> frozenset[str]:
     if isinstance(expr, Call):
-        return set().union(*(names_read(arg) for arg in expr.args if not isinstance(arg, Number)))
-    return {expr.id} if isinstance(expr, Name) else set()
+        try:
+            return expr._reads
+        except AttributeError:
+            reads = frozenset().union(*(names_read(arg) for arg in expr.args if not isinstance(arg, Number)))
+            object.__setattr__(expr, "_reads", reads)
+            return reads
+    return frozenset((expr.id,)) if isinstance(expr, Name) else frozenset()
 
 
 def tests(body: tuple[Statement, ...]) -> Iterator[Test]:

@@ -8,18 +8,18 @@ the operators' table; the tests hold the two against each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 
 import numpy as np
 
 from dsl.behaviour import Surrogate, generic, kinds_to_run, shaped
-from dsl.graph import CONSTANT, INPUT, Graph, lower_all
-from dsl.ops import OPS
-from dsl.program import Facts, Program
+from dsl.graph import lower, lower_all, passes
+from dsl.pool import pooled
+from dsl.program import Facts, Program, Slot
 from dsl.reference import Array, Machine
-from dsl.types import EXTENTS, Scope, size_of
+from dsl.types import EXTENTS, size_of
 
 STEPS = 10
 ROWS, COLS = 5, 3
@@ -74,96 +74,124 @@ class Properties:
         return {name: getattr(self, name) for name in names} | {"slots": self.slots}
 
 
-def of(program: Program) -> Properties:
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a rule does where p is held in place.
+
+    Attributes:
+        updates: for each kind of parameter that was run, old p - new p: [steps, situations, rows, cols].
+        finite: whether its state stayed finite where the gradient is zero.
+        ends: for each kind, where going along the update ended, of the parameter's shape.
+        kinds: of parameter.
+    """
+
+    updates: Sequence[Array]
+    finite: bool
+    ends: Sequence[Array]
+    kinds: Sequence[Facts] = (Facts(True, "hidden"),)
+
+
+def of(program: Program, held: Held | None = None) -> Properties:
     """The properties of a well-formed program at its default hyperparameters.
+
+    Args:
+        held: what the program does, as `hold` gives it, where that is known.
 
     Raises:
         RuleError: the program is not well formed.
     """
-    graphs = lower_all(program)
-    kinds = kinds_to_run(graphs)
-    probe = _probe()
-    values = program.defaults | ({"weight_decay": 0.0} if "weight_decay" in program.defaults else {})
-    held = [shaped(probe.p, facts) for facts in kinds]
-    machine = Machine([graphs[facts] for facts in kinds], held, program.slots, values)
-    surrogate = Surrogate(machine, [shaped(probe.losses, facts) for facts in kinds])
-    points = [p[_DESCENT] for p in held]
-    updates: list[list[Array]] = [[] for _ in kinds]
+    held = hold(program) if held is None else held
+    probe = inputs()
     with np.errstate(all="ignore"):
-        for step in range(STEPS):
-            gradients = []
-            for facts, unit, p, point in zip(kinds, machine.units, held, points, strict=True):
-                unit.p, g = p.copy(), shaped(probe.g[step], facts).copy()
-                unit.p[_DESCENT], g[_DESCENT] = point, shaped(probe.curvature, facts) * point
-                gradients.append(g)
-            before = [unit.p for unit in machine.units]
-            surrogate.step(gradients, step + 1, 1.0, 1.0)
-            for number, (unit, old) in enumerate(zip(machine.units, before, strict=True)):
-                update = old - unit.p
-                updates[number].append(update)
-                points[number] = points[number] - 0.1 * _normalised(update[_DESCENT])
-        finite = all(bool(np.all(np.isfinite(slot[_ZERO]))) for unit in machine.units for slot in unit.slots.values())
-        measured = [_measured(np.stack(u), probe, kind) for u, kind in zip(updates, kinds, strict=True)]
+        measured = [_measured(updates, probe, kind) for updates, kind in zip(held.updates, held.kinds, strict=True)]
         descends = all(
-            _quadratic(end, shaped(probe.curvature, kind)) < _quadratic(p[_DESCENT], shaped(probe.curvature, kind))
-            for end, p, kind in zip(points, held, kinds, strict=True)
+            _quadratic(end, shaped(probe.curvature, kind)) < _height(kind)
+            for end, kind in zip(held.ends, held.kinds, strict=True)
         )
-    first = graphs[kinds[0]]
     degrees = {fact.degree for fact in measured}
+    kept, operations = _for_a_matrix(program)
     return Properties(
         odd=all(fact.odd for fact in measured),
         degree=degrees.pop() if len(degrees) == 1 else None,
-        finite_at_zero=finite and all(fact.finite_at_zero for fact in measured),
+        finite_at_zero=held.finite and all(fact.finite_at_zero for fact in measured),
         elementwise=all(fact.elementwise for fact in measured),
         descends=descends,
         finite=all(math.isfinite(fact.scale) for fact in measured),
         moves=all(fact.moves for fact in measured),
         cosine=min(fact.cosine for fact in measured),
         scale=measured[0].scale,
-        state=state(program, first),
-        state_bytes=state_bytes(program, first),
-        operations=operations(first),
+        state=_state(kept),
+        state_bytes=_state_bytes(program, kept),
+        operations=operations,
     )
 
 
-def state(program: Program, graph: Graph) -> dict[str, int]:
-    """How many slots of each extent the rule keeps for one kind of parameter; "codes" are those of eight bits."""
-    names = {extent: name for name, extent in EXTENTS.items()}
+def hold(program: Program) -> Held:
+    """Runs a program with p held in place, as numpy computes it.
+
+    Raises:
+        RuleError: the program is not well formed.
+    """
+    graphs = lower_all(program)
+    kinds = kinds_to_run(graphs)
+    probe = inputs()
+    values = program.defaults | ({"weight_decay": 0.0} if "weight_decay" in program.defaults else {})
+    places = [shaped(probe.p, facts) for facts in kinds]
+    machine = Machine([graphs[facts] for facts in kinds], places, program.slots, values)
+    surrogate = Surrogate(machine, [shaped(probe.losses, facts) for facts in kinds])
+    points = [p[DESCENT] for p in places]
+    updates: list[list[Array]] = [[] for _ in kinds]
+    with np.errstate(all="ignore"):
+        for step in range(STEPS):
+            gradients = []
+            for facts, unit, p, point in zip(kinds, machine.units, places, points, strict=True):
+                unit.p, g = p.copy(), shaped(probe.g[step], facts).copy()
+                unit.p[DESCENT], g[DESCENT] = point, shaped(probe.curvature, facts) * point
+                gradients.append(g)
+            before = [unit.p for unit in machine.units]
+            surrogate.step(gradients, step + 1, 1.0, 1.0)
+            for number, (unit, old) in enumerate(zip(machine.units, before, strict=True)):
+                update = old - unit.p
+                updates[number].append(update)
+                points[number] = points[number] - 0.1 * _normalised(update[DESCENT])
+        finite = all(bool(np.all(np.isfinite(slot[ZERO]))) for unit in machine.units for slot in unit.slots.values())
+    return Held([np.stack(each) for each in updates], finite, points, kinds)
+
+
+def _for_a_matrix(program: Program) -> tuple[list[Slot], float]:
+    """The slots that a matrix needs, and the passes over it a step."""
+    line = pooled(program)
+    if line is not None:
+        return line.kept(program.slots), sum(map(line.pool.costs.__getitem__, line.live()))
+    graph = lower(program, Facts(True, "hidden"))
+    kept = [slot for slot in program.slots if slot.name in graph.inputs]
+    return kept, sum(passes(node, graph.nodes) for node in graph.nodes)
+
+
+_NAMES = {extent: name for name, extent in EXTENTS.items()}
+
+
+def _state(kept: Sequence[Slot]) -> dict[str, int]:
+    """How many slots of each extent; "codes" are those of eight bits."""
     counts: dict[str, int] = {}
-    for slot in program.slots:
-        if slot.name in graph.inputs:
-            name = "codes" if slot.code else names[slot.extent]
-            counts[name] = counts.get(name, 0) + 1
+    for slot in kept:
+        name = "codes" if slot.code else _NAMES[slot.extent]
+        counts[name] = counts.get(name, 0) + 1
     return counts
 
 
-def state_bytes(program: Program, graph: Graph) -> float:
+def _state_bytes(program: Program, kept: Sequence[Slot]) -> float:
     """Bytes of state per element of a float32 matrix of LARGE x LARGE, to three decimals."""
-    total = 0
-    for slot in program.slots:
-        if slot.name in graph.inputs:
-            sizes = (size_of(symbol, LARGE, LARGE, program.defaults) for symbol in slot.extent)
-            total += math.prod(sizes) * (1 if slot.code else 4)
+    total, defaults = 0, program.defaults
+    for slot in kept:
+        rows, cols = (size_of(symbol, LARGE, LARGE, defaults) for symbol in slot.extent)
+        total += rows * cols * (1 if slot.code else 4)
     return round(total / LARGE**2, 3)
-
-
-def operations(graph: Graph) -> float:
-    """Passes over the parameter a step: the costs of the operators that work on more than one value per row."""
-    return sum(
-        OPS[node.op].cost
-        for node in graph.nodes
-        if node.op not in (INPUT, CONSTANT) and any(_large(graph, index) for index in node.args)
-    )
-
-
-def _large(graph: Graph, index: int) -> bool:
-    type = graph.nodes[index].type
-    return type.scope is Scope.TENSOR and "1" not in type.extent
 
 
 # Probing ------------------------------------------------------------------------------------------------------------
 
-_PLAIN, _NEGATED, _SMALL, _LARGE, _ZERO, _SHUFFLED, _DESCENT = range(7)
+PLAIN, NEGATED, SMALL, BIG, ZERO, SHUFFLED, DESCENT = range(SITUATIONS := 7)
 """Situations that run side by side: the gradients as they are, negated, times 1e-2, times 1e2, all zero, shuffled with
 p, and those of a quadratic at a point that moves along the update."""
 
@@ -179,44 +207,52 @@ class _Facts:
     scale: float
 
 
-def _measured(updates: Array, probe: _Probe, kind: Facts) -> _Facts:
+def _measured(updates: Array, probe: Inputs, kind: Facts) -> _Facts:
     """Facts about updates [step, situation, rows, cols]."""
     size = updates.shape[-2] * updates.shape[-1]
     if not kind.tall:
         updates = np.swapaxes(updates, -1, -2)
     flat = updates.reshape(STEPS, -1, size)
-    plain = flat[:, _PLAIN]
+    plain = flat[:, PLAIN]
     scale = _rms(plain)
     moves = math.isfinite(scale) and scale > 0
-    g = probe.g[:, _PLAIN].reshape(STEPS, size)
-    norms = np.sqrt(np.sum(plain**2, axis=1) * np.sum(g**2, axis=1))
-    cosines = np.sum(plain * g, axis=1) / np.where(norms > 0, norms, 1.0)
+    finite_at_zero = bool(np.isfinite(flat[:, ZERO]).all())
+    if not moves:
+        return _Facts(False, None, finite_at_zero, False, False, 0.0, scale)
+    g = probe.g[:, PLAIN].reshape(STEPS, size)
+    squares = np.add.reduce(plain**2, axis=1)
+    norms = np.sqrt(squares * probe.squares)
+    cosines = np.add.reduce(plain * g, axis=1) / np.where(norms > 0, norms, 1.0)
+    sizes = np.sqrt(squares / size)
     return _Facts(
-        odd=moves and _close(flat[:, _NEGATED], -plain, TOLERANCE),
-        degree=_degree(flat, scale) if moves else None,
-        finite_at_zero=bool(np.all(np.isfinite(flat[:, _ZERO]))),
-        elementwise=moves and _close(flat[:, _SHUFFLED], plain[:, probe.shuffle], TOLERANCE),
+        odd=_close(flat[:, NEGATED], -plain, sizes, TOLERANCE),
+        degree=_degree(flat, sizes, scale),
+        finite_at_zero=finite_at_zero,
+        elementwise=_close(flat[:, SHUFFLED], plain[:, probe.shuffle], sizes, TOLERANCE),
         moves=moves,
-        cosine=float(np.mean(cosines)) if moves else 0.0,
+        cosine=float(np.mean(cosines)),
         scale=scale,
     )
 
 
-def _degree(flat: Array, scale: float) -> float | None:
+def _degree(flat: Array, sizes: Array, scale: float) -> float | None:
     """k with update(c g) = c**k update(g) for c = 1e-2 and 1e2."""
-    large = _rms(flat[:, _LARGE])
+    large = _rms(flat[:, BIG])
     if not (math.isfinite(large) and large > 0):
         return None
     degree = round(math.log(large / scale) / math.log(100), 3) + 0.0
-    plain = flat[:, _PLAIN]
-    small, big = (flat[:, situation] / c**degree for situation, c in ((_SMALL, 1e-2), (_LARGE, 1e2)))
-    return degree if _close(small, plain, DEGREE_TOLERANCE) and _close(big, plain, DEGREE_TOLERANCE) else None
+    plain = flat[:, PLAIN]
+    alike = all(
+        _close(flat[:, situation] / c**degree, plain, sizes, DEGREE_TOLERANCE)
+        for situation, c in ((SMALL, 1e-2), (BIG, 1e2))
+    )
+    return degree if alike else None
 
 
-def _close(a: Array, b: Array, tolerance: float) -> bool:
+def _close(a: Array, b: Array, sizes: Array, tolerance: float) -> bool:
     """Whether a is b up to a fraction of b's size, step by step."""
-    error = np.abs(a - b).max(axis=1)
-    return bool(np.all(error <= tolerance * np.sqrt(np.mean(b**2, axis=1)) + 1e-300))
+    error = np.maximum.reduce(np.abs(a - b), axis=1)
+    return bool((error <= tolerance * sizes + 1e-300).all())
 
 
 def _rms(a: Array) -> float:
@@ -225,7 +261,7 @@ def _rms(a: Array) -> float:
 
 
 def _normalised(update: Array) -> Array:
-    size = _rms(update)
+    size = math.sqrt(float(np.sum(np.square(update))) / update.size)
     return update / size if size > 0 else update
 
 
@@ -234,8 +270,21 @@ def _quadratic(point: Array, curvature: Array) -> float:
     return value if math.isfinite(value) else math.inf
 
 
-class _Probe:
-    """Fixed inputs for a tall matrix."""
+@cache
+def _height(kind: Facts) -> float:
+    """Where the descent begins."""
+    return _quadratic(shaped(inputs().p[DESCENT], kind), shaped(inputs().curvature, kind))
+
+
+class Inputs:
+    """Fixed inputs for a tall matrix.
+
+    Attributes:
+        p: in each situation; g: [steps, situations, rows, cols].
+        squares: of the plain gradients, added up, for each step.
+        curvature: of the quadratic that is descended; losses: in each situation.
+        shuffle: the elements' order where they are shuffled.
+    """
 
     def __init__(self) -> None:
         size = ROWS * COLS
@@ -250,11 +299,12 @@ class _Probe:
         ps = np.stack([p, p, p, p, p, p_shuffled, p])
         gs = np.stack([g, -g, 1e-2 * g, 1e2 * g, 0.0 * g, shuffled, g], axis=1)
         self.p, self.g, self.curvature = ps, gs, curvature
+        self.squares = np.sum(gs[:, PLAIN].reshape(STEPS, size) ** 2, axis=1)
         c_shuffled = curvature.reshape(size)[self.shuffle].reshape(p.shape)
         factors = np.array([1.0, -1.0, 1e-2, 1e2, 0.0, 1.0, 1.0])  # what multiplies the loss multiplies its curvature
-        self.losses = factors[:, None, None] * np.where(np.arange(7)[:, None, None] == _SHUFFLED, c_shuffled, curvature)
+        self.losses = factors[:, None, None] * np.where(np.arange(7)[:, None, None] == SHUFFLED, c_shuffled, curvature)
 
 
 @cache
-def _probe() -> _Probe:
-    return _Probe()
+def inputs() -> Inputs:
+    return Inputs()

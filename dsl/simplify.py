@@ -129,17 +129,19 @@ def simplify(graph: Graph, *, exact: bool = True, values: Mapping[str, float] | 
         A graph of the same outputs. A value may come out smaller than it was (a number for a full tensor of equal
         elements) where everything that reads it broadcasts.
     """
-    return _Simplifier(_table(exact), values or {}).run(graph)
+    return Simplifier(table(exact), values or {}).run(graph)
 
 
-_ELEMENTWISE = frozenset(op.name for op in OPS.values() if op.group in ("arithmetic", "comparison", "elementwise"))
+ELEMENTWISE = frozenset(op.name for op in OPS.values() if op.group in ("arithmetic", "comparison", "elementwise"))
 
 
-class _Simplifier:
-    def __init__(self, table: _Table, values: Mapping[str, float]):
-        self.table = table
+class Simplifier:
+    """Makes values in a builder, each as simple as the rules can make it."""
+
+    def __init__(self, rules: Table, values: Mapping[str, float], builder: Builder | None = None):
+        self.table = rules
         self.values = values
-        self.builder = Builder()
+        self.builder = Builder() if builder is None else builder
         self.done: dict[tuple[str, tuple[int, ...], str | float | None], int] = {}
 
     def run(self, graph: Graph) -> Graph:
@@ -156,7 +158,7 @@ class _Simplifier:
                     self.builder.constant(given) if given is not None else self.builder.input(name, node.type)
                 )
             else:
-                source = new if node.op in _ELEMENTWISE else sized
+                source = new if node.op in ELEMENTWISE else sized
                 index = self.make(node.op, tuple([source[arg] for arg in node.args]), node.payload)
                 typed = index
                 if nodes[index].type != node.type:
@@ -247,7 +249,7 @@ def _fold(op: str, args: tuple[float, ...]) -> float | None:
 # Reading the tables -----------------------------------------------------------------------------------------------
 
 
-class _Table:
+class Table:
     """The rules, found by the operator of a value and those of its arguments."""
 
     def __init__(self, rules: Sequence[Rule]):
@@ -273,8 +275,9 @@ def _may_match(patterns: tuple[Pattern, ...], args: tuple[str, ...]) -> bool:
 
 
 @cache
-def _table(exact: bool) -> _Table:
-    return _Table(EXACT if exact else ALGEBRAIC)
+def table(exact: bool) -> Table:
+    """The rules that change no bit, or all of them."""
+    return Table(EXACT if exact else ALGEBRAIC)
 
 
 def pattern(text: str) -> Pattern:

@@ -1,0 +1,292 @@
+"""The gate's two probes (`dsl.properties`, `dsl.behaviour`) of an elementwise rule, each by one call into C++.
+
+A rule on fifteen numbers is nothing to compute; what takes time is to ask numpy for it, operator by operator. The C++
+(probes.cpp) rounds as numpy does, and calls numpy back for what IEEE arithmetic does not fix, so that the gate says the
+same with it and without. `tests/test_probes.py` holds the two against each other, to the last bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from discover.native import NativeError, built
+from dsl import behaviour, properties
+from dsl.graph import CONSTANT, INPUT
+from dsl.ops import OPS
+from dsl.pool import Pool, Pooled, pooled
+from dsl.program import Program, Slot
+from dsl.properties import Held
+from dsl.reference import Array
+from dsl.types import FULL, SCALAR
+
+OPERATIONS = (
+    *("add", "sub", "mul", "div", "neg", "lt", "le", "gt", "ge", "eq", "ne", "where", "abs", "sign", "square", "sqrt"),
+    *("rsqrt", "reciprocal", "min", "max", "clip", "lerp", "number"),
+    *("sum", "mean", "norm", "amax", "global_sum", "global_amax"),
+)
+"""What the C++ does, in the order of its `Operation`; the last line are reductions."""
+
+CALLED = ("pow", "mod", "exp", "log", "tanh", "sigmoid", "cos", "floor")
+"""What it calls numpy for."""
+
+_KIND = {name: kind for kind, name in enumerate(OPERATIONS)} | dict.fromkeys(CALLED, len(OPERATIONS))
+_OF_ONE = {
+    "sum": "number",
+    "mean": "number",
+    "amax": "number",
+    "global_amax": "number",
+    "norm": "abs",
+    "global_sum": "add",
+}
+"""What a reduction of what is one value a tensor already comes to: the value; over all parameters, which are a matrix
+and a vector here, twice the value."""
+
+_PADDING = ((0, 0, 0), (0, 0), (0,), ())
+
+_ELEMENTS = properties.ROWS * properties.COLS
+_REGISTERS, _SLOTS = 128, 15
+_SOURCE = Path(__file__).with_name("probes.cpp")
+_HELD, _FREE = properties.STEPS, len(behaviour.STEPS)
+
+
+class Probes:
+    """Runs rules on the fixed inputs of both probes: what `dsl.properties.of` and `dsl.behaviour_hash` are read from.
+
+    Raises:
+        NativeError: the C++ cannot be had here.
+    """
+
+    def __init__(self) -> None:
+        held, free = properties.inputs(), behaviour.inputs()
+        self._held = _Run(held.p, held.g, properties.DESCENT, held.curvature)
+        self._free = _Run(free.parameters, free.gradients, -1, free.curvature)
+        self._pool: Pool | None = None
+        self._steps: dict[int, _Step | str | None] = {}
+        """What the C++ does for a value of the pool, see `_step`."""
+        self._numbers: dict[tuple[int, float], Array] = {}
+        """A value of the pool that is a number, and the default weight decay -> it at each step of both probes."""
+        self._table = np.zeros((_HELD + _FREE, _REGISTERS))
+        """The numbers of the rule in hand, at each step."""
+
+    def __call__(self, program: Program) -> tuple[Held, Array] | None:
+        """The rule held in place, and its changes of p where it runs free; None for what the C++ cannot do.
+
+        Raises:
+            RuleError: the program is not well formed.
+        """
+        line = pooled(program)
+        if line is None or program.result is not None:
+            return None
+        code = self._code(line, program)
+        if code is None:
+            return None
+        decay = program.defaults.get("weight_decay", 0.0)
+        for column, index in enumerate(code.numbers):
+            self._table[:, column] = self._number(line.pool, index, decay)
+        point = self._held.start[properties.DESCENT].copy()
+        updates = self._held.updates(code, self._table[:_HELD], point)
+        finite = bool(np.isfinite(self._held.slots(len(code.starts))[:, properties.ZERO]).all())
+        return Held([updates], finite, [point]), self._free.updates(code, self._table[_HELD:], point)
+
+    def _code(self, line: Pooled, program: Program) -> _Code | None:
+        if line.pool is not self._pool:
+            self._pool, self._numbers, self._steps = line.pool, {}, {}
+        known, steps = self._steps, []
+        for index in line.live():
+            step = known[index] if index in known else known.setdefault(index, _step(line.pool, index))
+            if isinstance(step, str):
+                return None
+            steps.append(step)
+        slots = line.kept(program.slots)
+        if len(slots) > _SLOTS or len(steps) + 2 > _REGISTERS or any(slot.init == "eye" for slot in slots):
+            return None
+        if any(hyper.name not in ("lr", "weight_decay") for hyper in program.hypers):
+            return None
+        return _Code(line, slots, steps)
+
+    def _number(self, pool: Pool, index: int, decay: float) -> Array:
+        """A number at each step of the one probe and then of the other."""
+        key = (index, decay)
+        if key not in self._numbers:
+            node = pool.nodes[index]
+            if node.op == CONSTANT:
+                value = np.full(_HELD + _FREE, node.payload)
+            elif node.op == INPUT:
+                value = _inputs(decay)[str(node.payload)]
+            else:
+                ref = OPS[node.op].ref
+                assert ref is not None
+                args = [self._number(pool, arg, decay) for arg in node.args]
+                with np.errstate(all="ignore"):  # one at a time: numpy's power rounds differently on arrays
+                    value = np.array([ref(*each) for each in zip(*args, strict=True)], np.float64)
+            self._numbers[key] = value
+        return self._numbers[key]
+
+
+class _Run:
+    """One of the probes: what a rule is run on, and room for what it computes.
+
+    Args:
+        start: p in each situation; gradients: [steps, situations, rows, cols].
+        descent: the situation that goes along its update, on a quadratic of this curvature; -1: p goes in all of them.
+    """
+
+    def __init__(self, start: Array, gradients: Array, descent: int, curvature: Array) -> None:
+        self._probe = _library().probe
+        self.start = np.ascontiguousarray(start)
+        self._kept = [np.ascontiguousarray(gradients), np.ascontiguousarray(curvature)]
+        self._updates = np.empty(gradients.shape)
+        self._registers = np.zeros((_REGISTERS, start.size))
+        start_at, gradients_at, curvature_at, updates_at, registers_at = (
+            each.ctypes.data for each in (self.start, *self._kept, self._updates, self._registers)
+        )
+        self._before = (_REGISTERS, len(gradients), len(start), start_at, gradients_at, registers_at, updates_at)
+        self._after = (descent, curvature_at)
+
+    def updates(self, code: _Code, numbers: Array, point: Array) -> Array:
+        """Old p - new p at each step; `point` moves along it."""
+        for register, init in enumerate(code.starts, start=2):
+            self._registers[register] = self.start.reshape(-1) if init == "p" else init
+        called = _callback(code.calls(self._registers, numbers)) if code.called else _NOTHING
+        words, stores = code.words.buffer_info()[0], code.stores.buffer_info()[0]
+        at = numbers.ctypes.data, *self._before, *self._after, point.ctypes.data
+        self._probe(words, code.count, stores, len(code.starts), *at, called)
+        return self._updates.copy()
+
+    def slots(self, count: int) -> Array:
+        """The state after the last step, [slots, situations, elements]."""
+        return self._registers[2 : 2 + count].reshape(count, len(self.start), _ELEMENTS)
+
+
+@cache
+def _inputs(decay: float) -> dict[str, Array]:
+    held, ratios = np.ones(_HELD), np.array(behaviour.RATIOS)
+    return {
+        "t": np.concatenate([np.arange(1.0, _HELD + 1), np.array(behaviour.STEPS, np.float64)]),
+        "lr": np.concatenate([held, behaviour.LR * ratios]),
+        "lr_ratio": np.concatenate([held, ratios]),
+        "examples": np.full(_HELD + _FREE, float(behaviour.Surrogate.EXAMPLES)),
+        "weight_decay": np.concatenate([0.0 * held, np.full(_FREE, decay)]),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What the C++ does for a value.
+
+    Attributes:
+        kind: its operation; None for an input, and for a number, which is an operand and no step.
+        args: positions in the pool; what it reads.
+        name: of an input, or of the operator where numpy is called for it.
+    """
+
+    kind: int | None
+    args: tuple[int, ...]
+    name: str
+
+
+class _Code:
+    """A straight line as the C++ reads it.
+
+    Attributes:
+        words: [instructions, 5]; stores: the new p and slots; starts: what slots are at first.
+        numbers: positions in the pool, by which operands below 0 count; called: what numpy is called back for.
+    """
+
+    def __init__(self, line: Pooled, slots: Sequence[Slot], steps: Sequence[_Step | None]) -> None:
+        self.starts = [slot.init for slot in slots]
+        self.called: list[tuple[int, str, int, tuple[int, ...]]] = []
+        place = {"p": 0, "g": 1} | {slot.name: 2 + number for number, slot in enumerate(slots)}
+        at: dict[int, int] = {}
+        """Of each value the operand that reads it."""
+        self.numbers: list[int] = []
+        words: list[int] = []
+        register = first = len(place)
+        for index, step in zip(line.live(), steps, strict=True):
+            if step is None:
+                continue
+            if step.kind is None:
+                at[index] = place[step.name]
+                continue
+            operands = [at[arg] if arg in at else self._number(arg, at) for arg in step.args]
+            if step.name:
+                self.called.append((register - first, step.name, register, tuple(operands)))
+            words += (step.kind, register, *operands, *_PADDING[len(operands)])
+            at[index] = register
+            register += 1
+        self.count = register - first
+        self.words = array("i", words)
+        outputs = [line.outputs["p"], *(line.outputs[slot.name] for slot in slots)]
+        self.stores = array("i", [at[index] if index in at else self._number(index, at) for index in outputs])
+
+    def _number(self, index: int, at: dict[int, int]) -> int:
+        self.numbers.append(index)
+        at[index] = -len(self.numbers)
+        return at[index]
+
+    def calls(self, registers: Array, numbers: Array) -> Callable[[int, int], None]:
+        """Does what numpy is called back for."""
+        doing = {number: (OPS[op].ref, registers[into], operands) for number, op, into, operands in self.called}
+
+        def call(number: int, step: int) -> None:
+            ref, into, operands = doing[number]
+            assert ref is not None
+            given = [registers[each] if each >= 0 else numbers[step, -1 - each] for each in operands]
+            with np.errstate(all="ignore"):
+                into[:] = ref(*given)
+
+        return call
+
+
+def _step(pool: Pool, index: int) -> _Step | str | None:
+    """What the C++ does for a value: a step, or nothing where it is a number; a text where it can do nothing."""
+    node = pool.nodes[index]
+    if node.op == INPUT and node.payload == "place":
+        return "reads the parameter's number"
+    if node.type.is_number:
+        return None
+    if node.type.extent not in (FULL.extent, SCALAR.extent):
+        return "has rows and columns"
+    if node.op == INPUT:
+        return _Step(None, (), str(node.payload))
+    if node.op == "size":
+        whole = pool.nodes[node.args[0]].type.extent == FULL.extent
+        return _Step(_KIND["number"], (pool.constant(float(_ELEMENTS if whole else 1)),), "")
+    if node.op in _OF_ONE and pool.nodes[node.args[0]].type.extent == SCALAR.extent:
+        op = _OF_ONE[node.op]
+        return _Step(_KIND[op], node.args * len(OPS[op].params), "")
+    if node.op not in _KIND:
+        return f"is {node.op}"
+    return _Step(_KIND[node.op], node.args, node.op if node.op in CALLED else "")
+
+
+_callback = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)
+_NOTHING = _callback(lambda number, step: None)
+
+
+@cache
+def _library() -> Any:
+    loaded = built(_SOURCE)
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    loaded.probe.argtypes = [
+        *(pointer, size, pointer, size, pointer, size, size, size),
+        *(pointer, pointer, pointer, pointer, size, pointer, pointer, _callback),
+    ]
+    loaded.probe.restype = None
+    return loaded
+
+
+def runner(native: bool) -> Callable[[Program], tuple[Held, Array] | None]:
+    """The probes in C++ where that is wanted and can be had; else what leaves them to numpy, which says the same."""
+    try:
+        return Probes() if native else lambda program: None
+    except NativeError:
+        return lambda program: None

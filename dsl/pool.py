@@ -1,0 +1,246 @@
+"""Values that many programs share: each is typed, simplified and named once.
+
+A search changes its programs a little at a time, so nearly every value of a child is one of its parents' too. A `Pool`
+is a builder (`dsl.graph`) that outlives a program and keeps beside each value what is known of it; a program that was
+changed costs what its change costs. What comes out is what `dsl.graph.lower` and `dsl.simplify` give, and the tests
+hold the two against each other.
+
+Only straight lines are pooled: programs without static ifs and matrix operators, which are the same for every kind of
+parameter. For the others `pooled` gives None, and graphs are made one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+from dsl.graph import INPUT, TOTALS, Builder, Lowering, passes
+from dsl.ops import OPS, Op
+from dsl.program import Assign, Call, Expr, Facts, If, Name, Number, Program, Slot, Statement
+from dsl.simplify import ELEMENTWISE, Simplifier, table
+from dsl.types import FULL, MismatchError, Type
+
+LARGEST = 50_000
+"""Values; then a new pool is begun, and the old one goes with the programs that are in it."""
+
+_ANY = Facts(True, "hidden")
+_DEFINING = ("t", "place")
+"""Builtins that the definitions of operators read; a program that assigns one of them is not pooled."""
+
+
+class Pool(Builder):
+    """A builder that remembers, and the algebraic simplification of what is in it.
+
+    Attributes:
+        applied: an operator as a program writes it, with the positions of its arguments -> its value. Not those whose
+            value depends on where they stand.
+        starts: slots and hyperparameters of a program -> the names that it begins with.
+        reads: for each value the inputs that it is made from, as bits; `bits` is the bit of each input's name.
+    """
+
+    def __init__(self) -> None:
+        self.applied: dict[tuple[object, ...], int] = {}
+        self.starts: dict[tuple[object, object], dict[str, int]] = {}
+        self.reads: list[int] = []
+        self.bits: dict[str, int] = {}
+        self._constants: dict[float, int] = {}
+        self._laws: dict[tuple[object, ...], Type] = {}
+        """An operator and its arguments' types, by identity, which what is in the pool keeps -> its result's type."""
+        self._simple: dict[int, int] = {}
+        self._sized: dict[int, int] = {}
+        self.costs: list[float] = []
+        """For each value the passes over a matrix that it takes."""
+        self.names: dict[tuple[tuple[str, str], ...], dict[int, str]] = {}
+        """What inputs are called -> value -> its digest, for `dsl.canonical`."""
+        self._simplifier = Simplifier(table(exact=False), {}, self)
+        super().__init__()
+
+    def constant(self, value: float) -> int:
+        found = self._constants.get(value) if value else None  # 0.0 and -0.0 are two constants and one key
+        if found is None:
+            found = super().constant(value)
+            if value:
+                self._constants[value] = found
+        return found
+
+    def apply(self, op: Op, args: tuple[int, ...], place: float | None = None) -> int:
+        types = [self.nodes[arg].type for arg in args]
+        key = (op.name, *map(id, types))
+        law = self._laws.get(key)
+        if law is None:
+            law = self._laws[key] = op.law(*types)
+        return self._add(op.name, args, place if op.combine else None, law)
+
+    def _add(self, op: str, args: tuple[int, ...], payload: str | float | None, type: Type) -> int:
+        index = super()._add(op, args, payload, type)
+        if index == len(self.reads):
+            reads = self.bits.setdefault(str(payload), 1 << len(self.bits)) if op == INPUT else 0
+            for arg in args:
+                reads |= self.reads[arg]
+            self.reads.append(reads)
+            self.costs.append(passes(self.nodes[index], self.nodes))
+        return index
+
+    def simple(self, index: int) -> int:
+        """The simplest known value that is the same up to algebra; as `dsl.simplify.simplify` finds it."""
+        found = self._simple.get(index)
+        if found is None:
+            self._simplify(index)
+            found = self._simple[index]
+        return found
+
+    def _simplify(self, index: int) -> None:
+        node = self.nodes[index]
+        simple = sized = index
+        if node.args:
+            for arg in node.args:
+                self.simple(arg)
+            source = self._simple if node.op in ELEMENTWISE else self._sized
+            simple = sized = self._simplifier.make(node.op, tuple([source[arg] for arg in node.args]), node.payload)
+            if self.nodes[simple].type != node.type:
+                sized = self._simplifier.plain(node, tuple([self._sized[arg] for arg in node.args]))
+        self._simple[index], self._sized[index] = simple, sized
+
+
+class Pooled:
+    """A straight line in a pool.
+
+    Attributes:
+        pool: where its values are.
+        outputs: "p", each slot, and "result" where the program returns another value -> position in the pool.
+        reads: the inputs that the new p and the returned value depend on, by slots too, as bits.
+    """
+
+    __slots__ = ("_live", "outputs", "pool", "reads")
+
+    def __init__(self, pool: Pool, outputs: Mapping[str, int]) -> None:
+        self.pool, self.outputs = pool, outputs
+        reads = pool.reads[outputs["p"]] | (pool.reads[outputs["result"]] if "result" in outputs else 0)
+        waiting = [(pool.bits[name], pool.reads[index]) for name, index in outputs.items() if name != "result"]
+        before = 0
+        while reads != before:
+            before = reads
+            for bit, needed in waiting:
+                if reads & bit:
+                    reads |= needed
+        self.reads = reads
+        self._live: tuple[int, ...] = ()
+
+    def depends_on(self, name: str) -> bool:
+        return bool(self.reads & self.pool.bits.get(name, 0))
+
+    def kept(self, slots: Sequence[Slot]) -> list[Slot]:
+        """The slots that something depends on."""
+        return [slot for slot in slots if self.depends_on(slot.name)]
+
+    def live(self) -> tuple[int, ...]:
+        """The values that the new p and the returned value depend on, by slots too, each after its arguments."""
+        if not self._live:
+            nodes, outputs = self.pool.nodes, self.outputs
+            found: set[int] = set()
+            waiting = [outputs[name] for name in outputs if name in ("p", "result") or self.depends_on(name)]
+            while waiting:
+                index = waiting.pop()
+                if index not in found:
+                    found.add(index)
+                    waiting += nodes[index].args
+            self._live = tuple(sorted(found))
+        return self._live
+
+    def simplified(self) -> Pooled:
+        """The same up to algebra, simplified."""
+        return Pooled(self.pool, {name: self.pool.simple(index) for name, index in self.outputs.items()})
+
+
+class _MatrixError(Exception):
+    """The program has matrix operators."""
+
+
+class _Lowering(Lowering):
+    """Lowers into a pool: a statement that was met before is looked up."""
+
+    builder: Pool
+
+    def begin(self) -> None:
+        key = (self.program.slots, self.program.hypers)
+        start = self.builder.starts.get(key)
+        if start is None or self.program.rules:
+            super().begin()
+            start = self.builder.starts[key] = dict(self.env)
+        self.env = dict(start)
+
+    def block(self, body: tuple[Statement, ...], place: int) -> None:
+        stored = {"p": FULL, **self.slots}
+        for number, statement in enumerate(body, start=place):
+            assert isinstance(statement, Assign)
+            target, self.line, self.place = statement.target, statement.line, float(number)
+            found = None if target in self.defaults else self.met(statement.value)
+            if found is None:
+                self.assign(statement)
+            elif target in stored and self.builder.nodes[found].type != stored[target]:
+                self.store(target, found)
+            else:
+                self.env[target] = found
+
+    def met(self, expr: Expr) -> int | None:
+        """The value of an operator on names and literals, looked up, or made and kept; None for anything else."""
+        if not isinstance(expr, Call) or expr.op not in _ANYWHERE:
+            return None
+        env, constant, applied = self.env, self.builder.constant, self.builder.applied
+        places = [
+            env.get(arg.id) if isinstance(arg, Name) else constant(arg.value) if isinstance(arg, Number) else None
+            for arg in expr.args
+        ]
+        key = (expr.op, *places)
+        found = applied.get(key)
+        if found is None and None not in places:
+            found = self.made(expr, tuple([place for place in places if place is not None]))
+            if found is not None:
+                applied[key] = found
+        return found
+
+    def made(self, expr: Call, args: tuple[int, ...]) -> int | None:
+        """An operator on values that are in the pool; None where it does not take such values."""
+        op = OPS[expr.op]
+        if op.expand:
+            return self.lower(expr)
+        try:
+            return self.builder.apply(op, self.builder.admit(op, args))
+        except MismatchError:
+            return None
+
+    def lower(self, expr: Expr) -> int:
+        if isinstance(expr, Call) and expr.op in _MATRIX:
+            raise _MatrixError
+        return super().lower(expr)
+
+
+_ANYWHERE = frozenset(op.name for op in OPS.values() if not (op.combine or op.name in TOTALS or op.matrix))
+"""Operators whose value does not depend on where they stand in a program."""
+
+_MATRIX = frozenset(op.name for op in OPS.values() if op.matrix)
+
+
+@lru_cache(maxsize=4096)
+def pooled(program: Program) -> Pooled | None:
+    """The program in a pool; None if it has static ifs or matrix operators.
+
+    Raises:
+        RuleError: as `dsl.graph.lower`.
+    """
+    if any(isinstance(statement, If) or statement.target in _DEFINING for statement in program.body):
+        return None
+    pool = _pool()
+    try:
+        return Pooled(pool, _Lowering(program, _ANY, pool).outputs())
+    except _MatrixError:
+        return None
+
+
+_POOLS = [Pool()]
+
+
+def _pool() -> Pool:
+    if len(_POOLS[0].nodes) > LARGEST:
+        _POOLS[0] = Pool()
+    return _POOLS[0]

@@ -1,0 +1,161 @@
+"""The gate's probes in C++ are those in numpy, to the last bit, and no verdict depends on which is used."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import dsl
+from discover import native, probes
+from discover.gate import Gate
+from discover.probes import CALLED, OPERATIONS, Probes
+from discover.space import Probes as Wanted
+from discover.space import Require
+from dsl import behaviour, properties
+from dsl.ops import OPS
+from dsl.program import Program
+from tests.strategies import rules
+from tests.test_pool import children
+
+needs_compiler = pytest.mark.skipif(not native.available(), reason="the C++ cannot be compiled here")
+SPECIAL = ["1 / (p - p)", "-1 / (p - p)", "(p - p) / (p - p)", "0 * g", "-0.0 * abs(g)", "1e-310 * g", "1e299 * g"]
+
+
+@pytest.fixture(scope="module")
+def run() -> Probes:
+    return Probes()
+
+
+def bits(value: Any) -> Any:
+    return np.where(np.isnan(value), np.nan, value).view(np.int64)
+
+
+def agrees(run: Probes, program: Program) -> bool:
+    """Whether the C++ can do it; if so, it does what numpy does."""
+    found = run(program)
+    if found is None:
+        return False
+    held, changes = found
+    alone = properties.hold(program)
+    for updates, end in zip(alone.updates, alone.ends, strict=True):
+        np.testing.assert_array_equal(bits(held.updates[0]).ravel(), bits(updates).ravel())
+        np.testing.assert_array_equal(bits(held.ends[0]).ravel(), bits(end).ravel())
+    assert held.finite == alone.finite
+    assert repr(properties.of(program, held)) == repr(properties.of(program))
+    assert dsl.behaviour_hash(program, changes) == dsl.behaviour_hash(program)
+    return True
+
+
+@needs_compiler
+@settings(max_examples=60, deadline=None)
+@given(rules(static_ifs=False))
+def test_a_rule_does_the_same_in_both(program: Program) -> None:
+    agrees(Probes(), program.with_defaults({}))
+
+
+@needs_compiler
+@pytest.mark.parametrize("ancestor", ["adamw", "lion", "sgd"])
+def test_programs_of_a_search_do_the_same_in_both(run: Probes, ancestor: str) -> None:
+    found = [agrees(run, program) for program in children(ancestor, 50)]
+    assert sum(found) > 15
+
+
+@needs_compiler
+@pytest.mark.parametrize("op", [*OPERATIONS, *CALLED])
+def test_each_operator_does_the_same_on_ordinary_and_special_values(run: Probes, op: str) -> None:
+    """Into a slot, which goes through the operator again at the next step."""
+    values = ["g", "m", *SPECIAL]
+    for number, value in enumerate(values):
+        given = [value, values[number - 1], values[number - 2]]
+        arguments = [
+            _argument(OPS[op].kinds.get(param), each) for param, each in zip(OPS[op].params, given, strict=False)
+        ]
+        written = f"m = {op}({', '.join(arguments)}) + 0 * g"
+        if OPS[op].infix:
+            written = f"m = ({arguments[0]}) {OPS[op].infix} ({arguments[1]})"
+        program = dsl.parse(f"def f(p, g, m: ones, *, lr=1):\n    {written}\n    p = p - lr * (g + m)\n")
+        assert agrees(run, program)
+
+
+def _argument(kind: str | None, value: str) -> str:
+    match kind:
+        case "mask":
+            return f"({value}) > p"
+        case "scalar" | "number":
+            return "0.3"
+    return value
+
+
+RULES = [
+    "p = p - lr * g / (global_norm(g) + global_mean(abs(g)))",
+    "p = p - lr * global_amax(g) * global_sum(mean(g)) - lr * sum(norm(g) * amax(g)) * g",
+    "m = 0.5; p = p - lr * m * g",
+    "m = v; v = g; p = p - lr * (m + g)",
+    "m = rms(g); v = m; p = p - lr * g / (v + 1)",
+    "m = every(3, g, m); p = p - lr * (m + g) * lr_ratio",
+    "p = p - lr * where(t > 4, g, p) * size(g) / size(mean(g))",
+    "p = lr + 0 * sum(g)",
+    "p = g * 0.9 ** t - examples * g",
+    "v = std(g); p = p - lr * cosine(g, m) * block_mean(g, 2); m = g",
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("body", RULES)
+def test_reductions_state_and_numbers_do_the_same(run: Probes, body: str) -> None:
+    lines = "".join(f"    {line.strip()}\n" for line in body.split(";"))
+    for slots in ("m: zeros, v: ones", "m: like(p), v: full(0.5)"):
+        program = dsl.check(dsl.parse(f"def f(p, g, {slots}, *, lr=1, weight_decay=0.1):\n{lines}"))
+        assert agrees(run, program) == ("block_mean" not in body)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["muon", "adafactor", "adahessian", "schedule_free_adamw", "gaussian"])
+def test_what_the_cpp_cannot_do_is_left_to_numpy(run: Probes, name: str) -> None:
+    drawn = "def f(p, g, *, lr=1):\n    p = p - lr * (g + 0.1 * gaussian(g, 1, t))\n"
+    program = dsl.parse(drawn) if name == "gaussian" else dsl.load(name)
+    assert run(program) is None
+
+
+def test_the_cpp_has_the_operations_in_the_table_s_order() -> None:
+    text = Path(probes.__file__).with_suffix(".cpp").read_text()
+    listed = re.search(r"enum Operation : int32_t \{(.*?)\};", text, re.DOTALL)
+    assert listed is not None
+    names = [f"k{''.join(part.title() for part in name.split('_'))}" for name in OPERATIONS]
+    assert [each.strip() for each in listed[1].split(",")] == [*names, "kCalled"]
+    assert f"kElements = {properties.ROWS * properties.COLS};" in text
+    assert behaviour.ROWS * behaviour.COLS == properties.ROWS * properties.COLS
+
+
+@needs_compiler
+def test_no_verdict_depends_on_the_cpp(run: Probes) -> None:
+    """Nor on whether a program was examined before under another name."""
+    require, wanted = Require(odd=True, finite_at_zero=True), Wanted()
+    fast, slow = Gate(require, wanted, run), Gate(require, wanted)
+    kinds = set()
+    for number, program in enumerate([*children("adamw", 60), *children("lion", 30)] * 2):
+        one, other = fast.examine(program), slow.examine(program)
+        assert repr(one) == repr(other)
+        kinds.add(type(one).__name__)
+        for gate, verdict in ((fast, one), (slow, other)):
+            if type(verdict).__name__ == "New":
+                gate.remember(number, verdict.structure, verdict.behaviour)  # type: ignore[union-attr]
+    assert kinds == {"New", "Duplicate", "Rejected"}
+
+
+def test_without_a_compiler_numpy_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(source: Path) -> None:
+        raise native.NativeError("no compiler")
+
+    monkeypatch.setattr(probes, "built", missing)
+    probes._library.cache_clear()
+    try:
+        assert probes.runner(True)(dsl.load("adamw")) is None
+        assert probes.runner(False)(dsl.load("adamw")) is None
+    finally:
+        probes._library.cache_clear()
