@@ -17,7 +17,7 @@ import dsl
 from discover.durations import format_duration
 from discover.events import Event, Finished, GenerationDone, Notice, Started
 from discover.front import costs
-from discover.records import OF_WORKERS, Ranked, Totals
+from discover.records import Ranked, Totals
 from dsl.flatten import tidy
 from dsl.format import format_expr, format_test
 from dsl.identify import nearest
@@ -207,11 +207,16 @@ def by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def time_shares(totals: Totals) -> str:
-    """Phases as seconds of the time that went by; training apart, since it is the workers'."""
-    driver = [f"{phase} {format_duration(s)}" for phase, s in totals.seconds.items() if phase not in OF_WORKERS]
-    train, present = (totals.seconds.get(phase) for phase in ("train", "present"))
-    share = f", {train / present:.0%} of their time" if train is not None and present else ""
-    return ", ".join(driver) + (f"; workers trained for {format_duration(train)}{share}" if train is not None else "")
+    """The driver's phases, with their shares of the time that went by, and what the workers did with theirs."""
+    driver, workers = totals.time["driver"], totals.time["workers"]
+    if not driver:
+        return ""
+    whole = max(sum(driver.values()), 1e-9)
+    phases = ", ".join(f"{phase} {format_duration(s)} ({s / whole:.0%})" for phase, s in driver.items())
+    if "share" not in workers or "training" in driver:
+        return phases
+    others = ", ".join(f"{phase} {format_duration(workers[phase])}" for phase in ("load", "idle"))
+    return f"{phases}; workers: train {format_duration(workers['train'])} ({workers['share']:.0%}), {others}"
 
 
 def _number(value: object) -> str:

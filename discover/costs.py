@@ -13,14 +13,15 @@ from typing import TypeVar
 
 from tasks import Task
 
-STEP_SECONDS = 3e-6
+STEP_SECONDS = 2e-6
 """Of a lane's step that does nothing: its part of what Python and a call into a tile cost."""
 
-FLOP_SECONDS = 1.2e-11
+FLOP_SECONDS = 7.5e-12
 
-NUMBER_SECONDS = 3.4e-9
+NUMBER_SECONDS = 2.5e-9
 """Of a step of the rule for each number in the parameters. These three fit what one core of an AMD EPYC (family 26)
-takes on the five tasks of `lion_like`, compiled, within a fifth (0.3 for the smallest); plain PyTorch takes twice."""
+takes on quadratic, digits_mlp, digits_autoencoder and bytes_mlp, compiled, within a fifth; without AVX-512 a gradient
+takes half as long again, in plain PyTorch three times as long."""
 
 T = TypeVar("T")
 

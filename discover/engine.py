@@ -128,7 +128,7 @@ def search(
                     yield GenerationDone(generation.record, archive.totals(), best, time.monotonic() - began)
                 launch(live.number + plan.space.lag)
                 continue
-            with clock("idle"):
+            with clock("training" if workers == 0 else "idle"):
                 done = crew.next()
             if done is not None:
                 flight.take_in(done)
@@ -225,8 +225,9 @@ class _Clock:
     """Where the time went: phase -> seconds, since it was last taken. A phase inside another is not counted there.
 
     Phases of the driver add up to the time that went by: "propose", "gate", "absorb" (results taken in, units made),
-    "store", "report" (the consumer's), and "idle", waiting for results. Those of `records.OF_WORKERS` are the workers'
-    time. How long storing a generation took is known when it is stored, and so is counted with the next one.
+    "store", "report" (the consumer's), and "idle", waiting for results, or "training" where this process trains. Those
+    of `records.OF_WORKERS` are the workers' time. How long storing a generation took is known when it is stored, and so
+    is counted with the next one.
     """
 
     def __init__(self) -> None:

@@ -5,7 +5,8 @@ thrown away. So one static artefact serves every number of lanes, the work of a 
 a lane's bits do not depend on how many lanes run beside it, on what they hold, or on where it stands among them.
 
 An artefact is an AOTInductor package (a shared library): generated C++ for everything between the matrix products,
-without Python inside. It is single-threaded; workers, not threads, use the cores.
+without Python inside. It is single-threaded; workers, not threads, use the cores. Small products are computed by
+products.cpp, whose text is compiled into the artefact, where the CPU has AVX-512; else, and on a GPU, by torch's BLAS.
 
 This is the one place where anything is compiled, on a GPU too: AOTInductor is the compiler behind torch.compile, given
 the traced operations in place of Python. A task that enters `torch.autocast` in its loss is traced through it, so that
@@ -40,6 +41,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks import Batch, Task
+
+_PRODUCTS = Path(__file__).with_name("products.cpp")
 
 _FORMAT = 1  # part of every key: raise it when the traced function or the way of compiling changes
 _LOCK_SECONDS = 600.0  # a compile takes seconds; after this the lock is taken for broken and ignored
@@ -88,38 +91,68 @@ class Gradient:
         Raises:
             ValueError: a tensor that does not have the shape, dtype or device that the task says.
         """
-        self._check(flat, batch, 1 if shared else len(flat))
-        first, rest = self._filled[0], self._filled[1:]
-        lanes, tile, pieces = len(flat), self.tile, self.task.batch_size // self._piece
-        loss, grad = flat.new_empty(lanes), flat.new_empty(flat.shape)
-        for piece in range(pieces):
-            mine = [x[:, piece * self._piece : (piece + 1) * self._piece] for x in batch] if pieces > 1 else batch
-            if shared:
-                for buffer, x in zip(rest, mine, strict=True):
-                    buffer.copy_(x.expand_as(buffer))
-            for start in range(0, lanes, tile):
-                stop = min(start + tile, lanes)
-                arguments = [_full(flat[start:stop], first)]
-                arguments += rest if shared else map(_full, (x[start:stop] for x in mine), rest)
-                for total, x in zip((loss, grad), self._run(*arguments), strict=True):
-                    if piece:
-                        total[start:stop] += x[: stop - start]
-                    else:
-                        total[start:stop] = x[: stop - start]
-        return (loss, grad) if pieces == 1 else (loss.div_(pieces), grad.div_(pieces))
+        if flat.shape[1:] != self._example[0].shape or not _alike(flat, self._example[0]):
+            raise self._wrong("flat", flat, (len(flat), *self._example[0].shape), self._example[0])
+        at = self.at(batch, len(flat), shared=shared)
+        loss, grad = flat.new_empty(len(flat)), flat.new_empty(flat.shape)
+        for start in range(0, len(flat), self.tile):
+            rows = slice(start, start + self.tile)
+            loss[rows], grad[rows] = at(flat[rows], start)
+        return loss, grad
 
-    def _check(self, flat: Tensor, batch: Batch, lanes: int) -> None:
+    def at(self, batch: Batch, lanes: int, *, shared: bool = False) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+        """Loss and gradient on a batch a tile at a time, so that what is done with a gradient finds it in the cache.
+
+        Args:
+            batch: as above, of so many `lanes`; it must stay as it is.
+            shared: as above.
+
+        Returns:
+            A function of the parameters of at most a tile's lanes, [k, N], and of the number of the first: loss [k] and
+            grad [k, N], valid for good. It is not to be called after another `at`. Raises ValueError as above.
+        """
+        self._check(batch, 1 if shared else lanes)
+        first, rest = self._filled[0], self._filled[1:]
+        pieces = self.task.batch_size // self._piece
+
+        def fill(start: int, stop: int, piece: int) -> list[Tensor]:
+            mine = [x[:, piece * self._piece : (piece + 1) * self._piece] for x in batch] if pieces > 1 else batch
+            if not shared:
+                return [_full(x[start:stop], buffer) for x, buffer in zip(mine, rest, strict=True)]
+            for buffer, x in zip(rest, mine, strict=True):
+                buffer.copy_(x.expand_as(buffer))
+            return rest
+
+        once = fill(0, 0, 0) if shared and pieces == 1 else None
+
+        def run(flat: Tensor, start: int) -> tuple[Tensor, Tensor]:
+            count = len(flat)
+            if count > self.tile or flat.shape[1:] != first.shape[1:] or not _alike(flat, first):
+                raise self._wrong("flat", flat, (min(count, self.tile), *first.shape[1:]), first)
+            full = _full(flat, first)
+            loss, grad = self._run(full, *(fill(start, start + count, 0) if once is None else once))
+            for piece in range(1, pieces):
+                more = self._run(full, *fill(start, start + count, piece))
+                loss, grad = loss + more[0], grad + more[1]
+            if pieces > 1:
+                loss, grad = loss / pieces, grad / pieces
+            return (loss, grad) if count == self.tile else (loss[:count], grad[:count])
+
+        return run
+
+    def _check(self, batch: Batch, lanes: int) -> None:
         """A compiled tile trusts its arguments: anything wrong here would be read as other numbers, or crash."""
         if len(batch) + 1 != len(self._example):
             raise ValueError(f"{self.task.name}: batch has {len(batch)} tensors, expected {len(self._example) - 1}")
-        counts = (len(flat), *[lanes] * len(batch))
-        for i, (x, one, count) in enumerate(zip((flat, *batch), self._example, counts, strict=True)):
-            expected = (count, self.task.batch_size, *one.shape[1:]) if i else (count, *one.shape)
-            if x.shape != expected or x.dtype != one.dtype or x.device != one.device:
-                raise ValueError(
-                    f"{self.task.name}: {f'batch[{i - 1}]' if i else 'flat'} is {_kind(x)}, expected "
-                    f"{_kind(one.new_empty(()).expand(expected))}"
-                )
+        for i, (x, one) in enumerate(zip(batch, self._example[1:], strict=True)):
+            expected = (lanes, self.task.batch_size, *one.shape[1:])
+            if x.shape != expected or not _alike(x, one):
+                raise self._wrong(f"batch[{i}]", x, expected, one)
+
+    def _wrong(self, name: str, x: Tensor, expected: tuple[int, ...], one: Tensor) -> ValueError:
+        return ValueError(
+            f"{self.task.name}: {name} is {_kind(x)}, expected {_kind(one.new_empty(()).expand(expected))}"
+        )
 
     def __repr__(self) -> str:
         how = "compiled" if self.compiled else "eager"
@@ -242,6 +275,10 @@ def _full(x: Tensor, buffer: Tensor) -> Tensor:
     return buffer
 
 
+def _alike(x: Tensor, one: Tensor) -> bool:
+    return x.dtype == one.dtype and x.device == one.device
+
+
 def _kind(x: Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)} on {x.device}"
 
@@ -258,7 +295,7 @@ def _artefact(task: Task, example: Sequence[Tensor], cache_dir: Path | str | Non
     tile (a shape), that is all that the compiled code depends on.
     """
     machine = [torch.__version__, str(_FORMAT), str(example[0].device.type)]
-    machine += _gpu(example[0].device) if example[0].is_cuda else cpu()
+    machine += _gpu(example[0].device) if example[0].is_cuda else [*cpu(), _PRODUCTS.read_text()]
     record = _Record(example)
     with record:
         results = _tile_of(task)(*example)
@@ -402,7 +439,12 @@ def _compile(path: Path, eager: _Tile, example: Sequence[Tensor]) -> _Tile:
 
             graph = make_fx(eager)(*example)
             program = torch.export.export(graph, tuple(example), strict=False)
-            options = {"cpp.threads": 1, "compile_threads": 1}
+            options: dict[str, Any] = {"cpp.threads": 1, "compile_threads": 1}
+            if not example[0].is_cuda:
+                # Meant for declarations of functions that custom operators call; each is put before what is generated
+                # as `extern TEXT;`. So a block of C++ can stand there too, and the artefact needs no other library.
+                inlined = f'"C++" {{\n{_PRODUCTS.read_text()}\n}}'
+                options["aot_inductor.custom_ops_to_c_shims"] = {torch.ops.aten.bmm.default: [inlined]}
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
     except Exception as error:  # whatever a user's loss made the compiler say: eager still runs it
         raise _CompileError(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error

@@ -71,7 +71,8 @@ class Evaluation:
     Attributes:
         candidate: whose program; None for the reference.
         generation: in which the result was absorbed.
-        task, seed, loss_scale, parameter_scale: the instance.
+        task, seed, loss_scale, parameter_scale, tensor_scales, batch_size: the instance; no tensor scales, and None for
+            a batch size, where the task's own parameters and batches are trained on.
         learning_rates: the grid, [points].
         losses: validation loss at the end, [points][seeds]; None where a lane was not finite or was dropped.
         best_lr, loss: the optimum, interpolated between grid points; None if there is none.
@@ -95,6 +96,8 @@ class Evaluation:
     reference_loss: float | None
     score: float | None
     model_steps: int
+    tensor_scales: tuple[float, ...] = ()
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +216,15 @@ class Totals:
     distinct: int
     model_steps: int
     seconds: Mapping[str, float]
+
+    @property
+    def time(self) -> dict[str, dict[str, float]]:
+        """Where the time went, in seconds: the driver's phases, and of the workers, summed over them, "train", "load",
+        "idle" (what is left of the time that they were there) and "share", the part of it that is training."""
+        driver = {phase: s for phase, s in self.seconds.items() if phase not in OF_WORKERS}
+        train, load, present = (self.seconds.get(phase, 0.0) for phase in OF_WORKERS)
+        workers = {"train": train, "load": load, "idle": max(present - train - load, 0.0)}
+        return {"driver": driver, "workers": workers | ({"share": train / present} if present else {})}
 
     @property
     def elapsed(self) -> float:

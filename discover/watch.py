@@ -102,7 +102,7 @@ def _summary(run: Run, finished: Finished) -> dict[str, Any]:
         "model_steps": totals.model_steps,
         "proposed_per_second": finished.proposed / finished.elapsed if finished.elapsed else None,
         "trained_per_second": finished.trained / finished.elapsed if finished.elapsed else None,
-        "phases": totals.seconds,
+        "time": totals.time,
         "incidents": finished.incidents,
         "interrupted": finished.interrupted,
         "best": best

@@ -107,11 +107,14 @@ def test_resuming_holds_no_more_than_a_generation_at_a_time(
 def test_the_time_of_a_session_is_all_accounted_for(space: Path, tmp_path: Path) -> None:
     ended = searched(space, tmp_path / "out", candidates=40)
     seconds = ended.totals.seconds
-    assert set(seconds) == {"propose", "gate", "absorb", "store", "report", "idle", "train", "load", "present"}
+    assert set(seconds) == {"propose", "gate", "absorb", "store", "report", "training", "train", "load", "present"}
     assert all(value > 0 for value in seconds.values())
     assert seconds["train"] + seconds["load"] == pytest.approx(seconds["present"])  # here, training is all there is
-    assert seconds["present"] == pytest.approx(seconds["idle"], rel=0.1)
+    assert seconds["present"] == pytest.approx(seconds["training"], rel=0.1)
     assert ended.totals.elapsed == pytest.approx(ended.elapsed, rel=0.1)
+    time = ended.totals.time
+    assert sum(time["driver"].values()) == pytest.approx(ended.totals.elapsed)
+    assert time["workers"]["share"] == pytest.approx(seconds["train"] / seconds["present"])
     with Archive.read(tmp_path / "out" / "archive.sqlite") as archive:
         kept = archive.totals().seconds
     assert Counter(kept).keys() == seconds.keys()

@@ -250,6 +250,27 @@ def test_what_the_cpp_would_misread_is_refused(wrong: torch.Tensor, message: str
         rules.step(BUFFER, wrong, 1)
 
 
+def test_rows_stepped_a_few_at_a_time_come_to_the_same_bits() -> None:
+    programs = [dsl.load(name) for name in ("adamw", "lion", "momentum")]
+    codes = [code for code in map(encode, programs) if code is not None]
+    rows = [0, 0, 1, 1, 1, 2, 2]
+    hypers = [{**programs[row].defaults, "lr": 1e-2 * (1 + place)} for place, row in enumerate(rows)]
+    start = torch.randn(len(rows), sum(SIZES), generator=torch.Generator().manual_seed(0))
+    at_once, in_parts = start.clone(), start.clone()
+    one, other = (NativeRules(codes, rows, hypers, start, SIZES, [1.0] * 4) for _ in range(2))
+    for t in range(1, 5):
+        gradients = torch.randn(start.shape, generator=torch.Generator().manual_seed(t))
+        one.step(at_once, gradients, t)
+        for first, last in ((4, 7), (0, 3), (3, 4)):
+            other.step(in_parts[first:last], gradients[first:last], t, first)
+    assert torch.equal(at_once, in_parts)
+    assert torch.equal(one.state, other.state)
+    with pytest.raises(ValueError, match=r"parameters are \[3, 308\].*expected \[2, 308\]"):
+        one.step(at_once[:3], gradients[:3], 1, 5)
+    with pytest.raises(ValueError, match="start is 7, expected a row from 0 to 6"):
+        one.step(at_once[:1], gradients[:1], 1, 7)
+
+
 def test_rows_rules_and_steps_that_are_not_there_are_refused() -> None:
     code = encode(dsl.load("lion"))
     assert code is not None
