@@ -1,7 +1,9 @@
 """What each part of the search is worth: the search as the space has it, without a part, or with one that is off.
 
 Parts: the cache, hurdles, confirmation's shrinkage aside, and what is off by default: islands, restarts, the
-aggregating cache, crossover, tuned elites. What shows no gain here stays off, and can go.
+aggregating cache, crossover, tuned elites, guarded quotients; and what is drawn for a task's instances: lengths, scales
+of single tensors, batch sizes, and, which are on, scales of loss and parameters. The scores are on select tasks as they
+are, so what an arm of these gains is transfer. What shows no gain here stays off, and can go.
 
     python -m benchmarks.ablation [--space lion_like] [--model-steps 20000000] [--seeds 5] [--arms "no cache" ...]
 """
@@ -29,7 +31,11 @@ def parts(space: Space) -> dict[str, arms.Arm]:
         evolution("crossover", crossover=0.2),
         evolution("no neutral drift", neutral=False),
         evolution("tuned elites", tune=0.1),
+        arms.Arm("guarded quotients", changes={"mutation": {"guarded": 0.5}}),
         arms.Arm("random lengths", changes={"step_scales": (0.5, 2.0)}),
+        arms.Arm("tensor scales", changes={"tensor_scales": (0.1, 10.0)}),
+        arms.Arm("batch sizes", changes={"batch_scales": (0.25, 4.0)}),
+        arms.Arm("no scales", changes={"loss_scales": (1.0, 1.0), "parameter_scales": (1.0, 1.0)}),
     ]
     return {arm.name: arm for arm in every}
 

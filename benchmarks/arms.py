@@ -109,8 +109,18 @@ def _incumbent(archive: Archive, model_steps: float) -> str | None:
     return candidate.text
 
 
-def scores(texts: Sequence[str | None], space: Space, names: Sequence[str], instances: int, seed: int) -> list[float]:
-    """The mean score of each rule over fresh instances of tasks, each task as much as another; 0 for none: AdamW."""
+def scores(
+    texts: Sequence[str | None],
+    space: Space,
+    names: Sequence[str],
+    instances: int,
+    seed: int,
+    limits: tuple[float, float] = LIMITS,
+) -> list[float]:
+    """The mean score of each rule over fresh instances of tasks, each task as much as another; 0 for none: AdamW.
+
+    Tasks are as users meet them: their tensors and batches are not re-scaled, whatever the space asks of a search.
+    """
     distinct = list(dict.fromkeys(text for text in texts if text is not None))
     means: dict[str | None, list[float]] = {text: [] for text in distinct}
     reference = properties.of(dsl.load("adamw")).scale
@@ -134,7 +144,7 @@ def scores(texts: Sequence[str | None], space: Space, names: Sequence[str], inst
             if best[0] is None:
                 continue
             for mine, own in zip(values, best[1:], strict=True):
-                mine.append(score(own[1], best[0][1], LIMITS) if own else LIMITS[0])
+                mine.append(score(own[1], best[0][1], limits) if own else limits[0])
         for text, mine in zip(distinct, values, strict=True):
             means[text].append(math.fsum(mine) / len(mine) if mine else 0.0)
     return [0.0 if text is None else math.fsum(means[text]) / len(means[text]) for text in texts]

@@ -82,29 +82,47 @@ class IllConditioned(_Regression):
         return super().validation_loss(parameters) + 1e-6
 
 
-class Sparse(_Regression):
-    """Each example shows one coordinate in ten on average, common ones always and rare ones in one of a hundred, and
-    the rare ones matter as much: step sizes of each coordinate's own are best, as in AdaGrad and RMSprop."""
+class Sparse(Task):
+    """Least squares with sparse features: feature i shows up in a share f_i of the examples, from all of them down to
+    one in 300, and y = sum of the weights of those that are there, with a little noise. The held-out examples show each
+    feature alone, once: the rare matter as much as the common.
+
+    What an example says of a weight comes with f_i, so one step size for all weights is either too long for the common
+    features or too short for the rare ones; momentum helps less than without noise, and a batch's noise is that of all
+    weights that are still wrong. Sign rules step alike for all, but no less where a weight is nearly right. Step sizes
+    of each weight's own, by the size of its gradients so far, are best, as in AdaGrad (Duchi et al. 2011, JMLR 12, made
+    for this), RMSprop and Adam. The learning rate is constant, so that nothing but the rule shortens steps.
+    """
 
     name = "sparse"
-    title = "quadratic whose gradients are sparse, some coordinates rarely seen"
+    title = "least squares with sparse features, some of them rare"
     source = "generated, fixed seed"
-    batch_size = 8
+    parameters = (Parameter.normal("x", (_DIM,), "vector", 1e-2),)
+    batch_size = 32
+    horizon = 100
+    warmup = 0
+    learning_rate = 0.1
 
     def __init__(self) -> None:
-        seen = torch.logspace(0, -2, _DIM, dtype=torch.float64)
-        optimum = _normal(7, _DIM)
-        mask = torch.rand(_EXAMPLES, _DIM, generator=torch.Generator().manual_seed(8), dtype=torch.float64) < seen
-        targets = optimum + 0.1 * _normal(9, _EXAMPLES, _DIM)
-        self.root = torch.eye(_DIM)
-        full = torch.ones(1, _DIM, dtype=torch.float64)
-        super().__init__((targets.float(), mask.float()), (optimum.float().unsqueeze(0), full.float()))
+        shares = torch.logspace(0, -2.5, _DIM, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(8)
+        features = (torch.rand(_EXAMPLES, _DIM, generator=generator, dtype=torch.float64) < shares).double()
+        weights = _normal(7, _DIM)
+        targets = features @ weights + 0.1 * _normal(9, _EXAMPLES)
+        super().__init__((features.float(), targets.float()), (torch.eye(_DIM), weights.float()))
 
     def loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        x, (d, mask) = parameters["x"], batch
-        residual = (x.unsqueeze(1) - d.to(x.dtype)) * mask.to(x.dtype)
+        x, (features, targets) = parameters["x"], batch
+        residual = (features.to(x.dtype) @ x.unsqueeze(2)).squeeze(2) - targets.to(x.dtype)
         half: Tensor = 0.5 * residual.square()
-        return half.sum(2).mean(1)
+        return half.mean(1)
 
     def validation_loss(self, parameters: Mapping[str, Tensor]) -> Tensor:
         return super().validation_loss(parameters) + 1e-6
+
+    def lr_ratio(self, t: int, horizon: int | None = None) -> float:
+        return 1.0
+
+    @property
+    def flops(self) -> int:
+        return 6 * self.batch_size * _DIM

@@ -61,7 +61,15 @@ def main() -> None:
     for task in (*space.tasks.search, *space.tasks.select):
         for _ in range(asked.instances):
             horizon = tasks.load(task).horizon
-            instance = draw_instance(task, horizon, space.loss_scales, space.parameter_scales, rng)
+            instance = draw_instance(
+                task,
+                horizon,
+                space.loss_scales,
+                space.parameter_scales,
+                rng,
+                tensor_scales=space.tensor_scales,
+                batch_scales=space.batch_scales,
+            )
             unit = Unit(instance, entries, grid, unit_scale, space.weight_decay, True, native.available())
             best = [interpolated_best(o.learning_rates, o.losses) for o in evaluate(unit).outcomes]
             reference = best[0]

@@ -34,8 +34,18 @@ from discover.records import (
     Totals,
 )
 
-FORMAT = 1
-"""Version of the layout below; an archive of another one is refused, not guessed at."""
+FORMAT = 2
+"""Version of the layout below. An archive of an earlier one that `_NEWER` knows is brought up to date when it is opened;
+any other is refused, not guessed at."""
+
+_NEWER = {
+    "1": (
+        "alter table evaluations add column tensor_scales json not null default '[]'",
+        "alter table evaluations add column batch_size integer",
+        "update meta set value = '2' where key = 'format'",
+    ),
+}
+"""Format -> what makes the next one of it."""
 
 _SCHEMA = """
 create table meta (key text primary key, value text not null);
@@ -54,7 +64,8 @@ create table evaluations (
     candidate integer references candidates, generation integer not null references generations,
     kind text not null check (kind in ('search', 'confirm', 'reference')), rung integer not null, task text not null,
     seed integer not null, loss_scale real not null, parameter_scale real not null, learning_rates json not null,
-    losses json not null, best_lr real, loss real, reference_loss real, score real, model_steps integer not null);
+    losses json not null, best_lr real, loss real, reference_loss real, score real, model_steps integer not null,
+    tensor_scales json not null, batch_size integer);
 create index evaluations_generation on evaluations (generation);
 create index evaluations_candidate on evaluations (candidate);
 create table confirmations (
@@ -115,9 +126,10 @@ _CANDIDATES = _table("candidates", Candidate, "parents properties", lambda c: (c
 _EVALUATIONS = _table(
     "evaluations",
     Evaluation,
-    "learning_rates losses",
+    "learning_rates losses tensor_scales",
     lambda e: (
         *(e.kind, e.rung, e.task, e.seed, e.loss_scale, e.parameter_scale),
+        *(e.tensor_scales, e.batch_size or 0),
         -1 if e.candidate is None else e.candidate,
     ),
 )
@@ -147,6 +159,16 @@ def _from_json(text: str) -> Any:
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(each) for each in value) if isinstance(value, list) else value
+
+
+def _bring_up_to_date(path: Path) -> None:
+    """Changes an archive to the next formats, up to this one: all of it, or nothing."""
+    with closing(_connect(f"{_uri(path)}?mode=rw")) as connection:
+        connection.execute("begin immediate")  # then nobody else is at it, or has just done it
+        while (found := connection.execute("select value from meta where key = 'format'").fetchone()[0]) in _NEWER:
+            for statement in _NEWER[found]:
+                connection.execute(statement)
+        connection.execute("commit")
 
 
 class Archive:
@@ -197,7 +219,9 @@ class Archive:
             if "no such table" not in str(error):
                 raise
             found = None
-        if found != str(FORMAT):
+        if found in _NEWER:
+            _bring_up_to_date(self.path)
+        elif found != str(FORMAT):
             self._connection.close()
             made_by = f"is of format {found}" if found else "is not an archive of discover"
             raise ArchiveError(f"{self.path}: {made_by}; this version reads format {FORMAT}")

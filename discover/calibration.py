@@ -28,9 +28,9 @@ def path_of(space: str) -> Path:
 
 
 def digest(space: Space) -> str:
-    """Equal for two spaces whose proxies, weights, limits and select tasks are the same."""
-    rungs = [(rung.tasks, rung.steps, rung.seeds) for rung in space.rungs]
-    facts = (rungs, sorted(space.weights.items()), space.score_limits, space.tasks.select)
+    """Equal for two spaces whose proxies, weights, limits and select tasks are the same, in whatever rungs."""
+    trained = sorted((task, rung.steps, rung.seeds) for rung in space.rungs for task in rung.tasks)
+    facts = (trained, sorted(space.weights.items()), space.score_limits, space.tasks.select)
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

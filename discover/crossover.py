@@ -69,5 +69,5 @@ def _needed(view: View, index: int) -> list[Assign]:
     return kept[::-1]
 
 
-def _read(value: Expr) -> set[str]:
-    return names_read(value) if isinstance(value, Call | Name) else set()
+def _read(value: Expr) -> frozenset[str]:
+    return names_read(value) if isinstance(value, Call | Name) else frozenset()

@@ -1,13 +1,13 @@
 """From programs to scores: task instances, learning-rate grids, units of work, and the score against tuned AdamW.
 
-An *instance* is a task with a seed, a length and two scales. A *unit* trains a block of programs on one instance, each
-at a grid of learning rates, and is what a worker takes at a time. A program's loss on an instance is read off at the
-interpolated best learning rate, and so is the reference's: with a coarse grid, search would mostly learn to step
-between its points.
+An *instance* is a task with a seed, a length, scales and a batch size. A *unit* trains a block of programs on one
+instance, each at a grid of learning rates, and is what a worker takes at a time. A program's loss on an instance is
+read off at the interpolated best learning rate, and so is the reference's: with a coarse grid, search would mostly
+learn to step between its points.
 
 The grid is centred where AdamW does best on the task, in units that a rule cannot choose: a rule's `lr` is divided by
 its stride, the RMS of its step at lr = 1 on random gradients of the instance's size (`discover.strides`), and by the
-scale of the instance's parameters.
+scale of the instance's parameters (the RMS of them, where each tensor has its own).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 import socket
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -27,6 +27,10 @@ from discover.gradient import Gradient, build
 from discover.strides import measured, sees_more_than_an_element
 from dsl import Program, parse
 from tasks import Task, load
+from tasks.options import with_options
+
+Ends = tuple[float, float]
+"""Lowest and highest of what is drawn between them."""
 
 LOSS_FLOOR = 1e-12
 
@@ -49,7 +53,8 @@ class Instance:
         task: its name, as `tasks.load` takes it.
         seed: of initial parameters and batches.
         steps: length of the training; the schedule is stretched to it.
-        loss_scale, parameter_scale: see `discover.lanes.Lane`.
+        loss_scale, parameter_scale, tensor_scales: see `discover.lanes.Lane`.
+        batch_size: None for the task's own.
     """
 
     task: str
@@ -57,6 +62,13 @@ class Instance:
     steps: int
     loss_scale: float = 1.0
     parameter_scale: float = 1.0
+    tensor_scales: tuple[float, ...] = ()
+    batch_size: int | None = None
+
+    @property
+    def variant(self) -> str:
+        """What `tasks.load` is asked for: the task, with the instance's batch size."""
+        return self.task if self.batch_size is None else with_options(self.task, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +113,19 @@ class Unit:
     native: bool
     request: tuple[tuple[str, float], ...] = (("CPU", 1.0),)
 
+    def moved(self, here: Callable[[str], str]) -> Unit:
+        """The unit where files lie elsewhere; `here` spells a task as this machine does."""
+        return replace(self, instance=replace(self.instance, task=here(self.instance.task)))
+
+    def carry_out(self) -> UnitResult:
+        return evaluate(self)
+
+    def __str__(self) -> str:
+        """In a line: the candidates of a small one by id."""
+        ids = ["AdamW" if entry.candidate is None else str(entry.candidate) for entry in self.entries]
+        named = ", ".join(ids) if len(ids) <= 8 else f"{ids[0]} to {ids[-1]}, {len(ids)} in all"
+        return f"candidates {named} on {self.instance.task}, seed {self.instance.seed}"
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -127,34 +152,73 @@ class UnitResult:
 
 
 def draw_instance(
-    task: str, steps: int, loss_scales: tuple[float, float], parameter_scales: tuple[float, float], rng: Generator
+    task: str,
+    steps: int,
+    loss_scales: Ends,
+    parameter_scales: Ends,
+    rng: Generator,
+    *,
+    tensor_scales: Ends = (1.0, 1.0),
+    batch_scales: Ends = (1.0, 1.0),
 ) -> Instance:
-    """An instance of a task with a fresh seed and scales, each uniform in its logarithm between two ends."""
+    """An instance of a task with a fresh seed and scales, each uniform in its logarithm between two ends.
+
+    Args:
+        task: as `tasks.load` takes it.
+        steps: length of the training.
+        loss_scales, parameter_scales: of the whole instance.
+        rng: where all of it is drawn from; for what lies between 1 and 1 of the following, nothing is drawn.
+        tensor_scales: of each of the task's parameters, one after the other. As in the training of VeLO (Metz et al.
+            2022, arXiv:2211.09760) and Celo2 (arXiv:2602.19142), where random factors re-parametrise a task's tensors.
+        batch_scales: of the task's batch size; see `batch_sizes`.
+    """
     seed = int(rng.integers(2**31))
-    drawn = [math.exp(rng.uniform(math.log(low), math.log(high))) for low, high in (loss_scales, parameter_scales)]
-    return Instance(task, seed, steps, *(float(f"{scale:.4g}") for scale in drawn))
+    loss_scale, parameter_scale = _scale(loss_scales, rng), _scale(parameter_scales, rng)
+    tensors: tuple[float, ...] = ()
+    if tensor_scales != (1.0, 1.0):
+        tensors = tuple(_scale(tensor_scales, rng) for _ in load(task).parameters)
+    batch_size = None
+    if batch_scales != (1.0, 1.0):
+        sizes = batch_sizes(load(task), batch_scales)
+        batch_size = sizes[int(rng.integers(len(sizes)))]
+    return Instance(task, seed, steps, loss_scale, parameter_scale, tensors, batch_size)
+
+
+def batch_sizes(task: Task, scales: Ends) -> tuple[int, ...]:
+    """The task's batch size times each power of two between two ends, as far as they are whole and there are examples.
+
+    Few values, since a gradient is compiled for each of them. The task's own where no other can be.
+    """
+    low, high = (math.log2(end) for end in scales)
+    sizes = (task.batch_size * 2.0**power for power in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1))
+    possible = tuple(int(size) for size in sizes if size == int(size) and 1 <= size <= len(task.train[0]))
+    return possible or (task.batch_size,)
+
+
+def _scale(ends: Ends, rng: Generator) -> float:
+    low, high = ends
+    return float(f"{math.exp(rng.uniform(math.log(low), math.log(high))):.4g}")
 
 
 def evaluate(unit: Unit) -> UnitResult:
     """Trains a unit's programs, in this process."""
     asked = time.perf_counter()
     instance = unit.instance
-    gradient = _gradient(instance.task, unit.compiled)
+    gradient = _gradient(instance.variant, unit.compiled)
     stepped = unit.native and not _without_native()
     began = time.perf_counter()
     task = gradient.task
     programs = [parse(entry.text) for entry in unit.entries]
-    rates = [
-        _learning_rates(task, instance.parameter_scale, stride, unit.grid)
-        for stride in _strides(gradient, unit, programs, stepped)
-    ]
+    scale = _scale_of(task, instance)
+    rates = [_learning_rates(task, scale, stride, unit.grid) for stride in _strides(gradient, unit, programs, stepped)]
     all_lanes = [
         lanes.Lane(
             program=index,
             seed=instance.seed,
-            hypers=_hypers(programs[index], rate, unit.weight_decay * instance.parameter_scale),
+            hypers=_hypers(programs[index], rate, unit.weight_decay * scale),
             loss_scale=instance.loss_scale,
             parameter_scale=instance.parameter_scale,
+            tensor_scales=instance.tensor_scales,
         )
         for index, mine in enumerate(rates)
         for rate in mine
@@ -205,8 +269,16 @@ def score(loss: float, reference: float, limits: tuple[float, float]) -> float:
     return min(max(gain, low), high)
 
 
-def _learning_rates(task: Task, parameter_scale: float, stride: float, grid: Grid) -> tuple[float, ...]:
-    centre = task.learning_rate / (parameter_scale * max(stride, SHORTEST))
+def _scale_of(task: Task, instance: Instance) -> float:
+    """RMS of what the task's parameters are the multiples of: how much longer a step is there than a rule takes it."""
+    if not instance.tensor_scales:
+        return instance.parameter_scale
+    squares = (scale**2 * p.size for scale, p in zip(instance.tensor_scales, task.parameters, strict=True))
+    return instance.parameter_scale * math.sqrt(math.fsum(squares) / task.size)
+
+
+def _learning_rates(task: Task, scale: float, stride: float, grid: Grid) -> tuple[float, ...]:
+    centre = task.learning_rate / (scale * max(stride, SHORTEST))
     return tuple(float(f"{centre * multiplier:.6g}") for multiplier in grid.multipliers())
 
 
@@ -220,15 +292,19 @@ def _strides(gradient: Gradient, unit: Unit, programs: Sequence[Program], native
             strides[index] = stride / unit.reference_scale
     if not any(entry.degree for entry in unit.entries):
         return strides
-    seen = instance.loss_scale * instance.parameter_scale * _gradient_rms(gradient, instance.seed)
+    seen = _gradient_rms(gradient, instance)
     return [stride * seen**entry.degree for stride, entry in zip(strides, unit.entries, strict=True)]
 
 
-def _gradient_rms(gradient: Gradient, seed: int) -> float:
+def _gradient_rms(gradient: Gradient, instance: Instance) -> float:
+    """Of the first gradient, as rules see it."""
     task = gradient.task
-    flat = task.initial(seed).unsqueeze(0)
-    _, grad = gradient(flat, task.gather(task.batches(seed, 1)), shared=True)
-    return max(float(grad.square().mean().sqrt()), SMALLEST_GRADIENT)
+    flat = task.initial(instance.seed).unsqueeze(0)
+    _, grad = gradient(flat, task.gather(task.batches(instance.seed, 1)), shared=True)
+    if instance.tensor_scales:
+        grad = grad * lanes.Lane(0, 0, tensor_scales=instance.tensor_scales).scale(task).to(grad)
+    rms = max(float(grad.square().mean().sqrt()), SMALLEST_GRADIENT)
+    return instance.loss_scale * instance.parameter_scale * rms
 
 
 def _hypers(program: Program, lr: float, weight_decay: float) -> dict[str, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from discover.costs import blocks
 from discover.evaluate import Entry, Grid, Instance, Outcome, Unit, interpolated_best, score
@@ -259,6 +260,8 @@ class Live:
             reference_loss=reference[1] if reference else None,
             score=None if candidate is None else self._score(rung, index, candidate),
             model_steps=outcome.model_steps,
+            tensor_scales=instance.tensor_scales,
+            batch_size=instance.batch_size,
         )
 
     def _candidate(self, each: Admitted) -> Candidate:
@@ -304,6 +307,7 @@ def weighted_mean(scores: Sequence[tuple[float, float]]) -> float:
     return math.fsum(score * weight for score, weight in scores) / math.fsum(weight for _, weight in scores)
 
 
+@lru_cache(maxsize=4096)
 def _best(outcome: Outcome | None) -> tuple[float, float] | None:
     return None if outcome is None else interpolated_best(outcome.learning_rates, outcome.losses)
 

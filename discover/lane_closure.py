@@ -28,7 +28,8 @@ class TaskClosure:
         gradient: of the same task.
         batch: the examples, [K, B, ...] each, or [1, B, ...] where all lanes see the same.
         points: the parameters of the lanes, [K, N].
-        scale, loss_scale: [K, 1].
+        scale: [K, N], or [K, 1] where a lane has one for all its numbers.
+        loss_scale: [K, 1].
         seeds: of the lanes; drawn labels depend on a lane's seed and on t.
         t: the step.
     """

@@ -1,9 +1,10 @@
 """Trains many models of one task at once: programs x learning rates x seeds as lanes of one buffer.
 
-All lanes of a call lie in one flat [K, N] buffer of parameters. A step is one gradient for all of them, then one call
-into `discover.native` for the lanes of all elementwise rules, and each other program's generated kernel on its own. At
-*checkpoints* lanes that are lost (not finite, or far above where they started) are dropped and the buffer is compacted,
-so that what is left runs faster.
+All lanes of a call lie in one flat [K, N] buffer of parameters. A step goes through the lanes of all elementwise rules
+a tile at a time: its gradient, then one call into `discover.native`, while both are in the cache. The lanes of the
+other programs follow: one gradient for all of them, then each program's generated kernel on its own. At *checkpoints*
+lanes that are lost (not finite, or far above where they started) are dropped and the buffer is compacted, so that what
+is left runs faster.
 
 A lane's result depends on that lane alone: not on the lanes beside it, nor on the process that runs it.
 
@@ -13,7 +14,7 @@ Letters in shapes: K lanes, N numbers in all parameters of a task.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from discover.gradient import Gradient
+from discover.heap import keep_freed_memory
 from discover.lane_closure import TaskClosure
 from discover.native import Code, NativeRules, encode
 from dsl import Program
@@ -45,6 +47,7 @@ class Lane:
             are the program's defaults. `lr` is the peak learning rate.
         loss_scale: the loss is multiplied by it before the gradient is taken; reported losses are not.
         parameter_scale: c, where the rule sees q = p / c in place of the parameter p, and so the gradient c * dL/dp.
+        tensor_scales: further factors of c, one for each of the task's parameters; empty for 1.
     """
 
     program: int
@@ -52,6 +55,25 @@ class Lane:
     hypers: Mapping[str, float] = field(default_factory=dict)
     loss_scale: float = 1.0
     parameter_scale: float = 1.0
+    tensor_scales: tuple[float, ...] = ()
+
+    @property
+    def scales(self) -> tuple[float, float, tuple[float, ...]]:
+        return self.loss_scale, self.parameter_scale, self.tensor_scales
+
+    def scale(self, task: Task) -> Tensor:
+        """What q is multiplied by to give p: [N] float64, or [1] where it is the same for all numbers.
+
+        Raises:
+            ValueError: another number of tensor scales than the task has parameters.
+        """
+        given, parameters = self.tensor_scales, task.parameters
+        if not given:
+            return torch.tensor([self.parameter_scale], dtype=torch.float64)
+        if len(given) != len(parameters):
+            raise ValueError(f"{len(given)} tensor scales; task {task.name} has {len(parameters)} parameters")
+        each = torch.tensor([self.parameter_scale * scale for scale in given], dtype=torch.float64)
+        return each.repeat_interleave(torch.tensor([parameter.size for parameter in parameters]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +96,15 @@ class Trace:
 _SEEDS = 2**24
 """Seeds of a rule's own draws are smaller, so that every dtype holds them exactly."""
 
+At = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""Loss and gradient of some lanes, see `Gradient.at`."""
+
 Prune = Callable[[int, Mapping[int, float]], Collection[int]]
 """Is told a step and the validation loss of every lane that is left, by its place in the call; says whom to drop."""
+
+
+def _tiles(start: int, stop: int, size: int) -> Iterator[slice]:
+    return (slice(row, min(row + size, stop)) for row in range(start, stop, size))
 
 
 class _Part(Protocol):
@@ -83,8 +112,6 @@ class _Part(Protocol):
 
     start: int
     stop: int
-
-    def step(self, parameters: Tensor, gradients: Tensor, t: int) -> None: ...
 
     def keep(self, rows: Tensor) -> None: ...
 
@@ -131,9 +158,6 @@ class _Native:
     start: int
     stop: int
 
-    def step(self, parameters: Tensor, gradients: Tensor, t: int) -> None:
-        self.rules.step(parameters, gradients, t)
-
     def keep(self, rows: Tensor) -> None:
         self.rules.keep(rows)
 
@@ -178,6 +202,7 @@ def train(
 
     A program whose kernel raises an arithmetic error loses its own lanes and no others.
     """
+    keep_freed_memory()
     training = Training(
         task, programs, lanes, steps, gradient, native=native, checkpoints=checkpoints, curve=curve, prune=prune
     )
@@ -221,12 +246,15 @@ class Training:
         initial = {seed: task.initial(seed) for seed in self.seeds}
         rows = [lanes[lane] for lane in self.order]
         device = gradient.device
-        self.buffer = torch.stack([initial[lane.seed] / lane.parameter_scale for lane in rows]).to(
-            device, gradient.dtype
-        )
-        self.scale = self._column([lane.parameter_scale for lane in rows])
-        self.gain = self._column([lane.parameter_scale * lane.loss_scale for lane in rows])
-        self.scaled = any(lane.parameter_scale != 1 or lane.loss_scale != 1 for lane in rows)
+        scales = {lane.scales: lane.scale(task) for lane in {lane.scales: lane for lane in rows}.values()}
+        gains = {key: scale * key[0] for key, scale in scales.items()}
+        self.buffer = torch.stack(
+            [initial[lane.seed] / scales[lane.scales].to(device, torch.float32) for lane in rows]
+        ).to(device, gradient.dtype)
+        self.scale = self._of_lanes([scales[lane.scales] for lane in rows])
+        self.gain = self._of_lanes([gains[lane.scales] for lane in rows])
+        """What gradients are multiplied by. Both are [K, N], with one row or column where they do not differ."""
+        self.scaled = any(not bool((each == 1).all()) for each in (*scales.values(), *gains.values()))
         self.batches = torch.stack([task.batches(seed, steps) for seed in self.seeds])
         self.of_seed = torch.tensor([self.seeds.index(lane.seed) for lane in rows])
         self.first_loss = torch.zeros(len(rows))
@@ -249,11 +277,26 @@ class Training:
         return [trace for trace in self.traces if trace is not None]
 
     def step(self, t: int) -> None:
-        """Step t, from 1, of all lanes that are left."""
-        loss, grad = self._gradient(t)
+        """Step t, from 1, of all lanes that are left: those of elementwise rules a tile at a time, gradient and then
+        rule, while the tile is in the cache; then the others."""
+        loss = torch.empty(len(self.order), device=self.gradient.device, dtype=self.gradient.dtype)
+        at = self.gradient.at(self._batch(t), len(self.order), shared=len(self.seeds) == 1)
+        lost: dict[int, str] = {}
+        others = len(self.order)
+        for part in self.parts:
+            if not isinstance(part, _Native):
+                others = min(others, part.start)
+                continue
+            for rows in _tiles(part.start, part.stop, self.gradient.tile):
+                loss[rows], grad = self._gradient(at, rows)
+                part.rules.step(self.buffer[rows], grad, t, rows.start - part.start)
+        if others < len(self.order):
+            grad = torch.empty_like(self.buffer[others:])
+            for rows in _tiles(others, len(self.order), self.gradient.tile):
+                loss[rows], grad[rows.start - others : rows.stop - others] = self._gradient(at, rows)
+            lost = self._update(t, grad, others)
         if t == 1:
             self.first_loss = loss.clone()
-        lost = self._update(t, grad)
         if t in self.looks:
             lost = self._look(t, loss) | lost
         if lost:
@@ -286,24 +329,30 @@ class Training:
             for mine, stored in zip(part.state(), tensors, strict=True):
                 mine.copy_(stored)
 
-    def _gradient(self, t: int) -> tuple[Tensor, Tensor]:
-        parameters = self.buffer * self.scale if self.scaled else self.buffer
-        loss, grad = self.gradient(parameters, self._batch(t), shared=len(self.seeds) == 1)
-        return loss, grad.mul_(self.gain) if self.scaled else grad
+    def _gradient(self, at: At, rows: slice) -> tuple[Tensor, Tensor]:
+        """Loss and gradient of some rows, as their rules see it."""
+        if not self.scaled:
+            return at(self.buffer[rows], rows.start)
+        scale, gain = (x if len(x) == 1 else x[rows] for x in (self.scale, self.gain))
+        loss, grad = at(self.buffer[rows] * scale, rows.start)
+        return loss, grad.mul_(gain)
 
     def _batch(self, t: int) -> Batch:
         """The step's examples: [1, B, ...] where all lanes share a seed, else [K, B, ...]."""
         index = self.batches[:, t - 1]
         return self.task.gather(index if len(self.seeds) == 1 else index[self.of_seed])
 
-    def _update(self, t: int, grad: Tensor) -> dict[int, str]:
-        """Steps every rule. Returns the rows whose rule has no value, and why."""
+    def _update(self, t: int, grad: Tensor, first: int) -> dict[int, str]:
+        """Steps the rules of generated code; the gradient is of the rows from `first` on. Returns the rows whose rule
+        has no value, and why."""
         failed: dict[int, str] = {}
         for part in self.parts:
-            if isinstance(part, _Generated) and part.asks:
+            if not isinstance(part, _Generated):
+                continue
+            if part.asks:
                 part.rule.closure = self._closure(part, t)
             try:
-                part.step(self.buffer[part.start : part.stop], grad[part.start : part.stop], t)
+                part.step(self.buffer[part.start : part.stop], grad[part.start - first : part.stop - first], t)
             except (ArithmeticError, ValueError, TypeError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
                 failed |= dict.fromkeys(range(part.start, part.stop), f"{type(error).__name__}: {error}")
         return failed
@@ -313,10 +362,11 @@ class Training:
         rows = slice(part.start, part.stop)
         batch = self._batch(t)
         mine = batch if len(batch[0]) == 1 else tuple(x[rows] for x in batch)
-        scale = self.scale[rows]
+        scale = self.scale.expand(len(self.order), -1)[rows]
+        losses = self._column([self.lanes[lane].loss_scale for lane in self.order[rows]])
         seeds = [self.lanes[lane].seed for lane in self.order[rows]]
         points = self.buffer[rows]
-        return TaskClosure(self.task, self.gradient, mine, points, scale, self.gain[rows] / scale, seeds, t)
+        return TaskClosure(self.task, self.gradient, mine, points, scale, losses, seeds, t)
 
     def _look(self, t: int, loss: Tensor) -> dict[int, str]:
         """The rows of lanes that are lost, and why."""
@@ -360,7 +410,8 @@ class Training:
             parts.append(part)
         self.parts = parts
         self.order = [self.order[row] for row in rows]
-        self.buffer, self.scale, self.gain = self.buffer[keep], self.scale[keep], self.gain[keep]
+        self.buffer = self.buffer[keep]
+        self.scale, self.gain = (x if len(x) == 1 else x[keep] for x in (self.scale, self.gain))
         self.of_seed, self.first_loss = self.of_seed[keep], self.first_loss[keep]
 
     def _finish(self) -> None:
@@ -418,6 +469,14 @@ class Training:
 
     def _tensor(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=self.gradient.dtype, device=self.gradient.device)
+
+    def _of_lanes(self, values: Sequence[Tensor]) -> Tensor:
+        """A row for each lane, or one where they are all equal; of N numbers, or of one where no lane has more."""
+        if values and all(each is values[0] or torch.equal(each, values[0]) for each in values):
+            values = values[:1]
+        width = max((len(each) for each in values), default=1)
+        rows = [each.expand(width) for each in values] or [torch.ones(1)]
+        return torch.stack(rows).to(self.gradient.device, self.gradient.dtype)
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return self._tensor(values).unsqueeze(1)

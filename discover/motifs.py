@@ -1,12 +1,14 @@
-"""Inserted statements that only make sense together: a preconditioner of one side, as in Shampoo.
+"""Inserted statements that only make sense together: a preconditioner of one side, as in Shampoo; a safe quotient.
 
 No single insertion reaches a product of matrices, since a transposed value fits nowhere that the parameter's shape is
-wanted; so the operator `matmul` is inserted with what it needs.
+wanted; so the operator `matmul` is inserted with what it needs. And hardly any reaches a quotient: what a program can
+divide by are g, p and averages of them, which pass through 0, so that the gate rejects it; a divisor that does not is
+no use to anyone before it divides, and so is dead code. So `div` may be inserted with a divisor that is never 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from numpy.random import Generator
 
@@ -20,6 +22,33 @@ _PLAIN = 0.25
 
 _STORED = 0.5
 """How often it is averaged in a slot, where the grammar has one of its extent."""
+
+
+EVEN, GUARDS = ("abs", "square"), ("add", "max")
+"""What makes a divisor of one sign, and what keeps it from 0."""
+
+_LEAST = 1e-3
+"""The smallest constant that a divisor is kept from 0 by; the largest is 1."""
+
+
+def quotient(
+    current: Expr, tensors: Sequence[str], operators: Collection[str], fresh: Iterator[str], rng: Generator
+) -> list[Assign]:
+    """Statements of which the last has `current` over a function of a tensor that is never 0: |a| or a^2, plus a
+    constant, or the larger of the two. Nothing is remembered or taken the root of; that is for later insertions.
+
+    Args:
+        current: of the parameter's shape.
+        tensors: names that may be read.
+        operators: of the grammar; at least one of `EVEN` and one of `GUARDS`.
+        fresh: names for temporaries.
+    """
+    even, guard = ([name for name in names if name in operators] for names in (EVEN, GUARDS))
+    a = Name(tensors[int(rng.integers(len(tensors)))])
+    size = Assign(next(fresh), Call(even[int(rng.integers(len(even)))], (a,)))
+    least = Number(float(f"{_LEAST ** rng.uniform():.3g}"))
+    safe = Assign(next(fresh), Call(guard[int(rng.integers(len(guard)))], (Name(size.target), least)))
+    return [size, safe, Assign(next(fresh), Call("div", (current, Name(safe.target))))]
 
 
 def preconditioner(

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from numpy.random import Generator
 
-from discover.motifs import POWERS, preconditioner
+from discover.motifs import EVEN, GUARDS, POWERS, preconditioner, quotient
+from dsl.check import well_typed
 from dsl.dead import strip_dead
 from dsl.format import format_expr
-from dsl.graph import lower_all
 from dsl.ops import OPS, Op
-from dsl.program import Assign, Call, Expr, If, Name, Number, Program, RuleError, Slot, Statement, names_read
+from dsl.program import Assign, Call, Expr, If, Name, Number, Program, Slot, Statement, names_read
 from dsl.types import EXTENTS
 
 _FRAME = ("lr", "weight_decay", "lr_ratio")
@@ -54,6 +55,7 @@ class Grammar:
         constant_sigma: a constant is multiplied by 2 ** N(0, sigma); where it lies between 0.5 and 1, and so is a rate
             of decay, its distance from 1 is.
         extents: slot -> extent, for those that are not of the parameter's shape.
+        guarded: share of inserted divisions that come with a divisor that is never 0.
     """
 
     operators: tuple[str, ...]
@@ -62,6 +64,7 @@ class Grammar:
     weights: Mapping[str, float]
     constant_sigma: float = 1.0
     extents: Mapping[str, str] = field(default_factory=dict)
+    guarded: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ def mutate(program: Program, grammar: Grammar, rng: Generator) -> Mutation:
     for _ in range(_TRIES):
         path, line = lines[0] if len(lines) == 1 or rng.random() < _FIRST else lines[int(rng.integers(1, len(lines)))]
         kind = kinds[_choose(weights, rng)]
-        mutation = CHANGES[kind](View(replace(program, body=line), grammar), rng)
+        mutation = CHANGES[kind](View(program if line is program.body else replace(program, body=line), grammar), rng)
         if mutation is not None and (result := settled(with_line(program, path, mutation.program))) is not None:
             return Mutation(result, mutation.change)
     return Mutation(program, "unchanged")
@@ -156,66 +159,92 @@ class Place:
     argument: int
 
 
-class View:
-    def __init__(self, program: Program, grammar: Grammar):
-        self.program, self.grammar = program, grammar
-        self.body: tuple[Assign, ...] = tuple(s for s in program.body if isinstance(s, Assign))
-        self.slots = [slot.name for slot in program.slots]
-        self.frame = self._frame()
-        """Which statements are the frame."""
-        self.scopes = self._scopes()
-        """For each place in the body, and its end: names of tensors that may be read there, the frame's left out."""
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """What is known of a flat program before anything is changed; a parent is changed again and again.
 
-    def _frame(self) -> set[int]:
-        held, frame = set(_FRAME), set()
-        for index, statement in enumerate(self.body):
-            if statement.target == "p" or names_read(statement.value) & held:
-                frame.add(index)
-                if statement.target not in ("p", "g"):
-                    held.add(statement.target)
-        return frame
+    Attributes:
+        body: its statements; slots: names of its state.
+        frame: which statements are the frame.
+        scopes: for each place in the body, and its end: names of tensors that may be read there, the frame's left out.
+        tensors: arguments that are tensors and may be another tensor; constants: literals that may change.
+    """
+
+    body: tuple[Assign, ...]
+    slots: tuple[str, ...]
+    frame: frozenset[int]
+    scopes: tuple[tuple[str, ...], ...]
+    tensors: tuple[Place, ...]
+    constants: tuple[Place, ...]
+
+
+@lru_cache(maxsize=4096)
+def anatomy(program: Program) -> Anatomy:
+    body = tuple(s for s in program.body if isinstance(s, Assign))
+    slots = tuple(slot.name for slot in program.slots)
+    frame = _frame(body)
+    scopes = _scopes(program, body, slots, frame)
+    arguments = [(Place(i, position), arg) for i, s in enumerate(body) for position, arg in enumerate(_args(s))]
+    tensors = tuple(
+        place
+        for place, arg in arguments
+        if isinstance(arg, Name) and arg.id in scopes[place.statement]
+        if not (place.statement in frame and arg.id == "p")
+    )
+    constants = tuple(place for place, arg in arguments if isinstance(arg, Number) and place.statement not in frame)
+    return Anatomy(body, slots, frame, scopes, tensors, constants)
+
+
+def _frame(body: Sequence[Assign]) -> frozenset[int]:
+    held, frame = set(_FRAME), set()
+    for index, statement in enumerate(body):
+        if statement.target == "p" or names_read(statement.value) & held:
+            frame.add(index)
+            if statement.target not in ("p", "g"):
+                held.add(statement.target)
+    return frozenset(frame)
+
+
+def _scopes(
+    program: Program, body: Sequence[Assign], slots: Sequence[str], frame: frozenset[int]
+) -> tuple[tuple[str, ...], ...]:
+    hidden = {*_FRAME, *(body[index].target for index in frame)} - {"p", "g"}
+    numbers = {"t", "lr_ratio", *program.defaults}
+    names = dict.fromkeys(name for name in ("g", "p", *slots) if name not in hidden)
+    scopes = [tuple(names)]
+    for statement in body:
+        value = statement.value
+        if names_read(value) <= numbers or (isinstance(value, Call) and OPS[value.op].group == "shape"):
+            numbers.add(statement.target)
+        elif statement.target not in hidden:
+            names[statement.target] = None
+        scopes.append(tuple(names))
+    return tuple(scopes)
+
+
+class View:
+    """A program, and what may be changed in it into what."""
+
+    def __init__(self, program: Program, grammar: Grammar):
+        self.program, self.grammar, self.anatomy = program, grammar, anatomy(program)
+        self.body, self.slots = self.anatomy.body, self.anatomy.slots
+        self.frame, self.scopes = self.anatomy.frame, self.anatomy.scopes
 
     def args(self, index: int) -> tuple[Expr, ...]:
-        value = self.body[index].value
-        return value.args if isinstance(value, Call) else (value,)
+        return _args(self.body[index])
 
-    def _scopes(self) -> list[tuple[str, ...]]:
-        hidden = {*_FRAME, *(self.body[index].target for index in self.frame)} - {"p", "g"}
-        numbers = {"t", "lr_ratio", *self.program.defaults}
-        names = dict.fromkeys(name for name in ("g", "p", *self.slots) if name not in hidden)
-        scopes = [tuple(names)]
-        for statement in self.body:
-            value = statement.value
-            if names_read(value) <= numbers or (isinstance(value, Call) and OPS[value.op].group == "shape"):
-                numbers.add(statement.target)
-            elif statement.target not in hidden:
-                names[statement.target] = None
-            scopes.append(tuple(names))
-        return scopes
+    def tensor_places(self) -> Sequence[Place]:
+        return self.anatomy.tensors
 
-    def tensor_places(self) -> list[Place]:
-        """Arguments that are tensors and may be another tensor."""
-        places = []
-        for index in range(len(self.body)):
-            scope = self.scopes[index]
-            for position, arg in enumerate(self.args(index)):
-                if isinstance(arg, Name) and arg.id in scope and not (index in self.frame and arg.id == "p"):
-                    places.append(Place(index, position))
-        return places
-
-    def constant_places(self) -> list[Place]:
-        return [
-            Place(index, position)
-            for index in range(len(self.body))
-            if index not in self.frame
-            for position, arg in enumerate(self.args(index))
-            if isinstance(arg, Number)
-        ]
+    def constant_places(self) -> Sequence[Place]:
+        return self.anatomy.constants
 
     def with_body(self, body: Sequence[Assign], change: str) -> Mutation | None:
         if len(body) > self.grammar.max_statements:
             return None
-        used = {s.target for s in body} | {name for s in body for name in names_read(s.value)}
+        used = {s.target for s in body}
+        for statement in body:
+            used |= names_read(statement.value)
         slots = tuple(slot for slot in self.program.slots if slot.name in used)
         declared = {slot.name for slot in slots}
         slots += tuple(
@@ -247,9 +276,10 @@ class View:
 
 def replaced(statement: Assign, argument: int, arg: Expr) -> Assign:
     if not isinstance(statement.value, Call):
-        return replace(statement, value=arg)
+        return Assign(statement.target, arg, statement.line)
     args = statement.value.args
-    return replace(statement, value=Call(statement.value.op, (*args[:argument], arg, *args[argument + 1 :])))
+    value = Call(statement.value.op, (*args[:argument], arg, *args[argument + 1 :]))
+    return Assign(statement.target, value, statement.line)
 
 
 # The changes ------------------------------------------------------------------------------------------------------
@@ -266,6 +296,9 @@ def _insert(view: View, rng: Generator) -> Mutation | None:
     if op.name == "matmul":
         lines = preconditioner(current, view.scopes[index], view.grammar.extents, view.fresh_names(), rng)
         return view.with_inserted(place, lines)
+    if op.name == "div" and _guards(view.grammar) and rng.random() < view.grammar.guarded:
+        lines = quotient(current, view.scopes[index], view.grammar.operators, view.fresh_names(), rng)
+        return view.with_inserted(place, lines)
     given: list[Expr] = [current] if rng.random() < _WRAP else []
     target = view.fresh()
     if view.grammar.slots and rng.random() < _STATE:
@@ -274,6 +307,11 @@ def _insert(view: View, rng: Generator) -> Mutation | None:
             given.insert(0, Name(target))
     statement = Assign(target, _random_call(op, view.scopes[index], rng, given))
     return view.with_inserted(place, [statement])
+
+
+def _guards(grammar: Grammar) -> bool:
+    """Whether the grammar asks for safe quotients and has what they are made of."""
+    return grammar.guarded > 0 and all(any(name in grammar.operators for name in names) for names in (EVEN, GUARDS))
 
 
 def _delete(view: View, rng: Generator) -> Mutation | None:
@@ -409,11 +447,7 @@ def _choose(weights: Sequence[float], rng: Generator) -> int:
 def settled(program: Program) -> Program | None:
     """The program without dead statements; None if it is ill typed."""
     program = strip_dead(program)
-    try:
-        lower_all(program)
-    except RuleError:
-        return None
-    return program
+    return program if well_typed(program) else None
 
 
 def _text(statement: Assign) -> str:

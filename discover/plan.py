@@ -14,13 +14,14 @@ import dsl
 import tasks
 from discover import gradient, native
 from discover.costs import unit_size
-from discover.evaluate import Entry, Grid, Instance, draw_instance
+from discover.evaluate import Entry, Grid, Instance, batch_sizes, draw_instance
 from discover.keys import slot_of
 from discover.mutate import Grammar, unfolded
 from discover.space import Rung, Space
 from dsl import Program, properties
 from dsl.flatten import flatten, with_literals
 from dsl.program import Call, Expr, Name, map_statements
+from tasks.options import with_options
 
 COMPILE_FROM = 3
 """The first generation that runs compiled where artefacts are still to be made: first results do not wait for them."""
@@ -41,7 +42,13 @@ def compile_choice(space: Space, choice: str, seconds: float | None) -> dict[str
         return dict.fromkeys(names)
     repays = choice == "always" or seconds is None or seconds >= REPAYS_SECONDS
     made = COMPILE_FROM if repays and gradient.have_compiler() else None
-    return {name: 0 if gradient.is_cached(tasks.load(name)) else made for name in names}
+    return {name: 0 if all(map(gradient.is_cached, _variants(space, name))) else made for name in names}
+
+
+def _variants(space: Space, name: str) -> list[tasks.Task]:
+    """The task with each batch size that is drawn."""
+    sizes = batch_sizes(tasks.load(name), space.batch_scales)
+    return [tasks.load(with_options(name, batch_size=size)) for size in sizes]
 
 
 def native_choice(choice: str) -> bool:
@@ -78,7 +85,13 @@ class Plan:
         return tuple(
             tuple(
                 draw_instance(
-                    name, self._steps(rung, name, rng), self.space.loss_scales, self.space.parameter_scales, rng
+                    name,
+                    self._steps(rung, name, rng),
+                    self.space.loss_scales,
+                    self.space.parameter_scales,
+                    rng,
+                    tensor_scales=self.space.tensor_scales,
+                    batch_scales=self.space.batch_scales,
                 )
                 for name in rung.tasks
                 for _ in range(rung.seeds)
@@ -143,6 +156,7 @@ class Plan:
             mutation.weights,
             mutation.constant_sigma,
             extents,
+            mutation.guarded,
         )
 
     @cached_property

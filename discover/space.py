@@ -47,7 +47,8 @@ def _shown(path: Path) -> Path:
 
 
 class Mutation(Keys):
-    """How often each kind of change is tried (relative weights), and how far a constant moves."""
+    """How often each kind of change is tried (relative weights), how far a constant moves, and the share of inserted
+    divisions whose divisor is made safe (`guarded`)."""
 
     insert: Weight = 1.0
     delete: Weight = 1.0
@@ -55,10 +56,11 @@ class Mutation(Keys):
     operator: Weight = 0.5
     constant: Weight = 1.0
     constant_sigma: Positive = 1.0
+    guarded: Share = 0.0
 
     @property
     def weights(self) -> dict[str, float]:
-        return {name: value for name, value in self.model_dump().items() if name != "constant_sigma"}
+        return self.model_dump(exclude={"constant_sigma", "guarded"})
 
     @model_validator(mode="after")
     def _some(self) -> Self:
@@ -268,6 +270,8 @@ class Space(Keys):
     loss_scales: Interval = (1e-2, 1e2)
     parameter_scales: Interval = (1e-2, 1e2)
     step_scales: Interval = (1.0, 1.0)
+    tensor_scales: Interval = (1.0, 1.0)
+    batch_scales: Interval = (1.0, 1.0)
     rungs: Annotated[tuple[Rung, ...], Field(min_length=1)]
     confirm: Confirm = Confirm()
     unit: Unit = Unit()

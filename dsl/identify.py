@@ -114,8 +114,12 @@ def nearest(program: Program) -> Match:
 
 @cache
 def _zoo() -> tuple[str, ...]:
-    """Every built-in rule; wrappers on adamw."""
-    return tuple(f"{name}(adamw)" if load(name).rules else name for name in names())
+    """Every built-in rule, wrappers on adamw; and last wrappers on sgd, of which one may do nothing."""
+    wrappers = [name for name in names() if load(name).rules]
+    return (
+        *(f"{name}(adamw)" if name in wrappers else name for name in names()),
+        *(f"{name}(sgd)" for name in wrappers),
+    )
 
 
 @cache

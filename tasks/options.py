@@ -82,6 +82,16 @@ def spelled(base: str, values: Values) -> str:
     return f"{base}({', '.join(f'{key}={_text(value)}' for key, value in sorted(values))})"
 
 
+def with_options(name: str, **changes: object) -> str:
+    """The name of a task with options added, or given other values.
+
+    >>> with_options("digits_mlp(horizon=50, batch_size=64)", batch_size=32)
+    'digits_mlp(batch_size=32, horizon=50)'
+    """
+    base, given = parse(name)
+    return spelled(base, tuple({**given, **changes}.items()))
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """`did you mean ...?`, or nothing where no word is near."""
     near = difflib.get_close_matches(word, list(words), n=1)

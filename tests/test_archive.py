@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def test_generations_read_are_the_generations_written(archive: Archive, path: Pa
     archive.close()
     with Archive.read(path) as again:
         assert list(again.generations()) == written
-        assert again.meta() == {"format": "1", "space": "lion_like", "seed": "0"}
+        assert again.meta() == {"format": "2", "space": "lion_like", "seed": "0"}
         assert again.candidate(11) == written[1].candidates[1]
         assert again.candidate(9) is None
         assert again.evaluations_of(11) == (written[1].evaluations[2],)
@@ -256,6 +257,25 @@ def test_an_empty_archive_has_no_leaderboard(archive: Archive) -> None:
     assert archive.best() is None
 
 
+@pytest.mark.parametrize("how", [Archive.read, Archive.open])
+def test_an_archive_of_the_first_format_is_brought_up_to_date(how: Any, archive: Archive, path: Path) -> None:
+    written = [generation(number) for number in range(3)]
+    for each in written:
+        archive.commit_generation(each)
+    digest = archive.digest()
+    archive.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "alter table evaluations drop column tensor_scales; alter table evaluations drop column batch_size;"
+            "update meta set value = '1' where key = 'format'"
+        )
+    with how(path) as again:
+        assert list(again.generations()) == written
+        assert again.digest() == digest
+    with Archive.read(path) as later:
+        assert later.meta()["format"] == "2"
+
+
 # Files that are not right ----------------------------------------------------------------------------------------
 
 
@@ -279,8 +299,8 @@ def other_format(path: Path) -> None:
     [
         (lambda path: None, "cannot be opened"),
         (not_sqlite, "not an SQLite file"),
-        (other_sqlite, "is not an archive of discover; this version reads format 1"),
-        (other_format, "is of format 7; this version reads format 1"),
+        (other_sqlite, "is not an archive of discover; this version reads format 2"),
+        (other_format, "is of format 7; this version reads format 2"),
     ],
 )
 @pytest.mark.parametrize("how", [Archive.read, Archive.open])

@@ -167,6 +167,13 @@ def test_what_is_new_is_near_what_it_was_made_from() -> None:
         assert f"(similarity {match.similarity:.3f}), {match.shared:.0%} of operations shared" in str(match)
 
 
+@pytest.mark.parametrize("body", ["u = g / max(abs(g), 0.8)", "u = g / (abs(g) + 0.8)"])
+def test_a_bounded_gradient_is_near_gradient_descent_clipped(body: str) -> None:
+    match = identify.nearest(rule(f"{body}; p = p - lr * u"))
+    assert (match.name, match.exact) == ("clip_value(sgd)", False)
+    assert match.similarity > 0.95
+
+
 def test_similarity_is_one_for_the_same_direction_and_minus_one_for_the_opposite() -> None:
     forward, back = (identify._directions(rule(f"p = p {sign} lr * g")) for sign in "-+")
     assert identify._similarity(forward, forward) == pytest.approx(1.0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,6 +140,78 @@ def test_adamw_comes_to_the_same_at_any_scale_of_loss_and_parameters(task: str, 
     ]
     losses = [trace.loss for trace in traces(["adamw"], some, task=task, native=stepped)]
     assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-3)
+
+
+# A scale for each tensor --------------------------------------------------------------------------------------------
+
+TENSORS = (2.0, 0.25, 4.0, 0.5)
+"""Of digits_mlp's four parameters. Powers of two, so that multiplying rounds nothing."""
+
+
+def stepped_by_torch(optimizer: type[torch.optim.Optimizer], power: int, lr: float, **settings: float) -> float:
+    """The end of a plain loop over digits_mlp; a parameter of scale a has the learning rate lr * a^power."""
+    task = tasks.load("digits_mlp")
+    values = [x.clone().requires_grad_() for x in task.split(task.initial(5)).values()]
+    names = [parameter.name for parameter in task.parameters]
+    groups = [{"params": [x], "lr": lr * a**power} for x, a in zip(values, TENSORS, strict=True)]
+    made = optimizer(groups, **settings)
+    for t, index in enumerate(task.batches(5, STEPS), start=1):
+        for group, a in zip(made.param_groups, TENSORS, strict=True):
+            group["lr"] = lr * a**power * task.lr_ratio(t, STEPS)
+        made.zero_grad()
+        batch = task.gather(index.unsqueeze(0))
+        task.loss({name: x.unsqueeze(0) for name, x in zip(names, values, strict=True)}, batch).sum().backward()
+        made.step()
+    ended = {name: x.detach().unsqueeze(0) for name, x in zip(names, values, strict=True)}
+    return task.validation_loss(ended).item()
+
+
+@pytest.mark.parametrize("stepped", STEPPED)
+@pytest.mark.parametrize(
+    ("name", "power", "lr"),
+    # where w = a * theta, theta's gradient is a times that of w, and its step moves w a times as far
+    [("sgd", 2, 0.1), ("momentum", 2, 0.02), ("adam", 1, 0.003), ("adagrad", 1, 0.01)],
+)
+def test_training_a_scaled_tensor_is_training_it_at_a_learning_rate_of_its_own(
+    name: str, power: int, lr: float, stepped: bool
+) -> None:
+    kind, settings = {
+        "sgd": (torch.optim.SGD, {}),
+        "momentum": (torch.optim.SGD, {"momentum": 0.9}),
+        "adam": (torch.optim.Adam, {"eps": 1e-14}),
+        "adagrad": (torch.optim.Adagrad, {"eps": 1e-14}),
+    }[name]
+    hypers = {"lr": lr} | ({"eps": 1e-14} if "eps" in settings else {})
+    task = tasks.load("digits_mlp")
+    ready = gradient.build(task, compile=False)
+    some = [Lane(0, 5, hypers, tensor_scales=TENSORS), Lane(0, 5, hypers)]
+    scaled, plain = train(task, [dsl.load(name)], some, steps=STEPS, gradient=ready, native=stepped)
+    assert scaled.loss == pytest.approx(stepped_by_torch(kind, power, lr, **settings), rel=1e-4)
+    assert abs(scaled.loss - plain.loss) > 1e-2 * plain.loss
+
+
+@pytest.mark.parametrize("stepped", STEPPED)
+def test_lanes_of_other_scales_beside_it_change_no_bit_of_a_lane(stepped: bool) -> None:
+    some = [
+        Lane(program, 7, {"lr": lr}, loss_scale=loss, parameter_scale=whole, tensor_scales=tensors)
+        for program in range(len(BESIDE))
+        for lr, loss, whole, tensors in ((1e-3, 1.0, 1.0, ()), (3e-2, 8.0, 0.3, (0.7, 3.1, 11.0, 0.013)))
+        for whole in (whole, 2.0 * whole)
+    ]
+    together = traces(BESIDE, some, native=stepped)
+    assert any(trace.lost for trace in together)
+    assert any(math.isfinite(trace.loss) for trace in together)
+    for lane, trace in zip(some, together, strict=True):
+        assert traces(BESIDE, [lane], native=stepped) == [trace]
+    one = replace(some[0], parameter_scale=0.3)
+    assert traces(BESIDE, [one], native=stepped) == traces(
+        BESIDE, [replace(one, parameter_scale=1.0, tensor_scales=(0.3,) * 4)], native=stepped
+    )
+
+
+def test_as_many_tensor_scales_as_parameters_are_wanted() -> None:
+    with pytest.raises(ValueError, match="3 tensor scales; task digits_mlp has 4 parameters"):
+        traces(["adamw"], [Lane(0, 0, {"lr": 0.1}, tensor_scales=(1.0, 2.0, 3.0))])
 
 
 @pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")

@@ -10,6 +10,7 @@ import pytest
 import dsl
 from discover.mutate import CHANGES, Grammar, mutate, perturbed, random_program, straight_lines, unfolded
 from discover.plan import genotype
+from dsl import properties
 from dsl.ops import OPS
 from dsl.program import Assign, Call, Name, Number, Program, assignments, names_read
 
@@ -168,3 +169,26 @@ def test_matrix_operators_and_state_of_other_shapes_are_reached() -> None:
                 assert steps.value == int(steps.value) >= 1
     assert {"matmul", "transpose", "sinkhorn", "matrix_power", "row_rms"} <= used
     assert {("r", "1"), ("r", "r")} <= extents
+
+
+def test_a_guarded_division_is_by_what_is_never_zero() -> None:
+    program = genotype(dsl.load("sgd"))
+    grammar = Grammar(("div", "abs", "max", "sqrt"), 16, ("m", "v"), {"insert": 1.0})
+    shares = {}
+    for guarded in (0.0, 1.0):
+        found = [mutate(program, replace(grammar, guarded=guarded), np.random.default_rng(n)) for n in range(200)]
+        divided = [each for each in found if " / " in each.change]
+        shares[guarded] = np.mean([properties.of(each.program).finite_at_zero for each in divided])
+        assert len(divided) > 20
+    assert shares[1.0] == 1.0
+    assert shares[0.0] < 0.6
+
+
+def test_a_grammar_without_what_a_guard_is_made_of_gets_plain_divisions() -> None:
+    program = genotype(dsl.load("sgd"))
+    for operators in (("div", "abs"), ("div", "add"), ("div",)):
+        grammar = Grammar(operators, 16, ("m",), {"insert": 1.0}, guarded=1.0)
+        for n in range(30):
+            changed = mutate(program, grammar, np.random.default_rng(n)).program
+            calls = {each.value.op for each in assignments(changed.body) if isinstance(each.value, Call)}
+            assert calls <= {"mul", "add", "sub", *operators}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import tasks
 from discover import gradient, native, plan
 from discover.space import Space
 
@@ -38,6 +39,16 @@ def test_artefacts_are_used_where_they_are_and_made_where_that_pays(
     monkeypatch.setattr(gradient, "is_cached", lambda task: task.name == "quadratic")
     cached, other = CHOICES[choice, seconds, compiler]
     assert plan.compile_choice(SPACE, choice, seconds) == {"quadratic": cached, "breast_cancer": other}
+
+
+def test_artefacts_are_there_if_they_are_for_each_batch_size_that_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradient, "have_compiler", lambda: True)
+    monkeypatch.setattr(gradient, "is_cached", lambda task: (task.name, task.batch_size) != ("quadratic", 8))
+    own = Space.of({**SPACE.plain(), "batch_scales": [0.5, 2.0]}, "s")
+    sizes = {name: tasks.load(name).batch_size for name in ("quadratic", "breast_cancer")}
+    assert sizes["quadratic"] == 16
+    assert plan.compile_choice(SPACE, "auto", LONG) == {"quadratic": 0, "breast_cancer": 0}
+    assert plan.compile_choice(own, "auto", LONG) == {"quadratic": LATER, "breast_cancer": 0}
 
 
 @pytest.mark.parametrize("available", [True, False])

@@ -314,4 +314,4 @@ def test_a_rule_that_is_not_well_formed_is_not_registered(tmp_path: Path) -> Non
 
 def test_an_archive_written_by_a_run_has_its_seed(tmp_path: Path) -> None:
     with Archive.read(made("out") / "archive.sqlite") as archive:
-        assert archive.meta() == {"format": "1", "seed": "3", "space": "lion_like"}
+        assert archive.meta() == {"format": "2", "seed": "3", "space": "lion_like"}

@@ -171,6 +171,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "no cache": {"cache": False},
     "objectives": {"objectives": ["fitness", "state_bytes", "operations"]},
     "lengths": {"step_scales": [0.5, 2.0]},
+    "tensors, batches": {"tensor_scales": [0.1, 10.0], "batch_scales": [0.25, 4.0]},
     "optuna": {"algorithm": "optuna", "optuna": {"options": {"n_startup_trials": 6}}},
 }
 
@@ -190,7 +191,7 @@ def test_with_each_switch_an_interrupted_search_goes_on_to_the_same_archive(swit
 
 @pytest.mark.slow
 def test_with_all_switches_the_number_of_workers_makes_no_difference(tmp_path: Path) -> None:
-    on = ("islands, restarts, crossover, tuning", "aggregation", "objectives", "lengths")
+    on = ("islands, restarts, crossover, tuning", "aggregation", "objectives", "lengths", "tensors, batches")
     name = tiny(tmp_path, **{key: value for switch in on for key, value in SWITCHES[switch].items()})
     searched(name, tmp_path / "none", candidates=30)
     with runs.create(session.configure(name, workers=2, candidates=30), out=tmp_path / "two") as run:
@@ -236,6 +237,19 @@ def test_lengths_are_drawn_within_their_limits() -> None:
     assert max(drawn) <= 12
     assert len(set(drawn)) > 6
     assert {each.steps for generation in range(40) for each in fixed.instances(generation)[0]} == {6}
+
+
+def test_what_was_drawn_for_an_instance_is_kept_and_the_reference_trained_on_it(tmp_path: Path) -> None:
+    _, found = searched(tiny(tmp_path, **SWITCHES["tensors, batches"]), tmp_path / "out", candidates=12)
+    drawn = {}
+    for generation in found:
+        assert {each.kind for each in generation.evaluations} >= {"search", "reference"}
+        for each in generation.evaluations:
+            own = (each.seed, each.tensor_scales, each.batch_size)
+            assert drawn.setdefault((each.task, generation.record.number, each.rung), own) == own
+    assert len({scales for _, scales, _ in drawn.values()}) == len(drawn)
+    assert all(0.0999 <= scale <= 10.01 for _, scales, _ in drawn.values() for scale in scales)
+    assert len({size for _, _, size in drawn.values()}) > 1
 
 
 def test_the_front_is_of_what_no_other_beats(tmp_path: Path) -> None:

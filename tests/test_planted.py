@@ -1,0 +1,34 @@
+"""Laws of planted tasks: they keep the contract, and the rule that is planted is best there."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+import dsl
+from benchmarks import planted
+from benchmarks.rediscovery import PLANTED
+from discover import gradient
+from discover.lanes import Lane, train
+from tasks.library import check
+
+RULES: dict[str, dict[str, float]] = {"sgd": {}, "momentum": {"momentum": 0.9}, "signsgd": {}, "adagrad": {}}
+BEST = {"heavy_tails": "signsgd", "ill_conditioned": "momentum", "sparse": "adagrad"}
+RATES = tuple(10.0 ** (power / 2) for power in range(-8, 4))
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_is_planted_is_best_and_of_the_family(name: str) -> None:
+    kind, _, family = PLANTED[name]
+    task = getattr(planted, kind)()
+    check(task, name)
+    ready = gradient.build(task, compile=False)
+    programs = [dsl.load(rule) for rule in RULES]
+    lanes = [
+        Lane(index, 0, {"lr": rate, **settings}) for index, settings in enumerate(RULES.values()) for rate in RATES
+    ]
+    losses = [each.loss for each in train(task, programs, lanes, steps=task.horizon, gradient=ready)]
+    best = {rule: min(losses[i * len(RATES) : (i + 1) * len(RATES)]) for i, rule in enumerate(RULES)}
+    assert BEST[name].startswith(family)
+    assert all(math.log(best[rule] / best[BEST[name]]) > 0.7 for rule in RULES if rule != BEST[name]), best
