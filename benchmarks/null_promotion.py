@@ -21,12 +21,13 @@ import torch
 import dsl
 from discover import statistics
 from discover.contenders import RuleContender, contender
-from discover.contest import Terms, Workshop, hold, load, wins
+from discover.contest import Terms, hold, load, wins
 from discover.keeper import Keeper
 from discover.manifest import versions
 from discover.promotion_keys import least_tunings
 from discover.storage import Store
 from discover.verdict import log_losses
+from discover.workshop import Workshop
 from dsl import Program
 from dsl.lift import lift
 

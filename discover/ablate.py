@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import dsl
 from discover import statistics
 from discover.contenders import RuleContender
-from discover.contest import Terms, Workshop, differences, hold
+from discover.contest import Terms, differences, hold
+from discover.workshop import Workshop
 from dsl import Program, properties
 from dsl.behaviour import behaviour_hash
 from dsl.dead import strip_dead

@@ -1,4 +1,4 @@
-"""What runs inside a worker process: one unit at a time, on one core, within bounds of memory.
+"""What runs inside a worker process: one piece of work at a time, on one core, within bounds of memory.
 
 Nothing here knows Ray; `discover.cluster` makes a Ray actor of `Actor`.
 """
@@ -12,13 +12,12 @@ import resource
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from discover.evaluate import Unit, UnitResult, evaluate
-from discover.workers import OUT_OF_MEMORY
+from discover.workers import OUT_OF_MEMORY, Work
 
 
 class Actor:
@@ -26,7 +25,7 @@ class Actor:
 
     Args:
         files: path -> content of the user's files that tasks are read from.
-        memory: bytes that a unit may take beyond what the process had before.
+        memory: bytes that a piece of work may take beyond what the process had before.
     """
 
     def __init__(self, files: Mapping[str, bytes], memory: int) -> None:
@@ -41,21 +40,22 @@ class Actor:
 
         return str(Path(discover.__file__).parent)
 
-    def evaluate(self, unit: Unit) -> UnitResult | str:
-        """The unit's result, or why there is none."""
+    def evaluate(self, work: Work) -> Any:
+        """What it comes to, such as a unit's result; or why there is none, as text."""
         try:
             with bounded_memory(self.memory):
-                return evaluate(self._with_files_here(unit))
+                return work.moved(self._spelled).carry_out()
         except (MemoryError, RuntimeError) as error:
             if not _is_shortage(error):
                 raise
         gc.collect()
         return OUT_OF_MEMORY
 
-    def _with_files_here(self, unit: Unit) -> Unit:
-        path, colon, name = unit.instance.task.partition(".py:")
-        here = self.here.get(f"{path}.py") if colon else None
-        return replace(unit, instance=replace(unit.instance, task=f"{here}:{name}")) if here else unit
+    def _spelled(self, name: str) -> str:
+        """A name, with the file where this machine has it if it is in one of the user's."""
+        path, colon, rest = name.partition(".py:")
+        there = self.here.get(f"{path}.py") if colon else None
+        return f"{there}:{rest}" if there else name
 
 
 def _at_hand(path: Path, content: bytes) -> Path:

@@ -35,8 +35,8 @@ from discover.records import (
 )
 
 FORMAT = 2
-"""Version of the layout below. An archive of an earlier one that `_NEWER` knows is brought up to date when it is opened;
-any other is refused, not guessed at."""
+"""Version of the layout below. An archive of an earlier one that `_NEWER` knows is brought up to date when it is
+opened; any other is refused, not guessed at."""
 
 _NEWER = {
     "1": (

@@ -12,33 +12,33 @@ import math
 import platform
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import tasks
 from discover import calibration, fidelity, lanes, verdict
+from discover.asks import Ask
 from discover.calibration import estimate, plain
 from discover.console import rows_table
 from discover.contenders import Contender, RuleContender, check, contender
 from discover.durations import format_duration
 from discover.errors import SpaceError, UserError
 from discover.fidelity import Fidelity
-from discover.keeper import Keeper, StoppedError
+from discover.keeper import StoppedError
 from discover.lanes import Lane
+from discover.pruners import Pruner
 from discover.space import Space
-from discover.storage import Store, default_url
+from discover.storage import default_url
 from discover.studies import Budget, Tuned
 from discover.trainers import Ground
-from discover.tuning import tune
-from discover.watch import interruptible
+from discover.workshop import Staff, Workshop, interrupted, opened
 from tasks import Task
 
 REFERENCE = "adamw"
@@ -78,12 +78,14 @@ class Options:
         seeds: fresh seeds on each task, rounded up to as many for every tuning.
         tunings: of each rule on each task.
         tuning_seeds: on which each setting is trained.
+        pruner: see `discover.pruning`.
     """
 
     trials: int = TRIALS
     seeds: int = SEEDS
     tunings: int = TUNINGS
     tuning_seeds: int = TUNING_SEEDS
+    pruner: Pruner = "none"
 
     def __post_init__(self) -> None:
         """Raises UserError where a number is out of range."""
@@ -95,7 +97,7 @@ class Options:
 
     @property
     def budget(self) -> Budget:
-        return Budget(self.trials, self.tuning_seeds, math.ceil(self.seeds / self.tunings))
+        return Budget(self.trials, self.tuning_seeds, math.ceil(self.seeds / self.tunings), pruner=self.pruner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,36 +199,44 @@ def _load(name: str) -> Task:
         raise UserError(str(error)) from None
 
 
-def carry_out(
-    asked: Calibration,
-    store: Store,
-    *,
-    compile: bool = True,
-    stop: Callable[[], bool] = lambda: False,
-    tell: Callable[[int], None] = lambda done: None,
-    say: Callable[[str], None] = lambda line: None,
-) -> None:
+def carry_out(asked: Calibration, workshop: Workshop, *, compile: bool = True) -> None:
     """Tunes and scores every rule on every proxy and select task.
 
     Raises:
-        StoppedError: `stop` said so; what was trained is in the store.
+        StoppedError: the workshop was asked to stop; what was trained is in the store.
+        UserError: a rule that cannot be compared, where it is the reference; ClusterError: the cluster is gone.
     """
-    keeper = Keeper(store.folder, stop=stop)
-    budget, seeds = asked.options.budget, range(asked.options.tunings)
+    adamw = asked.contenders[0]
+    for place in asked.places:  # before anything trains beside it
+        asked.step_seconds[place.name] = step_seconds(workshop.ground(_ask(asked, place, adamw, compile)))
+        asked.results.setdefault(place.name, {})
+    places = {(place.task.spelling, place.steps): place for place in asked.places}
+    answers = workshop.tuned(_asks(asked, compile))
+    for where, some in groupby(answers, lambda answer: (answer.ask.task.spelling, answer.ask.steps)):
+        place, began = places[where], time.perf_counter()
+        row = asked.results[place.name]
+        for answer in some:
+            name = answer.ask.contender.name
+            if name not in asked.left_out:
+                try:
+                    row[name] = answer.tunings
+                except UserError as error:
+                    asked.leave_out(name, place, error)
+                    workshop.say(f"{name} is left out: {asked.left_out[name]}")
+        seconds = time.perf_counter() - began
+        workshop.say(f"{place.name}, {place.steps} steps: {len(row)} rules ({format_duration(seconds)})")
+
+
+def _asks(asked: Calibration, compile: bool) -> Iterator[Ask]:
+    """Every rule on every place; who was left out by the time it would be its turn is not asked for."""
     for place in asked.places:
-        ground, began = Ground(place.task, steps=place.steps, compile=compile), time.perf_counter()
-        if ground.gradient.note:
-            say(ground.gradient.note)
-        asked.step_seconds[place.name] = step_seconds(ground)
-        row = asked.results.setdefault(place.name, {})
         for one in asked.contenders:
             if one.name not in asked.left_out:
-                try:
-                    row[one.name] = tune(one, ground, budget, seeds, store, keeper=keeper, tell=tell)
-                except UserError as error:
-                    asked.leave_out(one.name, place, error)
-                    say(f"{one.name} is left out: {asked.left_out[one.name]}")
-        say(f"{place.name}, {place.steps} steps: {len(row)} rules ({format_duration(time.perf_counter() - began)})")
+                yield _ask(asked, place, one, compile)
+
+
+def _ask(asked: Calibration, place: Place, one: Contender, compile: bool) -> Ask:
+    return Ask(one, place.task, place.steps, asked.options.budget, range(asked.options.tunings), compile=compile)
 
 
 def step_seconds(ground: Ground) -> float:
@@ -288,6 +298,7 @@ def data_of(asked: Calibration, found: Fidelity, command: Sequence[str], seconds
         "all": plain(asdict(found.all)),
         "ceiling": plain(asdict(found.ceiling)),
         "proxy_ceiling": plain(asdict(found.proxy_ceiling)),
+        "chosen": plain(asdict(found.chosen)),
         "proxies": {
             place.name: {**contributions[place.name], **_cost_of(asked, place), "weight": place.weight}
             for place in asked.proxies
@@ -320,12 +331,15 @@ def _cost(asked: Calibration, places: Sequence[Place]) -> dict[str, float]:
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def run(space: str, options: Options, *, storage: str | None, as_json: bool, command: Sequence[str]) -> None:
+def run(
+    space: str, options: Options, *, storage: str | None, staff: Staff, as_json: bool, command: Sequence[str]
+) -> None:
     """Calibrates, shows what came of it, and keeps it beside the space.
 
     Args:
         space: its name or YAML file.
         storage: URL of an Optuna storage; None for the user's own file.
+        staff: who trains.
         as_json: print JSON on stdout, and what is shown to people on stderr.
         command: what was typed.
 
@@ -339,17 +353,14 @@ def run(space: str, options: Options, *, storage: str | None, as_json: bool, com
     loaded.check_tasks(tasks.names(), space)
     loaded = loaded.renamed({name: _load(name).spelling for rung in loaded.rungs for name in rung.tasks})
     asked = prepare(loaded, options)
-    began = time.perf_counter()
-    with interruptible(console.print) as stop, closing(Store(storage or default_url())) as store:
-        try:
-            with _progress(asked, console) as (tell, say):
-                carry_out(asked, store, stop=stop, tell=tell, say=say)
-        except StoppedError:
-            line = f"interrupted; what was trained is kept in {store.url}: the same command goes on"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-            if as_json:
-                print(json.dumps({"interrupted": True, "storage": store.url}, indent=2))
-            return
+    runs = len(asked.places) * len(asked.contenders) * options.tunings * options.budget.planned
+    url, began = storage or default_url(), time.perf_counter()
+    try:
+        with opened(url, staff, console, runs=runs) as workshop:
+            carry_out(asked, workshop)
+    except StoppedError:
+        interrupted(console, url, as_json=as_json)
+        return
     if len(asked.contenders) - len(asked.left_out) < fidelity.FEWEST:
         raise UserError(f"{space}: too few rules are left: {'; '.join(asked.left_out.values())}")
     data = data_of(asked, judged(asked), command, time.perf_counter() - began)
@@ -401,6 +412,7 @@ def shown(data: Mapping[str, Any]) -> Iterator[Any]:
         f"noise ceiling: select tasks agree with themselves on other seeds by {estimate(data['ceiling'])},"
         f" the proxies by {estimate(data['proxy_ceiling'])}"
     )
+    yield f"the best set on half of the rules, on the other half: {estimate(data['chosen'])} over ways to halve"
     yield (
         f"cost of one rule on all proxies over that on all select tasks: {calibration.cost(data, 'model_steps')} in"
         f" model steps, {calibration.cost(data, 'flops')} in FLOPs, {calibration.cost(data, 'seconds')} in seconds"
@@ -413,17 +425,3 @@ def shown(data: Mapping[str, Any]) -> Iterator[Any]:
         yield f"left out: {name}: {why}"
     if data["edges"]:
         yield f"best learning rates at the edge of their range: in {data['edges']} tunings; more --trials extend it"
-
-
-@contextmanager
-def _progress(asked: Calibration, console: Console) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
-    """A bar over all runs, and lines above it: what is told of runs that are done, and what prints a line."""
-    runs = len(asked.places) * len(asked.contenders) * asked.options.tunings * asked.options.budget.planned
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("training", total=runs)
-
-        def say(line: str) -> None:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-        yield lambda done: progress.advance(bar, done), say

@@ -29,10 +29,9 @@ from typing import Any
 from discover.actor import Actor
 from discover.connection import alive, answers, connect, first_line, head_of
 from discover.errors import ClusterError
-from discover.evaluate import Unit
 from discover.placement import fit
 from discover.records import Incident, IncidentKind
-from discover.workers import OUT_OF_MEMORY, TIMED_OUT, WORKER_LOST, Crew, Done, Request
+from discover.workers import OUT_OF_MEMORY, TIMED_OUT, WORKER_LOST, Crew, Done, Request, Work
 
 ATTEMPTS = 3
 """How many workers may die under a unit before it is given up; and how many may fail to start before the first does."""
@@ -72,7 +71,7 @@ class RayActor(Actor):
 @dataclass(slots=True, eq=False)
 class _Job:
     key: Hashable
-    unit: Unit
+    unit: Work
     order: int
     number: int
     attempts: int = 0
@@ -132,6 +131,8 @@ class RayWorkers:
         self._nodes: dict[str, str] = {}
         """The cluster's nodes: id -> a name for people."""
         self._pools = {request: _Pool(request, crew.count or 0) for request in crew.requests}
+        self.room: dict[Request, int] = {}
+        """How many workers of each kind the nodes that are there could hold."""
         self._closed = threading.Event()
         self._lost = False
         self._on_nodes(alive(self._ray))
@@ -140,7 +141,7 @@ class RayWorkers:
 
     # What the engine asks ---------------------------------------------------------------------------------------------
 
-    def submit(self, key: Hashable, unit: Unit, order: int = 0) -> None:
+    def submit(self, key: Hashable, unit: Work, order: int = 0) -> None:
         self._numbers += 1
         job = _Job(key, unit, order, self._numbers)
         pool = self._pools[unit.request]
@@ -265,7 +266,7 @@ class RayWorkers:
             if failed:
                 allowed = f"the {self.crew.memory / 1e9:g} GB of unit.memory"
                 self.notes.append(f"a unit took more than {allowed}; its programs are trained one by one")
-                self._note(OUT_OF_MEMORY, self._on(worker, _described(job.unit)), job)
+                self._note(OUT_OF_MEMORY, self._on(worker, str(job.unit)), job)
         elif not job.over and not job.running:
             self._wait(worker.pool, job)  # cancelled, and whoever took it is gone
         self._dispatch(worker.pool)
@@ -299,6 +300,7 @@ class RayWorkers:
             self._replace(worker, WORKER_LOST)
         self._nodes = {node: name for node, (name, _) in nodes.items()}
         room = fit([resources for _, resources in nodes.values()], list(self._pools))
+        self.room = dict(zip(self._pools, room, strict=True))
         for pool, count in zip(self._pools.values(), room, strict=True):
             pool.wanted = count if self.crew.count is None else self.crew.count
             if not count and not pool.workers:
@@ -314,7 +316,7 @@ class RayWorkers:
         self._lost = True
         self._note("cluster lost", str(self.crew.address))
         where = f"the Ray cluster at {self.crew.address} has not answered for {PATIENCE_SECONDS:g} seconds"
-        raise ClusterError(f"{where}; what is absorbed is kept, 'discover resume RUN' goes on when it is back")
+        raise ClusterError(f"{where}; {self.crew.again}")
 
     # Workers that come and go -----------------------------------------------------------------------------------------
 
@@ -352,10 +354,10 @@ class RayWorkers:
                 job.attempts += 1
                 if reason == TIMED_OUT or job.attempts >= ATTEMPTS:
                     job.over = True
-                    self._note("unit given up", f"{reason}: {_described(job.unit)}", job)
+                    self._note("unit given up", f"{reason}: {job.unit!s}", job)
                     self._done.append(Done(job.key, None, reason))
                     continue
-                self._note("unit retried", _described(job.unit), job)
+                self._note("unit retried", str(job.unit), job)
             self._wait(worker.pool, job)
         self._hire()
         self._dispatch(worker.pool)
@@ -378,7 +380,7 @@ class RayWorkers:
             for worker in [each for load in pool.loads[1:] for each in load if now - each.since > self.time_limit]:
                 job = worker.jobs[0][1]
                 if not job.over:
-                    self._note(TIMED_OUT, self._on(worker, _described(job.unit)), job)
+                    self._note(TIMED_OUT, self._on(worker, str(job.unit)), job)
                 self._replace(worker, TIMED_OUT)
             self._dispatch(pool)
         self._hire()
@@ -412,13 +414,6 @@ class RayWorkers:
             elif time.monotonic() - answered > PATIENCE_SECONDS:
                 self._inbox.put(self._on_silence)
                 return
-
-
-def _described(unit: Unit) -> str:
-    """What a unit is, in a line: the candidates of a small one by id."""
-    ids = ["AdamW" if entry.candidate is None else str(entry.candidate) for entry in unit.entries]
-    named = ", ".join(ids) if len(ids) <= 8 else f"{ids[0]} to {ids[-1]}, {len(ids)} in all"
-    return f"candidates {named} on {unit.instance.task}, seed {unit.instance.seed}"
 
 
 def _last_line(error: BaseException) -> str:

@@ -13,8 +13,7 @@ import math
 import platform
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,25 +22,26 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import tasks
 from discover import footprint, verdict
+from discover.asks import Ask
 from discover.console import rows_table
 from discover.contenders import Contender, RuleContender, check, contender
 from discover.durations import format_duration
 from discover.errors import UserError
 from discover.files import write_whole
 from discover.footprint import Footprint
-from discover.keeper import Keeper, StoppedError
+from discover.keeper import StoppedError
+from discover.pieces import CORE
+from discover.pruners import Pruner
 from discover.runs import directory
 from discover.statistics import Estimate
-from discover.storage import Store, default_url
+from discover.storage import default_url
 from discover.studies import Budget, Tuned
-from discover.trainers import Ground
-from discover.tuning import tune
 from discover.verdict import Cell, Verdict, percent
-from discover.watch import interruptible
+from discover.workers import Request
+from discover.workshop import Staff, Workshop, interrupted, opened
 from tasks import Task, references
 
 FORMAT = 1
@@ -51,6 +51,7 @@ TASKS = ("digits_mlp", "digits_autoencoder", "digits_cnn", "bytes_mlp")
 """What is trained where no task is named: each takes seconds."""
 
 BASELINE = "adamw"
+ONE_GPU: Request = (("CPU", 1.0), ("GPU", 1.0))
 POINTS = 20
 """Of a curve, at even distances, the end left out."""
 
@@ -80,7 +81,7 @@ class Options:
     steps: int | None = None
     seed: int = 0
     own: bool = False
-    pruner: str = "none"
+    pruner: Pruner = "none"
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -96,7 +97,7 @@ class Options:
     @property
     def budget(self) -> Budget:
         fresh = math.ceil(self.seeds / self.tunings)
-        return Budget(self.trials, self.tuning_seeds, fresh, self.own, self.pruner)  # type: ignore[arg-type]
+        return Budget(self.trials, self.tuning_seeds, fresh, self.own, self.pruner)
 
     @property
     def studies(self) -> range:
@@ -154,37 +155,53 @@ def select(names: Sequence[str], baseline: str | None, task_names: Sequence[str]
     return Comparison(options, reference, found, loaded)
 
 
-def carry_out(
-    comparison: Comparison,
-    store: Store,
-    *,
-    compile: bool = True,
-    stop: Callable[[], bool] = lambda: False,
-    tell: Callable[[int], None] = lambda done: None,
-    say: Callable[[str], None] = lambda line: None,
-) -> None:
+def carry_out(comparison: Comparison, workshop: Workshop, *, compile: bool = True) -> None:
     """Tunes and scores every contender on every task, and measures what a step costs.
 
     Raises:
-        StoppedError: `stop` said so; what was trained is in the store.
+        StoppedError: the workshop was asked to stop; what was trained is in the store.
+        UserError: losses that cannot be compared; ClusterError: the workers' cluster is gone.
     """
-    options, keeper = comparison.options, Keeper(store.folder, stop=stop)
-    for name, task in comparison.tasks.items():
-        ground = Ground(task, steps=options.steps, compile=compile, device=options.device)
-        if ground.gradient.note:
-            say(ground.gradient.note)
-        curve = sorted({round(ground.steps * point / POINTS) for point in range(1, POINTS)} - {0, ground.steps})
-        row = comparison.results.setdefault(name, {})
-        strides = comparison.strides.setdefault(name, {})
+    request = _request(comparison.options.device, workshop)
+    for answer in workshop.tuned(_asks(comparison, compile, request)):
+        ask, found = answer.ask, answer.tunings
+        task, name = ask.task.spelling, ask.contender.name
+        comparison.results.setdefault(task, {})[name] = found
+        comparison.strides.setdefault(task, {})[name] = workshop.ground(ask).stride(ask.contender)
+        mean = math.exp(float(verdict.log_losses(found).mean()))
+        workshop.say(f"{task}: {name} {mean:.4g} ({format_duration(answer.seconds)})")
+    for name, loaded in comparison.tasks.items():  # when nothing trains beside it
+        task_there = loaded.to(comparison.options.device) if _is_here(comparison.options.device) else loaded
+        comparison.footprints[name] = footprint.measure(comparison.contenders, task_there)
+
+
+def _request(device: str, workshop: Workshop) -> Request:
+    """What workers must have for a device."""
+    if device == "cpu" or workshop.staff.workers == 0:
+        return CORE
+    place = workshop.place(ONE_GPU)
+    if place.missing:
+        raise UserError(f"--device {device}: {place.missing}")
+    return place.request
+
+
+def _asks(comparison: Comparison, compile: bool, request: Request) -> Iterator[Ask]:
+    options = comparison.options
+    for task in comparison.tasks.values():
+        steps = task.horizon if options.steps is None else options.steps
+        curve = sorted({round(steps * point / POINTS) for point in range(1, POINTS)} - {0, steps})
         for one in comparison.contenders:
-            began = time.perf_counter()
-            strides[one.name] = ground.stride(one)
-            row[one.name] = tune(
-                one, ground, options.budget, options.studies, store, keeper=keeper, curve=curve, tell=tell
+            yield Ask(
+                contender=one,
+                task=task,
+                steps=steps,
+                budget=options.budget,
+                seeds=options.studies,
+                curve=tuple(curve),
+                device=options.device,
+                compile=compile,
+                request=request,
             )
-            mean = math.exp(float(verdict.log_losses(row[one.name]).mean()))
-            say(f"{name}: {one.name} {mean:.4g} ({format_duration(time.perf_counter() - began)})")
-        comparison.footprints[name] = footprint.measure(comparison.contenders, ground.task)
 
 
 def judged(comparison: Comparison) -> Verdict:
@@ -202,6 +219,7 @@ def run(
     *,
     baseline: str | None,
     storage: str | None,
+    staff: Staff,
     out: Path | None,
     as_json: bool,
     command: Sequence[str],
@@ -211,6 +229,7 @@ def run(
     Args:
         names, task_names, baseline: see `select`.
         storage: URL of an Optuna storage; None for the user's own file.
+        staff: who trains.
         out: folder for what is written; None for a new one among the runs.
         as_json: print JSON on stdout, and what is shown to people on stderr.
         command: what was typed.
@@ -220,31 +239,31 @@ def run(
     """
     console = Console(stderr=as_json)
     torch.set_num_threads(1)
-    _check_device(options.device)
+    if staff.address is None:
+        _check_device(options.device)
     comparison = select(names, baseline, task_names, options)
-    _ = options.budget  # its numbers are looked at before anything is made
-    began = time.perf_counter()
-    with interruptible(console.print) as stop, closing(Store(storage or default_url())) as store:
-        folder = _folder(out)
-        try:
-            with _progress(comparison, console) as (tell, say):
-                carry_out(comparison, store, stop=stop, tell=tell, say=say)
-        except StoppedError:
-            _remove_empty(folder)
-            line = f"interrupted; what was trained is kept in {store.url}: the same command goes on"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-            if as_json:
-                print(json.dumps({"interrupted": True, "storage": store.url}, indent=2))
-            return
+    runs = len(comparison.tasks) * len(comparison.contenders) * options.tunings * options.budget.planned
+    url, began = storage or default_url(), time.perf_counter()
+    folder = _free(directory() / f"compare-{datetime.now():%Y%m%d-%H%M%S}") if out is None else out
+    try:
+        with opened(url, staff, console, runs=runs, before=lambda: _make(folder)) as workshop:
+            carry_out(comparison, workshop)
+    except StoppedError:
+        _remove_empty(folder)
+        interrupted(console, url, as_json=as_json)
+        return
+    except UserError:
+        _remove_empty(folder)
+        raise
     seconds = time.perf_counter() - began
     found = judged(comparison)
-    data = plain(comparison, found, command, seconds, store.url)
+    data = plain(comparison, found, command, seconds, url)
     write_whole(folder / "compare.json", json.dumps(data, indent=1) + "\n")
     from discover.pictures import draw
 
     write_whole(folder / "compare.png", draw(comparison.results, found))
     _show(comparison, found, console)
-    for line in ("", *_endings(comparison, found, folder, store, seconds)):
+    for line in ("", *_endings(comparison, found, folder, url, seconds)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if as_json:
         print(json.dumps(data | {"folder": str(folder)}, indent=1))
@@ -356,7 +375,7 @@ def _half(estimate: Estimate) -> float:
     return half if math.isfinite(half) else 0.0
 
 
-def _endings(comparison: Comparison, found: Verdict, folder: Path, store: Store, seconds: float) -> Iterator[str]:
+def _endings(comparison: Comparison, found: Verdict, folder: Path, url: str, seconds: float) -> Iterator[str]:
     options, budget = comparison.options, comparison.options.budget
     yield (
         f"loss: held-out, geometric mean over {options.tunings * budget.fresh} fresh seeds ± half of its 95 % interval."
@@ -385,28 +404,11 @@ def _endings(comparison: Comparison, found: Verdict, folder: Path, store: Store,
                     f"{task}: {name}'s best learning rate lies at the edge of what was tried in {edge} of {len(tuned)}"
                     " tunings; more --trials extend it"
                 )
-    yield f"{format_duration(seconds)}; written to {folder}; studies in {store.url}"
+    yield f"{format_duration(seconds)}; written to {folder}; studies in {url}"
 
 
-@contextmanager
-def _progress(
-    comparison: Comparison, console: Console
-) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
-    """A bar over all runs, and lines above it.
-
-    Yields:
-        What is told of runs that are done, and what prints a line.
-    """
-    options = comparison.options
-    runs = len(comparison.tasks) * len(comparison.contenders) * options.tunings * options.budget.planned
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("training", total=runs)
-
-        def say(line: str) -> None:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-        yield lambda done: progress.advance(bar, done), say
+def _is_here(device: str) -> bool:
+    return device == "cpu" or torch.cuda.is_available()
 
 
 def _check_device(name: str) -> None:
@@ -416,9 +418,8 @@ def _check_device(name: str) -> None:
         raise UserError(f"--device {name}: {str(error).strip().splitlines()[0]}") from None
 
 
-def _folder(out: Path | None) -> Path:
-    """The folder for what is written, made now, so that what cannot be written is said before anything is trained."""
-    folder = out or _free(directory() / f"compare-{datetime.now():%Y%m%d-%H%M%S}")
+def _make(folder: Path) -> None:
+    """Makes the folder for what is written, so that what cannot be written is said before anything is trained."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / ".writable", "")
@@ -426,7 +427,6 @@ def _folder(out: Path | None) -> Path:
     except OSError as error:
         reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
         raise UserError(f"cannot make the folder '{folder}': {reason}; --out names another one") from None
-    return folder
 
 
 def _free(folder: Path) -> Path:
@@ -438,5 +438,5 @@ def _free(folder: Path) -> Path:
 
 
 def _remove_empty(folder: Path) -> None:
-    if not any(folder.iterdir()):
+    if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

@@ -15,6 +15,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -139,6 +140,16 @@ def contender(text: str) -> Contender:
     return ClassContender(text, made)
 
 
+def spelled(one: Contender) -> dict[str, str]:
+    """A contender as text that `made` makes it from again, anywhere: a rule as it is, a class by its name."""
+    return {"text": dsl.format(one.program)} if isinstance(one, RuleContender) else {"class": one.name}
+
+
+def made(name: str, spelling: Mapping[str, str]) -> Contender:
+    """A contender from what `spelled` gave. Raises UserError where there is no such class."""
+    return RuleContender(name, dsl.parse(spelling["text"])) if "text" in spelling else contender(spelling["class"])
+
+
 def check(one: Contender, task: Task) -> None:
     """Tries a step on a task's parameters, so that a contender that cannot train it says so before anything trains.
 
@@ -212,10 +223,16 @@ def _file(path: Path) -> ModuleType:
 def _version(made: type) -> str:
     """Of the distribution that a class comes with; for a file of one's own, a digest of its text."""
     top = made.__module__.partition(".")[0]
-    for distribution in metadata.packages_distributions().get(top, ()):
+    for distribution in _distributions().get(top, ()):
         return f"{distribution} {metadata.version(distribution)}"
     file = inspect.getsourcefile(made)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+
+
+@cache
+def _distributions() -> Mapping[str, Sequence[str]]:
+    """Package -> distributions; looked for once, since that reads all that is installed."""
+    return metadata.packages_distributions()
 
 
 def _digest(*parts: object) -> str:

@@ -16,7 +16,7 @@ probability that any passes that should not by `error_rate`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,14 +25,15 @@ from numpy.typing import NDArray
 
 import tasks
 from discover import statistics
+from discover.asks import Ask
 from discover.contenders import Contender
 from discover.errors import UserError
-from discover.keeper import Keeper
-from discover.storage import Store
+from discover.pieces import CORE
+from discover.pruners import Pruner
 from discover.studies import Budget, Tuned
-from discover.trainers import Ground
-from discover.tuning import tune
 from discover.verdict import SMALLEST, log_losses
+from discover.workers import Request
+from discover.workshop import Workshop
 from tasks import Task
 
 LIMIT = 1.0
@@ -61,6 +62,8 @@ class Terms:
         first: the first study seed; studies of seed s train on seeds 1000 s and up.
         device: where to train.
         compile: whether gradients are compiled where there is a compiler.
+        pruner: of the tunings, see `discover.pruning`.
+        request: what a worker has to have that trains it.
     """
 
     name: str
@@ -75,10 +78,12 @@ class Terms:
     first: int
     device: str = "cpu"
     compile: bool = True
+    pruner: Pruner = "none"
+    request: Request = CORE
 
     @property
     def budget(self) -> Budget:
-        return Budget(self.trials, self.tuning_seeds, self.fresh, self.own)
+        return Budget(self.trials, self.tuning_seeds, self.fresh, self.own, self.pruner)
 
     def studies(self, count: int) -> range:
         return range(self.first, self.first + count)
@@ -91,14 +96,14 @@ class Contest:
     Attributes:
         candidates, baselines: names.
         results: candidates that are decided early have fewer tunings than the others.
-        built: task -> how it was trained: whether gradients were compiled, rules native.
+        built: task -> how it was trained, see `Workshop.how`.
     """
 
     terms: Terms
     candidates: tuple[str, ...]
     baselines: tuple[str, ...]
     results: Results = field(default_factory=dict)
-    built: dict[str, dict[str, bool]] = field(default_factory=dict)
+    built: dict[str, dict[str, bool | None]] = field(default_factory=dict)
 
     @property
     def p(self) -> dict[str, float]:
@@ -150,25 +155,9 @@ class Contest:
             task: {name: [tuned_of(each) for each in own] for name, own in row.items()}
             for task, row in data["results"].items()
         }
-        terms = Terms(**data["terms"])
+        request = tuple((name, quantity) for name, quantity in data["terms"].get("request", CORE))
+        terms = Terms(**{**data["terms"], "request": request})
         return cls(terms, tuple(data["candidates"]), tuple(data["baselines"]), rows, dict(data["built"]))
-
-
-@dataclass(slots=True)
-class Workshop:
-    """What contests share: where studies are kept, who is told: `say` keeps a line, `tell` shows what is in hand."""
-
-    store: Store
-    keeper: Keeper
-    say: Callable[[str], None] = lambda line: None
-    tell: Callable[[str], None] = lambda line: None
-    grounds: dict[tuple[str, int, str, bool], Ground] = field(default_factory=dict)
-
-    def ground(self, terms: Terms, task: str) -> Ground:
-        key = (task, terms.tasks[task], terms.device, terms.compile)
-        if key not in self.grounds:
-            self.grounds[key] = Ground(load(task), steps=terms.tasks[task], compile=terms.compile, device=terms.device)
-        return self.grounds[key]
 
 
 def load(task: str) -> Task:
@@ -184,6 +173,7 @@ def hold(terms: Terms, candidates: Sequence[Contender], baselines: Sequence[Cont
 
     Raises:
         StoppedError: asked to stop; what was trained is in the store, and the same call goes on.
+        UserError: losses that cannot be compared; ClusterError: the workers' cluster is gone.
     """
     contest = Contest(terms, tuple(c.name for c in candidates), tuple(b.name for b in baselines))
     count, playing = terms.least, list(candidates)
@@ -196,22 +186,34 @@ def hold(terms: Terms, candidates: Sequence[Contender], baselines: Sequence[Cont
 
 
 def _tune(contest: Contest, contenders: Sequence[Contender], count: int, workshop: Workshop) -> None:
-    terms = contest.terms
+    """Brings all of them to so many tunings on every task: all that is known to be needed, wherever it is trained."""
+    asks = list(_asks(contest.terms, contenders, count))
+    for answer in workshop.tuned(asks):
+        ask = answer.ask
+        contest.results.setdefault(ask.task.spelling, {})[ask.contender.name] = answer.tunings
+        contest.built[ask.task.spelling] = workshop.how(ask)
+
+
+def _asks(terms: Terms, contenders: Sequence[Contender], count: int) -> Iterator[Ask]:
     for task, steps in terms.tasks.items():
-        ground = workshop.ground(terms, task)
-        contest.built[task] = {"compiled": bool(ground.gradient.compiled), "native": ground.native}
-        row = contest.results.setdefault(task, {})
+        loaded = load(task)
         for one in contenders:
-            workshop.tell(f"{terms.name}: {one.name} on {task}, {count} tunings")
-            row[one.name] = tune(
-                one,
-                ground,
-                terms.budget,
-                terms.studies(count),
-                workshop.store,
-                keeper=workshop.keeper,
-                curve=curve_of(steps),
+            yield Ask(
+                contender=one,
+                task=loaded,
+                steps=steps,
+                budget=terms.budget,
+                seeds=terms.studies(count),
+                curve=tuple(curve_of(steps)),
+                device=terms.device,
+                compile=terms.compile,
+                request=terms.request,
             )
+
+
+def ask_of(terms: Terms, one: Contender, task: str) -> Ask:
+    """What a contest asks first of a contender on a task."""
+    return next(ask for ask in _asks(terms, [one], 1) if ask.task.spelling == task)
 
 
 def curve_of(steps: int) -> list[int]:

@@ -80,8 +80,8 @@ class Fidelity:
         ceiling: Spearman of the select tasks with themselves on other seeds, tuned anew: more than that, but for luck,
             no proxy can reach. From halves of the tunings, stepped up to all of them (Spearman and Brown 1910).
         proxy_ceiling: the same of all proxies together.
-        chosen: what choosing is worth: the set with the highest Spearman on half of the rules, judged on the other half;
-            mean over ways to halve, and between which values 95 % of them lie. Nothing of fewer than 8 rules.
+        chosen: what choosing is worth: the set with the highest Spearman on half of the rules, judged on the other
+            half; mean over ways to halve, and between which values 95 % of them lie. Nothing of fewer than 8 rules.
     """
 
     all: Agreement

@@ -13,110 +13,41 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.text import Text
 
 import dsl
-from discover import ablate, certificate, footprint, incumbents
+from discover import ablate, incumbents
 from discover.archive import Archive
-from discover.contenders import Contender, RuleContender, check, contender
-from discover.contest import Contest, Terms, Workshop, hold, load
-from discover.errors import RunError, UserError
-from discover.files import write_whole
-from discover.keeper import Keeper, StoppedError
-from discover.manifest import Manifest, host, read_json, read_manifest, versions
-from discover.promotion_keys import Promote, PromotionRung, Sizes, Tuning, least_tunings
+from discover.certify import certify
+from discover.contenders import Contender, RuleContender, check, contender, spelled
+from discover.contest import Contest, Terms, ask_of, hold, load
+from discover.errors import RunError
+from discover.keeper import StoppedError
+from discover.manifest import read_json
+from discover.pieces import CORE
+from discover.promotion import CERTIFICATE, READABLE, Promotion, begin
+from discover.promotion_keys import Promote, PromotionRung, Sizes, Tuning
+from discover.pruners import Pruner
 from discover.ranges import dimensions
 from discover.records import Candidate
-from discover.runs import ARCHIVE, find, handle, is_running
-from discover.storage import Store, default_url
-from discover.verify import made
-from discover.watch import interruptible
+from discover.runs import ARCHIVE
+from discover.storage import default_url
+from discover.workshop import Place, Staff, Workshop, interrupted, opened
 from dsl import Program
 from dsl.canonical import shape_hash, structure_hash
 from dsl.identify import nearest
 from dsl.lift import lift
 
-FORMAT = 1
-"""Version of promotion.json."""
-
-PROMOTION, CERTIFICATE, READABLE = "promotion.json", "certificate.json", "certificate.md"
-
 INCUMBENTS, SIMPLIFY, FINAL, RUNGS = 100, 200, 300, 400
 """First study seeds: of each stage its own hundred, the same in every run, so that baselines are tuned once."""
-
-
-@dataclass(slots=True)
-class Promotion:
-    """A promotion, as far as it is.
-
-    Attributes:
-        state: what promotion.json holds.
-        settings: of the space, with `top` as it was asked for.
-    """
-
-    folder: Path
-    manifest: Manifest
-    settings: Promote
-    state: dict[str, Any]
-    compile: bool
-
-    def keep(self) -> None:
-        write_whole(self.folder / PROMOTION, json.dumps(self.state, indent=1, allow_nan=False) + "\n")
-
-    @property
-    def split(self) -> Mapping[str, tuple[str, ...]]:
-        tasks = self.manifest.configuration.space.tasks
-        return {"select": tasks.select, "final": tasks.final}
-
-
-def begin(text: str, top: int | None) -> Promotion:
-    """Finds the run, and what an earlier promotion of it came to.
-
-    Args:
-        text: as for `runs.find`.
-        top: candidates; None for the space's number. An earlier promotion's stays.
-
-    Raises:
-        RunError: no such run, it is being searched, or has trained nothing.
-        UserError: its space has no select or final tasks; too many candidates for the rungs to tell apart.
-    """
-    folder = find(text)
-    manifest = read_manifest(folder)
-    if is_running(folder):
-        raise RunError(f"{folder}: is being searched; wait for its end, or stop it, and promote it then")
-    space = manifest.configuration.space
-    for part in ("select", "final"):
-        if not getattr(space.tasks, part):
-            raise UserError(
-                f"{folder}: its space has no tasks.{part}; promotion needs select and final tasks in the YAML"
-            )
-    state: dict[str, Any] = {"format": FORMAT, "stages": {}, "seconds": {}}
-    if (folder / PROMOTION).is_file():
-        state = read_json(folder / PROMOTION)
-        if state.get("format") != FORMAT:
-            raise RunError(f"{folder / PROMOTION}: is of format {state.get('format')}; this version reads {FORMAT}")
-    count = state.setdefault("top", space.promote.top if top is None else top)
-    for number, rung in enumerate(space.promote.rungs):
-        least = least_tunings(rung.error_rate, count)
-        if rung.tunings[1] < least:
-            raise UserError(
-                f"--top {count}: {rung.tunings[1]} tunings of rungs[{number}] cannot tell so many candidates from luck;"
-                f" {least} can (promote.rungs in the space), or fewer candidates"
-            )
-    settings = space.promote.model_copy(update={"top": count})
-    return Promotion(folder, manifest, settings, state, space.compile != "never")
 
 
 def carry_out(promotion: Promotion, workshop: Workshop) -> dict[str, Any]:
@@ -134,7 +65,7 @@ def carry_out(promotion: Promotion, workshop: Workshop) -> dict[str, Any]:
             _simplify(promotion, passed, workshop)
     if "final" in state:
         _finish(promotion, workshop)
-    return _certify(promotion, workshop)
+    return certify(promotion)
 
 
 # Stages ---------------------------------------------------------------------------------------------------------------
@@ -151,7 +82,7 @@ def _choose_checkpoint(promotion: Promotion, workshop: Workshop) -> None:
             raise RunError(f"{promotion.folder}: has trained nothing yet; there is nothing to promote")
         programs = [_program(_candidate(archive, each.candidate)) for each, _ in led]
     contenders = [RuleContender(program.name, program) for program in programs]
-    terms = _terms(promotion, "incumbents", settings.incumbents, INCUMBENTS, "select")
+    terms = _terms(promotion, "incumbents", settings.incumbents, INCUMBENTS, "select", workshop)
     contest = _held(promotion, terms, contenders, settings.baselines[:1], workshop)
     points = incumbents.curve(led, [one.name for one in contenders], contest)
     chosen = incumbents.choose(points)
@@ -230,7 +161,7 @@ def _climb(promotion: Promotion, workshop: Workshop) -> str | None:
     passed: tuple[str, ...] = ()
     for number, rung in enumerate(promotion.settings.rungs):
         name = f"rung {number + 1}"
-        terms = _terms(promotion, name, rung, RUNGS + 100 * number, "select")
+        terms = _terms(promotion, name, rung, RUNGS + 100 * number, "select", workshop)
         contenders = [RuleContender(each, program) for each, program in playing.items()]
         contest = _held(promotion, terms, contenders, rung.baselines or promotion.settings.baselines, workshop)
         passed = contest.passed
@@ -263,8 +194,8 @@ def _simplify(promotion: Promotion, name: str, workshop: Workshop) -> None:
     winner = tuned(dsl.parse(text), last, name)
     sizes: Tuning = settings.simplify
     if not sizes.tasks:
-        sizes = sizes.model_copy(update={"tasks": _place(settings.rungs[0])[1].tasks})
-    terms = _terms(promotion, "simplify", sizes, SIMPLIFY, "select")
+        sizes = sizes.model_copy(update={"tasks": _place(settings.rungs[0], workshop)[1].tasks})
+    terms = _terms(promotion, "simplify", sizes, SIMPLIFY, "select", workshop)
     terms = replace(terms, own=False, error_rate=settings.simplify.error_rate)
     found = ablate.simplify(winner, terms, settings.simplify.margin, workshop)
     identity = str(nearest(found.program))
@@ -300,7 +231,7 @@ def _finish(promotion: Promotion, workshop: Workshop) -> None:
     """The one contest on the final tasks, of the rule that was written down for it."""
     state, settings = promotion.state, promotion.settings
     program = dsl.parse(state["final"]["text"])
-    terms = _terms(promotion, "final", settings.final, FINAL, "final")
+    terms = _terms(promotion, "final", settings.final, FINAL, "final", workshop)
     if "final" not in state["stages"]:
         workshop.say(f"final tasks: touched once, by {program.name} as recorded {state['final']['recorded']}")
     one = RuleContender(program.name, program)
@@ -312,23 +243,19 @@ def _finish(promotion: Promotion, workshop: Workshop) -> None:
 # Terms ----------------------------------------------------------------------------------------------------------------
 
 
-def _place(sizes: Sizes) -> tuple[str, Sizes, str]:
-    """Where a rung is trained: device, sizes, and a line that says so where it is not as asked for."""
+def _place(sizes: Sizes, workshop: Workshop) -> tuple[Place, Sizes, str]:
+    """Where a stage is trained, at which sizes, and a line that says so where it is not as asked for."""
     if not isinstance(sizes, PromotionRung):
-        return "cpu", sizes, ""
-    wanted = {name: quantity for name, quantity in sizes.request if quantity and name not in ("CPU", "memory")}
-    if not wanted:
-        return "cpu", sizes, ""
-    if set(wanted) == {"GPU"} and torch.cuda.is_available():
-        return "cuda", sizes, f"on {torch.cuda.get_device_name()}"
-    missing = ", ".join(wanted)
-    here = sizes.here or sizes
-    smaller = "at the size given for it" if sizes.here else "at full size"
-    return "cpu", here, f"asks for {missing}, which this machine has not: on its CPU, {smaller}"
+        return Place(CORE), sizes, ""
+    place = workshop.place(sizes.request)
+    if not place.missing:
+        return place, sizes, f"on {place.on}" if place.on else ""
+    smaller = "at the size given for it (`here`)" if sizes.here else "at full size (it has no `here`)"
+    return place, sizes.here or sizes, f"{place.missing}: trained on the CPU, {smaller}"
 
 
-def _terms(promotion: Promotion, name: str, sizes: Sizes, first: int, part: str) -> Terms:
-    device, actual, _ = _place(sizes)
+def _terms(promotion: Promotion, name: str, sizes: Sizes, first: int, part: str, workshop: Workshop) -> Terms:
+    place, actual, _ = _place(sizes, workshop)
     known = actual.tasks or sizes.tasks or promotion.split[part]
     loaded = [load(task) for task in known]
     assert isinstance(sizes, PromotionRung | Tuning)
@@ -344,8 +271,10 @@ def _terms(promotion: Promotion, name: str, sizes: Sizes, first: int, part: str)
         error_rate=sizes.error_rate if isinstance(sizes, PromotionRung) else 0.05,
         own=promotion.settings.own,
         first=first,
-        device=device,
+        device=place.device,
         compile=promotion.compile,
+        pruner=promotion.settings.pruner,
+        request=place.request,
     )
 
 
@@ -361,8 +290,8 @@ def _held(
     if (stored := state["stages"].get(terms.name)) is not None:
         return Contest.of(stored)
     sizes = _sizes(promotion.settings, terms.name)
-    if place := _place(sizes)[2]:
-        workshop.say(f"{terms.name} {place}")
+    if place := _place(sizes, workshop)[2]:
+        workshop.say(f"{terms.name}: {place}")
     began = time.perf_counter()
     against = [contender(name) for name in baselines]
     for task in terms.tasks:
@@ -372,7 +301,7 @@ def _held(
     everybody = [*against, *candidates]
     state["stages"][terms.name] = {
         **contest.plain(),
-        "rules": {one.name: _spelled(one) for one in everybody},
+        "rules": {one.name: spelled(one) for one in everybody},
         "tuned": {one.name: _dimensions(one, terms, workshop) for one in everybody},
         "place": place,
     }
@@ -387,105 +316,20 @@ def _sizes(settings: Promote, name: str) -> Sizes:
     return settings.final if name == "final" else settings.incumbents
 
 
-def _spelled(one: Contender) -> dict[str, str]:
-    """A contender as text that `discover.verify` makes it from again."""
-    return {"text": dsl.format(one.program)} if isinstance(one, RuleContender) else {"class": one.name}
-
-
 def _dimensions(one: Contender, terms: Terms, workshop: Workshop) -> int:
-    return len(dimensions(one, workshop.ground(terms, next(iter(terms.tasks))), own=terms.own))
-
-
-# The certificate ------------------------------------------------------------------------------------------------------
-
-
-def _certify(promotion: Promotion, workshop: Workshop) -> dict[str, Any]:
-    """Writes certificate.json and certificate.md."""
-    state, manifest = promotion.state, promotion.manifest
-    order = ["incumbents", *(f"rung {number + 1}" for number in range(len(promotion.settings.rungs))), "final"]
-    stages = [state["stages"][name] for name in order if name in state["stages"]]
-    contests = [Contest.of(stage) for stage in stages]
-    final = contests[-1] if "final" in state["stages"] else None
-    last = contests[-1]
-    contenders = [made(name, spelled) for name, spelled in stages[-1]["rules"].items()]
-    prints = {task: footprint.measure(contenders, load(task)) for task in last.terms.tasks}
-    rule = None
-    if final is not None:
-        recorded = state["final"]
-        found = dsl.parse(recorded["text"])
-        rule = {**recorded, "structure": structure_hash(found), "behaviour": dsl.fingerprint(found).behaviour}
-    configuration = manifest.configuration
-    with Archive.read(promotion.folder / ARCHIVE) as archive:
-        provenance = {
-            "run": manifest.run,
-            "space": configuration.space.plain(),
-            "seed": configuration.seed,
-            "algorithm": configuration.algorithm,
-            "command": shlex.join(manifest.command),
-            "versions": dict(manifest.versions),
-            "archive": archive.digest(),
-            "candidate": state.get("winner"),
-            "lineage": _lineage(archive, state),
-        }
-    steps = {stage["terms"]["name"]: contest.model_steps for stage, contest in zip(stages, contests, strict=True)}
-    if "simplify_model_steps" in state:
-        steps["simplify"] = state["simplify_model_steps"]
-    data: dict[str, Any] = {
-        "format": certificate.FORMAT,
-        "outcome": certificate.outcome(contests),
-        "rule": rule,
-        "candidates": state["candidates"],
-        "left_out": state["left_out"],
-        "curve": state["curve"],
-        "checkpoint": state["checkpoint"],
-        "contests": stages,
-        "statistics": [certificate.statistics_of(contest) for contest in contests],
-        "simplification": state.get("simplification", []),
-        "footprints": {task: {name: asdict(cost) for name, cost in row.items()} for task, row in prints.items()},
-        "data": {task: load(task).data_sha256 for contest in contests for task in contest.terms.tasks},
-        "provenance": provenance,
-        "spent": {"model_steps": steps, "seconds": sum(state["seconds"].values()), "by_stage": state["seconds"]},
-        "versions": versions(),
-        "hardware": {**host(), "capability": torch.backends.cpu.get_cpu_capability()},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commands": _commands(promotion),
-    }
-    data["statement"] = certificate.statement(data)
-    sealed = certificate.seal(json.loads(json.dumps(data, allow_nan=False)))
-    write_whole(promotion.folder / READABLE, certificate.markdown(sealed))
-    write_whole(promotion.folder / CERTIFICATE, json.dumps(sealed, indent=1, allow_nan=False) + "\n")
-    return sealed
-
-
-def _lineage(archive: Archive, state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The winner's ancestors along first parents, the oldest first."""
-    id = next((each["id"] for each in state["candidates"] if each["name"] == state.get("winner")), None)
-    found: list[dict[str, Any]] = []
-    while id is not None:
-        candidate = _candidate(archive, id)
-        found.append({"id": candidate.id, "origin": candidate.origin, "generation": candidate.generation})
-        id = candidate.parents[0] if candidate.parents else None
-    return found[::-1]
-
-
-def _commands(promotion: Promotion) -> list[str]:
-    run = handle(promotion.folder)
-    return [
-        shlex.join(promotion.manifest.command),
-        shlex.join(["discover", "promote", run, "--top", str(promotion.state["top"])]),
-        shlex.join(["discover", "verify", str(promotion.folder / CERTIFICATE)]),
-    ]
+    return len(dimensions(one, workshop.ground(ask_of(terms, one, next(iter(terms.tasks)))), own=terms.own))
 
 
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def run(text: str, *, top: int | None, storage: str | None, as_json: bool) -> None:
+def run(text: str, *, top: int | None, pruner: Pruner | None, storage: str | None, staff: Staff, as_json: bool) -> None:
     """Promotes, shows what came of it, and says where the certificate is.
 
     Args:
-        text, top: see `begin`.
+        text, top, pruner: see `promotion.begin`.
         storage: URL of an Optuna storage; None for the user's own file.
+        staff: who trains.
         as_json: print the certificate on stdout, and what is shown to people on stderr.
 
     Raises:
@@ -497,25 +341,24 @@ def run(text: str, *, top: int | None, storage: str | None, as_json: bool) -> No
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     torch.set_num_threads(1)
-    promotion = begin(text, top)
-    asked = promotion.state["top"]
-    if top is not None and top != asked:
-        say(f"an earlier promotion of this run took its first {asked} candidates; it stays so: nothing is drawn again")
+    promotion = begin(text, top, pruner)
+    asked = promotion.settings
+    if top is not None and top != asked.top:
+        taken = f"took its first {asked.top} candidates"
+        say(f"an earlier promotion of this run {taken}; it stays so: nothing is drawn again")
+    if pruner is not None and pruner != asked.pruner:
+        say(f"an earlier promotion of this run was pruned by '{asked.pruner}'; it stays so: nothing is drawn again")
     if (promotion.folder / CERTIFICATE).is_file():
         data = read_json(promotion.folder / CERTIFICATE)
         say("this run was promoted before; its certificate stands, and the final tasks are not touched again")
     else:
-        with interruptible(say) as stop, closing(Store(storage or default_url())) as store:
-            workshop = Workshop(store, Keeper(store.folder, stop=stop), say=say)
-            try:
-                with console.status("promoting") as status:
-                    workshop.tell = lambda line: status.update(Text(line))
-                    data = carry_out(promotion, workshop)
-            except StoppedError:
-                say(f"interrupted; what was trained is kept in {store.url}: 'discover promote {text}' goes on")
-                if as_json:
-                    print(json.dumps({"interrupted": True, "storage": store.url}, indent=1))
-                return
+        url = storage or default_url()
+        try:
+            with opened(url, staff, console, what="promoting") as workshop:
+                data = carry_out(promotion, workshop)
+        except StoppedError:
+            interrupted(console, url, as_json=as_json, again=f"'discover promote {text}'")
+            return
     say("")
     say(data["statement"])
     if data["rule"] is not None:

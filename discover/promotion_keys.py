@@ -7,7 +7,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from discover import pruners
 from discover.keys import Counts, Keys, Names, Positive, Resources, Steps, request_of
+from discover.pruners import Pruner
 
 
 class Sizes(Keys):
@@ -96,6 +98,7 @@ class Promote(Keys):
         baselines: what they must beat, all of them.
         own: whether all hyperparameters are tuned, of candidates (their lifted constants) and baselines alike, or lr
             and weight decay alone.
+        pruner: which trials of a tuning are dropped before their end, see `discover.pruning`.
         checkpoints: how many incumbents of the run are scored at most.
         incumbents: how each is.
         rungs: none for one on all select tasks.
@@ -106,6 +109,7 @@ class Promote(Keys):
     top: Annotated[int, Field(ge=1)] = 4
     baselines: Annotated[Names, Field(min_length=1)] = ("adamw",)
     own: bool = True
+    pruner: Pruner = "none"
     checkpoints: Annotated[int, Field(ge=1)] = 6
     incumbents: Tuning = Tuning()
     rungs: tuple[PromotionRung, ...] = (PromotionRung(),)
@@ -119,6 +123,7 @@ class Promote(Keys):
         for number, rung in enumerate(self.rungs):
             _enough(rung, self.top, f"rungs[{number}]")
         _enough(self.final, 1, "final")
+        pruners_fit(self)
         return self
 
     def tasks_of(self) -> Iterator[tuple[str, str, str]]:
@@ -137,6 +142,23 @@ class Promote(Keys):
         for where, part, kind in parts:
             for task in part.tasks:
                 yield f"promote.{where}.tasks", task, kind
+
+
+def pruners_fit(section: Promote) -> None:
+    """Raises ValueError where a tuning has too few seeds for the section's pruner."""
+    least = pruners.least_seeds(section.pruner)
+    parts: dict[str, Tuning | PromotionRung] = {
+        "incumbents": section.incumbents,
+        **{f"rungs[{number}]": rung for number, rung in enumerate(section.rungs)},
+        "simplify": section.simplify,
+        "final": section.final,
+    }
+    for where, part in parts.items():
+        if part.tuning_seeds < least:
+            raise ValueError(
+                f"{where}.tuning_seeds: {part.tuning_seeds}, expected at least {least} for the pruner {section.pruner},"
+                " which compares settings seed by seed"
+            )
 
 
 def _enough(rung: PromotionRung, candidates: int, where: str) -> None:

@@ -9,7 +9,8 @@ import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import optuna
@@ -17,11 +18,13 @@ import torch
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import qmc
 
+from discover import pruning
 from discover.contenders import Contender
 from discover.errors import UserError
 from discover.lanes import Trace
+from discover.ledger import Ledger, Notes
+from discover.pruners import Pruner, least_seeds
 from discover.ranges import Dimension, dimensions, rounded
-from discover.storage import Store
 from discover.trainers import Ground, capped_log, model_steps
 
 FORMAT = 1
@@ -50,14 +53,14 @@ class Budget:
         seeds: tuning seeds of each.
         fresh: seeds to score the best setting on.
         own: also tune hyperparameters other than lr and weight_decay, in the second half of the trials.
-        pruner: "none", or "median": drops a trial whose loss at a look is above the median of earlier ones.
+        pruner: which trials are dropped before their end, see `discover.pruning`.
     """
 
     trials: int = 20
     seeds: int = 2
     fresh: int = 4
     own: bool = False
-    pruner: Literal["none", "median"] = "none"
+    pruner: Pruner = "none"
 
     def __post_init__(self) -> None:
         """Raises UserError where a number is out of range."""
@@ -68,6 +71,11 @@ class Budget:
         ):
             if not least <= value <= most:
                 raise UserError(f"{name}: {value}, expected {least} to {most}")
+        if self.seeds < (least := least_seeds(self.pruner)):
+            raise UserError(
+                f"tuning seeds: {self.seeds}, expected at least {least} for the pruner {self.pruner}, which compares"
+                " settings seed by seed"
+            )
 
     @property
     def batch(self) -> int:
@@ -117,16 +125,31 @@ class Tuned:
 class Study:
     """A study as Optuna sees it in memory, and its copy in the store.
 
+    Args:
+        contender, ground, budget: what is tuned, where, and at what cost.
+        seed: of the study.
+        store: where it is kept.
+        device: on which it trains; None for the ground's.
+
     Attributes:
         trials: those that are stored, in order; whole batches, but for a last one that a kill cut short.
     """
 
-    def __init__(self, contender: Contender, ground: Ground, budget: Budget, seed: int, store: Store) -> None:
+    def __init__(
+        self,
+        contender: Contender,
+        ground: Ground,
+        budget: Budget,
+        seed: int,
+        store: Ledger,
+        *,
+        device: str | None = None,
+    ) -> None:
         self.contender, self.ground, self.budget, self.seed, self.store = contender, ground, budget, seed, store
+        self.device = device or ground.gradient.device.type
         self.tuning_seeds = range(seed * _SEEDS_APART, seed * _SEEDS_APART + budget.seeds)
         first = seed * _SEEDS_APART + _FRESH
         self.fresh_seeds = range(first, first + budget.fresh)
-        self.dimensions = dimensions(contender, ground, own=budget.own)
         self.name, facts = self._identity()
         self._stored, self.attributes = store.study(self.name, facts)
         self.trials: list[FrozenTrial] = []
@@ -134,6 +157,24 @@ class Study:
         done = min(len(self._stored), budget.trials)
         whole = done if done == budget.trials else done - done % budget.batch
         self.trials, self.late = self._stored[:whole], self._stored[whole:done]
+
+    @cached_property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        return dimensions(self.contender, self.ground, own=self.budget.own)
+
+    @property
+    def notes(self) -> Notes:
+        """What a worker needs to go on with it."""
+        return Notes([*self.trials, *self.late], dict(self.attributes))
+
+    def take(self, notes: Notes) -> None:
+        """Keeps what a worker has added."""
+        for trial in notes.added:
+            self.store.add(self.name, trial)
+        if notes.added:
+            self.trials, self.late = [*self.trials, *self.late, *notes.added], []
+        if notes.fresh is not None:
+            self._keep_fresh(notes.fresh)
 
     def _identity(self) -> tuple[str, dict[str, Any]]:
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
@@ -148,6 +189,8 @@ class Study:
             "seed": self.seed,
             "versions": versions | {"optuna": optuna.__version__},
         }
+        if self.device != "cpu":  # sums have another order there
+            facts["device"] = self.device
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
         name = f"{self.contender.name} on {self.ground.task.spelling}, {self.ground.steps} steps"
         label = f"{self.budget.trials} trials x {self.budget.seeds}"
@@ -159,7 +202,9 @@ class Study:
         """The next batch; the same one whenever it is asked for after the same trials."""
         number = len(self.trials)
         count = min(self.budget.batch, self.budget.trials - number)
-        study = optuna.create_study(sampler=self._sampler(number), pruner=self._pruner())
+        pruner = pruning.made(self.budget.pruner, self.budget.batch, self.ground.steps)
+        name = f"tuning {self.seed}"  # Hyperband draws by it
+        study = optuna.create_study(study_name=name, sampler=self._sampler(number), pruner=pruner)
         study.add_trials(self.trials)
         dims = self._extended()
         for place in range(number, number + count):
@@ -183,11 +228,6 @@ class Study:
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, constant_liar=True)
-
-    def _pruner(self) -> optuna.pruners.BasePruner:
-        if self.budget.pruner == "none":
-            return optuna.pruners.NopPruner()
-        return optuna.pruners.MedianPruner(n_startup_trials=self.budget.batch)
 
     def _design(self, place: int, dims: Sequence[Dimension]) -> dict[str, Any]:
         """A point of a scrambled Sobol sequence in lr and weight decay."""
@@ -237,24 +277,26 @@ class Study:
 
     # Storing --------------------------------------------------------------------------------------------------------
 
-    def store_trial(
-        self, trial: optuna.Trial, traces: Sequence[Trace], seeds: Sequence[int], looks: Sequence[int]
-    ) -> None:
-        """Keeps a trial that is done; one that a killed process had stored before is left as it is."""
-        starts = [self.ground.untrained(seed) for seed in seeds]
-        pruned = any(trace.lost == "pruned" for trace in traces)
-        reports = {}
-        for place, step in enumerate(looks):
-            ends = [trace.curve[place] if place < len(trace.curve) else math.inf for trace in traces]
+    def store_trial(self, trial: optuna.Trial, traces: Sequence[Trace]) -> None:
+        """Keeps a trial that is done, by its trainings on the first tuning seeds, all of them unless it was dropped;
+        one that a killed process had stored before is left as it is."""
+        starts = [self.ground.untrained(seed) for seed in self.tuning_seeds[: len(traces)]]
+        ends = [capped_log(t.loss, start) for t, start in zip(traces, starts, strict=True)]
+        value = float(np.mean(ends))
+        pruned = len(traces) < self.budget.seeds or any(trace.lost == "pruned" for trace in traces)
+        reports: dict[int, float] = dict(enumerate(ends)) if self.budget.pruner == "wilcoxon" else {}
+        for place, step in enumerate(pruning.looks(self.budget.pruner, self.ground.steps)):
+            there = [trace.curve[place] if place < len(trace.curve) else math.inf for trace in traces]
             if any(place < len(trace.curve) for trace in traces):
-                reports[step] = float(np.mean([capped_log(*each) for each in zip(ends, starts, strict=True)]))
-        value = float(np.mean([capped_log(t.loss, start) for t, start in zip(traces, starts, strict=True)]))
+                reports[step] = float(np.mean([capped_log(*each) for each in zip(there, starts, strict=True)]))
+                value = reports[step] if pruned else value
         done = create_trial(
             state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
-            value=reports[max(reports)] if pruned else value,
+            value=value,
             params=trial.params,
             distributions=trial.distributions,
             intermediate_values=reports,
+            system_attrs=dict(pruning.remembered(trial)) if self.budget.pruner == "hyperband" else None,
             user_attrs={
                 "run": {
                     "hypers": self.hypers_of(trial),
@@ -284,8 +326,15 @@ class Study:
             "curves": [[_plain(loss) for loss in trace.curve] for trace in traces],
             "model_steps": model_steps(traces),
         }
+        self._keep_fresh(found)
+
+    def _keep_fresh(self, found: dict[str, Any]) -> None:
         self.attributes["fresh"] = found
         self.store.set(self.name, "fresh", found)
+
+    def is_done(self, curve: Sequence[int]) -> bool:
+        """Whether nothing is left to train, where curves of fresh seeds have these steps."""
+        return len(self.trials) == self.budget.trials and self.fresh_of(curve) is not None
 
     @property
     def best_hypers(self) -> dict[str, float]:

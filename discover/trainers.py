@@ -66,6 +66,7 @@ class Ground:
         self.native = self.gradient.device.type == "cpu" and native.available()
         self.ratios = [task.lr_ratio(t, self.steps) for t in range(1, self.steps + 1)]
         self._untrained: dict[int, float] = {}
+        self._strides: dict[str, float] = {}
 
     @cached_property
     def single(self) -> gradient.Gradient:
@@ -99,6 +100,12 @@ class Ground:
         Measured on the task's own parameters with random gradients of the size of the task's first, half of whose
         variance stays the same from step to step (see `discover.strides`). 1 where it cannot be measured.
         """
+        key = contender.fingerprint
+        if key not in self._strides:
+            self._strides[key] = self._measured_stride(contender)
+        return self._strides[key]
+
+    def _measured_stride(self, contender: Contender) -> float:
         if isinstance(contender, RuleContender) and contender.asks:
             adamw = RuleContender("adamw", dsl.load("adamw"))
             ratio = self._stride_in_training(contender) / self._stride_in_training(adamw)

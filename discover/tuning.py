@@ -21,14 +21,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import optuna
 
+from discover import pruning
 from discover.contenders import Contender
 from discover.keeper import Keeper
-from discover.storage import Store
+from discover.lanes import Trace
+from discover.ledger import Ledger
 from discover.studies import Budget, Study, Tuned
 from discover.trainers import Ground, Run, capped_log, train
-
-LOOKS = (0.25, 0.5)
-"""When runs may be pruned, as fractions of the steps."""
 
 Tell = Callable[[int], None]
 """Is told of runs that are done."""
@@ -39,7 +38,7 @@ def tune(
     ground: Ground,
     budget: Budget,
     seeds: Sequence[int],
-    store: Store,
+    store: Ledger,
     *,
     keeper: Keeper | None = None,
     curve: Sequence[int] = (),
@@ -64,54 +63,72 @@ def tune(
     studies = [Study(contender, ground, budget, seed, store) for seed in seeds]
     for study in studies:
         tell(len(study.trials) * budget.seeds)
-    while open_ := [study for study in studies if len(study.trials) < budget.trials]:
-        first = min(len(study.trials) // budget.batch for study in open_)
-        some = [study for study in open_ if len(study.trials) // budget.batch == first]
-        _train_batch(contender, ground, budget, some, keeper, tell)
-    _score(contender, ground, studies, keeper, curve, tell)
+    while advance(studies, keeper=keeper, curve=curve, tell=tell):
+        pass
+    tell(sum(len(study.fresh_seeds) for study in studies))
     return [study.result() for study in studies]
 
 
-def _train_batch(
-    contender: Contender,
-    ground: Ground,
-    budget: Budget,
+def advance(
     studies: Sequence[Study],
-    keeper: Keeper | None,
-    tell: Tell,
-) -> None:
-    """The next batch of trials of some studies, trained together."""
-    asked = [(study, trial) for study in studies for trial in study.ask()]
-    runs = [Run(study.hypers_of(trial), seed) for study, trial in asked for seed in study.tuning_seeds]
-    looks: list[int] = []
-    prune = None
-    if budget.pruner != "none":
-        looks = sorted({max(1, round(look * ground.steps)) for look in LOOKS} - {ground.steps})
-        prune = _Pruning(ground, asked, runs, budget.seeds)
-    traces = train(contender, ground, runs, curve=looks, prune=prune, keeper=keeper)
-    for index, (study, trial) in enumerate(asked):
-        mine = slice(index * budget.seeds, (index + 1) * budget.seeds)
-        study.store_trial(trial, traces[mine], [run.seed for run in runs[mine]], looks)
-    tell(len(runs))
-
-
-def _score(
-    contender: Contender,
-    ground: Ground,
-    studies: Sequence[Study],
-    keeper: Keeper | None,
-    curve: Sequence[int],
-    tell: Tell,
-) -> None:
-    """Trains the best setting of each study on its fresh seeds, unless that was done before."""
+    *,
+    keeper: Keeper | None = None,
+    curve: Sequence[int] = (),
+    tell: Tell = lambda done: None,
+) -> bool:
+    """Trains what comes next in studies of one contender on one ground, side by side: the next batch of those that are
+    furthest behind, or, where all trials are done, the best settings on fresh seeds. Says whether anything was left."""
+    budget = studies[0].budget
+    if open_ := [study for study in studies if len(study.trials) < budget.trials]:
+        first = min(len(study.trials) // budget.batch for study in open_)
+        _train_batch([study for study in open_ if len(study.trials) // budget.batch == first], keeper, tell)
+        return True
     new = [study for study in studies if study.fresh_of(curve) is None]
-    runs = [Run(study.best_hypers, seed) for study in new for seed in study.fresh_seeds]
-    if runs:
-        traces = train(contender, ground, runs, curve=curve, keeper=keeper)
-        for index, study in enumerate(new):
-            count = len(study.fresh_seeds)
-            study.store_fresh(traces[index * count : (index + 1) * count], curve)
-    tell(sum(len(study.fresh_seeds) for study in studies))
+    if new:
+        _score(new, keeper, curve)
+    return bool(new)
+
+
+def _train_batch(studies: Sequence[Study], keeper: Keeper | None, tell: Tell) -> None:
+    """The next batch of trials of some studies, trained together."""
+    contender, ground, budget = studies[0].contender, studies[0].ground, studies[0].budget
+    asked = [(study, trial) for study in studies for trial in study.ask()]
+    traces: list[list[Trace]] = [[] for _ in asked]
+    looks = pruning.looks(budget.pruner, ground.steps)
+    left = list(range(len(asked)))
+    for places in pruning.seed_waves(budget.pruner, budget.seeds):
+        runs = [
+            Run(asked[index][0].hypers_of(asked[index][1]), asked[index][0].tuning_seeds[place])
+            for index in left
+            for place in places
+        ]
+        prune = _Pruning(ground, asked, runs, budget.seeds) if looks else None
+        found = train(contender, ground, runs, curve=looks, prune=prune, keeper=keeper)
+        for number, index in enumerate(left):
+            traces[index] += found[number * len(places) : (number + 1) * len(places)]
+        if places.stop < budget.seeds:
+            left = [index for index in left if not _is_worse(asked[index], traces[index], places)]
+        if not left:
+            break
+    for (study, trial), own in zip(asked, traces, strict=True):
+        study.store_trial(trial, own)
+    tell(len(asked) * budget.seeds)
+
+
+def _is_worse(asked: tuple[Study, optuna.Trial], traces: Sequence[Trace], places: range) -> bool:
+    """Whether a trial goes after it was trained on the seeds of some places."""
+    study, trial = asked
+    ends = [capped_log(traces[place].loss, study.ground.untrained(study.tuning_seeds[place])) for place in places]
+    return pruning.worse(trial, ends, places)
+
+
+def _score(studies: Sequence[Study], keeper: Keeper | None, curve: Sequence[int]) -> None:
+    """Trains the best setting of each study on its fresh seeds."""
+    runs = [Run(study.best_hypers, seed) for study in studies for seed in study.fresh_seeds]
+    traces = train(studies[0].contender, studies[0].ground, runs, curve=curve, keeper=keeper)
+    for index, study in enumerate(studies):
+        count = len(study.fresh_seeds)
+        study.store_fresh(traces[index * count : (index + 1) * count], curve)
 
 
 class _Pruning:

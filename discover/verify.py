@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,15 @@ from rich.console import Console
 
 import dsl
 from discover import certificate
-from discover.contenders import Contender, RuleContender, contender
-from discover.contest import Contest, Terms, curve_of, load
+from discover.contest import Contest, curve_of, load
 from discover.errors import UserError
+from discover.keeper import Keeper, StoppedError
 from discover.manifest import host, versions
+from discover.pieces import CORE, Site, Training, absolute, cpu
+from discover.storage import Store
 from discover.studies import Tuned
-from discover.trainers import Ground, Run, train
+from discover.trainers import Run
+from discover.workshop import Staff, Workshop, opened
 from dsl.canonical import structure_hash
 
 TOLERANCE = 0.05
@@ -91,17 +94,16 @@ def read(path: Path) -> dict[str, Any]:
     return data
 
 
-def verify(
-    data: Mapping[str, Any], *, sample: int | None, seed: int = 0, say: Callable[[str], None] = lambda line: None
-) -> Report:
+def verify(data: Mapping[str, Any], *, sample: int | None, seed: int = 0, workshop: Workshop | None = None) -> Report:
     """Checks a certificate.
 
     Args:
         data: as `read` gives it.
         sample: how many runs to train again, drawn by `seed`; None for all.
-        say: hears of progress.
+        workshop: who trains, and who hears of progress; None for this process, and nobody.
 
     Raises:
+        StoppedError: the workshop was asked to stop.
         UserError: a task or a class that the certificate names is not there.
     """
     problems = [] if certificate.digest(data) == data["sha256"] else ["the seal is broken: the file was changed"]
@@ -120,7 +122,7 @@ def verify(
         drawn = np.random.default_rng(seed).choice(len(places), size=sample, replace=False)
         chosen = [places[index] for index in sorted(drawn)]
     why_not = _not_exact(data)
-    largest, changed = _retrain(data, contests, chosen, why_not, say)
+    largest, changed = _retrain(data, contests, chosen, why_not, workshop or Workshop(Store(None), Keeper(None)))
     return Report(tuple(problems + changed), len(chosen), len(places), not why_not, why_not, largest)
 
 
@@ -212,40 +214,57 @@ def _retrain(
     contests: Sequence[Contest],
     places: Sequence[Place],
     why_not: str,
-    say: Callable[[str], None],
+    workshop: Workshop,
 ) -> tuple[float, list[str]]:
     """The largest difference of log loss, and what is wrong."""
     largest, problems = 0.0, []
     groups: dict[tuple[int, str, str], list[Place]] = {}
     for place in places:
         groups.setdefault((place.contest, place.task, place.contender), []).append(place)
-    grounds: dict[tuple[int, str], Ground] = {}
-    for (index, task, name), some in groups.items():
-        contest = contests[index]
-        if (index, task) not in grounds:
-            if load(task).data_sha256 != data["data"][task]:
-                problems.append(f"{task}: its data are not those of the certificate")
-            grounds[index, task] = _ground(contest.terms, task)
-        ground = grounds[index, task]
-        built = {"compiled": bool(ground.gradient.compiled), "native": ground.native}
-        loose = why_not or ("" if built == contest.built[task] else "trained in another way, without a compiler say")
-        one = made(name, data["contests"][index]["rules"][name])
-        tunings = contest.results[task][name]
-        runs = [Run(tunings[p.tuning].hypers, tunings[p.tuning].seeds[p.run]) for p in some]
-        say(f"{contest.terms.name}: {name} on {task}, {len(runs)} runs")
-        traces = train(one, ground, runs, curve=curve_of(contest.terms.tasks[task]))
-        for place, trace in zip(some, traces, strict=True):
+    for task in dict.fromkeys(task for _, task, _ in groups):
+        if load(task).data_sha256 != data["data"][task]:
+            problems.append(f"{task}: its data are not those of the certificate")
+    works = [
+        _work(contests[index], task, name, data["contests"][index]["rules"][name], some, workshop)
+        for (index, task, name), some in groups.items()
+    ]
+    for ((index, task, name), some), found in zip(groups.items(), workshop.done(works), strict=True):
+        contest, tunings = contests[index], contests[index].results[task][name]
+        workshop.say(f"{contest.terms.name}: {name} on {task}, {len(some)} runs")
+        built = {key: found.built[key] for key in ("compiled", "native")}
+        alike = built == contest.built[task] and found.built["cpu"] == cpu()
+        loose = why_not or ("" if alike else "trained in another way, without a compiler say")
+        for place, trace, untrained in zip(some, found.traces, found.untrained, strict=True):
             tuned = tunings[place.tuning]
             stored, gap = tuned.losses[place.run], _gap(trace.loss, tuned.losses[place.run])
             largest = max(largest, gap)
             same = trace.loss == stored and tuple(trace.curve) == tuned.curves[place.run]
-            same = same and ground.untrained(tuned.seeds[place.run]) == tuned.untrained[place.run]
+            same = same and untrained == tuned.untrained[place.run]
             if gap > TOLERANCE if loose else not same:
                 problems.append(
                     f"{contest.terms.name}: {name} on {task}, seed {tuned.seeds[place.run]}: trained again it ends at"
                     f" {trace.loss:.6g}, not {stored:.6g}" + _elsewhere(trace.loss, stored, tuned)
                 )
     return largest, problems
+
+
+def _work(
+    contest: Contest, task: str, name: str, spelling: Mapping[str, str], some: Sequence[Place], workshop: Workshop
+) -> Training:
+    terms, tunings = contest.terms, contest.results[task][name]
+    request, device = CORE, "cpu"
+    if terms.device != "cpu":
+        there = workshop.place(terms.request)
+        request, device = there.request, there.device
+    spelling = {**spelling, "class": absolute(spelling["class"])} if "class" in spelling else spelling
+    return Training(
+        name=name,
+        spelled=spelling,
+        site=Site(absolute(task), terms.tasks[task], terms.compile, device),
+        runs=tuple(Run(tunings[p.tuning].hypers, tunings[p.tuning].seeds[p.run]) for p in some),
+        curve=tuple(curve_of(terms.tasks[task])),
+        request=request,
+    )
 
 
 def _elsewhere(found: float, stored: float, tuned: Tuned) -> str:
@@ -261,20 +280,10 @@ def _gap(one: float, other: float) -> float:
     return abs(math.log(one / other))
 
 
-def _ground(terms: Terms, task: str) -> Ground:
-    device = terms.device if terms.device == "cpu" or torch.cuda.is_available() else "cpu"
-    return Ground(load(task), steps=terms.tasks[task], compile=terms.compile, device=device)
-
-
-def made(name: str, spelled: Mapping[str, str]) -> Contender:
-    """A contender from how a certificate spells it: a rule as text, or a class by its name."""
-    return RuleContender(name, dsl.parse(spelled["text"])) if "text" in spelled else contender(spelled["class"])
-
-
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def run(path: Path, *, sample: int | None, seed: int, as_json: bool) -> int:
+def run(path: Path, *, sample: int | None, seed: int, staff: Staff, as_json: bool) -> int:
     """Checks a certificate, and says what came of it: the exit code is 0 where it holds, 1 where it does not.
 
     Raises:
@@ -287,7 +296,14 @@ def run(path: Path, *, sample: int | None, seed: int, as_json: bool) -> int:
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    found = verify(data, sample=sample, seed=seed, say=say)
+    try:
+        with opened(None, staff, console, what="training again") as workshop:
+            found = verify(data, sample=sample, seed=seed, workshop=workshop)
+    except StoppedError:
+        say("interrupted before all runs were trained again: it is not known whether it holds")
+        if as_json:
+            print(json.dumps({"interrupted": True}, indent=1))
+        return 1
     for problem in found.problems:
         say(problem)
     how = "equal to the bit was asked" if found.exact else f"within {TOLERANCE:g} nats was asked, since {found.why_not}"

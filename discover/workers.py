@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 import torch
 
-from discover.evaluate import Unit, UnitResult, evaluate
+from discover.evaluate import Unit, evaluate
 from discover.records import Incident
 
 WORKER_LOST: Final = "worker lost"
@@ -25,12 +25,29 @@ Request = tuple[tuple[str, float], ...]
 """What Ray sets aside for a worker: name and quantity, sorted by name. Equal requests are one kind of worker."""
 
 
+class Work(Protocol):
+    """What a Ray worker is given, such as a unit of a search: data that travel, and do what they say where they arrive.
+
+    Attributes:
+        request: what the worker is to have.
+    """
+
+    @property
+    def request(self) -> Request: ...
+
+    def moved(self, here: Callable[[str], str]) -> Self:
+        """The same where files lie elsewhere: `here` spells "FILE.py:NAME" as the worker's machine does."""
+
+    def carry_out(self) -> Any:
+        """Does it, in this process. A str as its result says why there is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A unit's end: its result, or why there is none."""
+    """The end of a unit, or of other work: its result, or why there is none."""
 
     key: Hashable
-    result: UnitResult | None
+    result: Any
     failure: str = ""
 
 
@@ -46,6 +63,7 @@ class Crew:
         requests: the kinds of worker that units ask for.
         files: path -> content of the user's files that tasks are read from.
         runtime_env: how the workers of a cluster get the code, in Ray's words; None ships this very installation's.
+        again: how one goes on where the cluster is gone.
     """
 
     count: int | None
@@ -55,6 +73,7 @@ class Crew:
     requests: tuple[Request, ...] = ((("CPU", 1.0),),)
     files: Mapping[str, bytes] | None = None
     runtime_env: Mapping[str, Any] | None = None
+    again: str = "what is absorbed is kept, 'discover resume RUN' goes on when it is back"
 
 
 class Workers(Protocol):

@@ -22,10 +22,11 @@ import torch
 from discover import cli, compare, pictures, tuning, verdict
 from discover.compare import Options, carry_out, judged, select
 from discover.errors import UserError
-from discover.keeper import StoppedError
+from discover.keeper import Keeper, StoppedError
 from discover.storage import Store
 from discover.studies import Tuned
 from discover.verdict import Verdict, judge, percent, words
+from discover.workshop import Workshop
 
 ROOT = Path(__file__).parent.parent
 POINTS = (10, 20)
@@ -46,7 +47,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def run(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, str, str]:
-    code = cli.main(line.split())
+    code = cli.main([*line.split(), "--workers", "0"])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -264,7 +265,7 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_verdict() -> None:
 
     def comparison(store: Store, **hooks: Any) -> Verdict:
         asked = select(["muon"], None, ["breast_cancer"], options)
-        carry_out(asked, store, compile=False, **hooks)
+        carry_out(asked, Workshop(store, Keeper(store.folder, **hooks)), compile=False)
         return judged(asked)
 
     expected = comparison(Store(None))
@@ -281,7 +282,7 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_verdict() -> None:
 
 def test_ctrl_c_ends_it_with_what_there_is_and_exit_code_0(home: Path) -> None:
     line = "compare sgd --task breast_cancer --trials 60 --tunings 20 --storage sqlite:///s.sqlite --out o --json"
-    command = [sys.executable, "-m", "discover.cli", *line.split()]
+    command = [sys.executable, "-m", "discover.cli", *line.split(), "--workers", "0"]
     path = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(home), "CXX": "no-such-compiler"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=path)
     began = time.monotonic()
@@ -320,7 +321,8 @@ MISTAKES = {
     "too few seeds": ("compare lion --seeds 3", "--seeds 3: expected at least 6"),
     "no tuning": ("compare lion --tunings 0", "--tunings 0: expected 1 to 100"),
     "no steps": ("compare lion --steps 0", "--steps 0: expected at least 1"),
-    "unknown pruner": ("compare lion --prune hyperband", "'hyperband' is not one of"),
+    "unknown pruner": ("compare lion --prune best", "'best' is not one of"),
+    "too few seeds for the pruner": ("compare lion --prune wilcoxon", "tuning seeds: 2, expected at least 5 for the"),
     "unknown device": ("compare lion --device gpu", "--device gpu: "),
     "text for a number": ("compare lion --trials many", "'--trials'"),
     "storage that is none": ("compare lion --task quadratic --storage nonsense", "--storage nonsense: "),

@@ -21,7 +21,7 @@ import dsl
 from discover import ablate, certificate, cli, incumbents, promote, runs, statistics, verify
 from discover.archive import Archive
 from discover.contenders import RuleContender
-from discover.contest import Contest, Terms, Workshop, anytime_p, hold
+from discover.contest import Contest, Terms, anytime_p, hold
 from discover.errors import RunError, SpaceError, UserError
 from discover.keeper import Keeper, StoppedError
 from discover.manifest import Configuration
@@ -29,6 +29,7 @@ from discover.promotion_keys import least_tunings
 from discover.records import Candidate, Confirmation, Generation, GenerationRecord
 from discover.space import Space
 from discover.storage import Store
+from discover.workshop import Workshop
 from dsl import properties
 from dsl.behaviour import behaviour_hash
 from dsl.flatten import flatten, with_literals
@@ -106,7 +107,7 @@ def a_run(rules: Sequence[str], baseline: str = "crippled.rule", change: Callabl
 
 
 def command(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, str, str]:
-    code = cli.main(line.split())
+    code = cli.main([*line.split(), "--workers", "0"])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -211,7 +212,7 @@ def test_the_final_tasks_see_the_recorded_rule_and_are_recorded_before_they_are_
 @pytest.mark.slow
 def test_a_promotion_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
     a_run([adam()])
-    line = [sys.executable, "-m", "discover.cli", "promote", "found"]
+    line = [sys.executable, "-m", "discover.cli", "promote", "found", "--workers", "0"]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CXX": "no-such-compiler"}
 
     def start(data: str) -> subprocess.Popen[bytes]:
@@ -228,7 +229,7 @@ def test_a_promotion_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) ->
     first = read(Path("found"))
     for name in ("promotion.json", "certificate.json"):
         Path("found", name).unlink()
-    assert cli.main(["promote", "found", "--storage", f"sqlite:///{tmp_path / 'two.sqlite'}"]) == 0
+    assert cli.main(["promote", "found", "--workers", "0", "--storage", f"sqlite:///{tmp_path / 'two.sqlite'}"]) == 0
     second = read(Path("found"))
     for part in ("contests", "statistics", "rule", "simplification", "statement", "curve"):
         if part == "rule":
@@ -384,6 +385,14 @@ BAD = {
         "promote: {rungs: [{trails: 3}]}",
         "rungs[0]: unknown key 'trails'; did you mean 'trials'?",
     ),
+    "a pruner that is none": (
+        "promote: {pruner: best}",
+        "promote.pruner: expected none, median, hyperband",
+    ),
+    "too few seeds for the pruner": (
+        "promote: {pruner: wilcoxon}",
+        "promote: incumbents.tuning_seeds: 1, expected at least 5 for the pruner wilcoxon, which compares settings",
+    ),
     "no baselines": ("promote: {baselines: []}", "promote.baselines: expected at least 1 entries"),
     "variants": (
         "tasks: {search: [quadratic], select: ['quadratic(horizon=7)'], final: [digits_mlp]}",
@@ -416,10 +425,10 @@ def test_a_rung_that_asks_for_a_gpu_is_trained_here_at_the_size_given_and_says_s
     folder = a_run([adam()], change=lambda text: text.replace(text.split("\n")[9].strip(), asked))
     code, out, err = command(capsys, "promote found")
     assert code == 0, err
-    assert "rung 1 asks for GPU, which this machine has not: on its CPU, at the size given for it" in out
+    assert "rung 1: no GPU on this machine: trained on the CPU, at the size given for it (`here`)" in out
     stage = read(folder)["contests"][1]
     assert stage["terms"]["tasks"] == {"breast_cancer": 9}
-    assert "asks for GPU" in (folder / "certificate.md").read_text()
+    assert "no GPU on this machine" in (folder / "certificate.md").read_text()
 
 
 def test_mistakes_on_the_command_line_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -450,7 +459,7 @@ def promoted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         patch.setenv("DISCOVER_DATA_DIR", str(folder / "data"))
         patch.setenv("CXX", "no-such-compiler")
         assert a_run([adam()])
-        assert cli.main(["promote", "found"]) == 0
+        assert cli.main(["promote", "found", "--workers", "0"]) == 0
         return read(folder / "found")
 
 

@@ -10,12 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
 
 import tasks
-from discover import tuning
+from discover import pruning, tuning
 from discover.contenders import Contender, contender
 from discover.errors import UserError
 from discover.keeper import Keeper, StoppedError
@@ -192,7 +193,8 @@ CHANGES = {
     "optimizer": {"name": "adam"},
     "trials": {"budget": Budget(5, 1, 2)},
     "tuning seeds": {"budget": Budget(6, 2, 2)},
-    "pruner": {"budget": Budget(6, 1, 2, pruner="median")},
+    "median": {"budget": Budget(6, 1, 2, pruner="median")},
+    "hyperband": {"budget": Budget(6, 1, 2, pruner="hyperband")},
     "seed": {"seed": 1},
     "more is tuned": {"budget": Budget(6, 1, 2, own=True)},
 }
@@ -242,7 +244,9 @@ torch.set_num_threads(1)
 import tasks
 from discover.contenders import contender
 from discover.trainers import Ground
-from discover.tuning import Budget, Store, tune
+from discover.storage import Store
+from discover.studies import Budget
+from discover.tuning import tune
 
 add, count = Store.add, iter(range(100))
 
@@ -287,18 +291,86 @@ def test_a_tuning_that_is_asked_to_stop_stops_within_a_step_and_goes_on(tmp_path
 # Pruning ------------------------------------------------------------------------------------------------------------
 
 
+PRUNED: dict[str, Budget] = {
+    "median": Budget(trials=18, seeds=2, fresh=2, pruner="median"),
+    "hyperband": Budget(trials=18, seeds=2, fresh=2, pruner="hyperband"),
+    "wilcoxon": Budget(trials=18, seeds=6, fresh=2, pruner="wilcoxon"),
+}
+
+
 @pytest.mark.parametrize("name", ["adamw", "torch.optim:AdamW"])
-def test_pruned_trials_are_dropped_counted_and_never_the_best(name: str, tmp_path: Path) -> None:
-    budget = Budget(trials=18, seeds=2, fresh=2, pruner="median")
+@pytest.mark.parametrize("pruner", PRUNED)
+def test_pruned_trials_are_dropped_counted_and_never_the_best(pruner: str, name: str, tmp_path: Path) -> None:
+    budget = PRUNED[pruner]
     (found,) = tuned(name, budget, url=url(tmp_path))
     ((_, stored),) = trials(url(tmp_path)).items()
     pruned = [trial for trial in stored if trial.state == optuna.trial.TrialState.PRUNED]
     assert 0 < len(pruned) == found.pruned < 18
-    assert all(trial.user_attrs["run"]["model_steps"] < 2 * ground().steps for trial in pruned)
+    assert all(trial.user_attrs["run"]["model_steps"] < budget.seeds * ground().steps for trial in pruned)
     assert found.model_steps < ground().steps * budget.planned
     best = min((t for t in stored if t not in pruned), key=lambda trial: trial.value or 0.0)
     assert found.hypers == best.user_attrs["run"]["hypers"]
     assert found.value == optuna.load_study(study_name=None, storage=url(tmp_path)).best_value
+
+
+@pytest.mark.parametrize("pruner", PRUNED)
+def test_the_same_trials_are_pruned_side_by_side_and_alone_and_after_a_stop(pruner: str, tmp_path: Path) -> None:
+    budget = PRUNED[pruner]
+    (tmp_path / "whole").mkdir()
+    whole = tuned("adamw", budget, (0, 1), url=url(tmp_path / "whole"))
+    calls = iter(range(10**6))
+    store = Store(url(tmp_path))
+    stopping = Keeper(store.folder, stop=lambda: next(calls) == 25)
+    with pytest.raises(StoppedError):
+        tune(named("adamw"), ground(), budget, (0,), store, keeper=stopping)
+    store.close()
+    assert tuned("adamw", budget, (0,), url=url(tmp_path)) == whole[:1]
+    alone, both = trials(url(tmp_path)), trials(url(tmp_path / "whole"))
+    for name, some in alone.items():
+        assert [(t.state, t.params, t.value) for t in some] == [(t.state, t.params, t.value) for t in both[name]]
+
+
+def test_hyperband_looks_at_a_ninth_and_a_third_and_lets_a_third_go_on(tmp_path: Path) -> None:
+    assert pruning.looks("hyperband", 90) == [10, 30]
+    assert pruning.looks("hyperband", 10) == [1, 3]
+    assert pruning.looks("hyperband", 2) == [1]
+    (found,) = tuned("adamw", Budget(trials=60, seeds=1, fresh=1, pruner="hyperband"), url=url(tmp_path))
+    ((_, stored),) = trials(url(tmp_path)).items()
+    lengths = [trial.user_attrs["run"]["model_steps"] for trial in stored]
+    assert {1, 3, 10} == set(lengths)  # lost ones end elsewhere; of these none is
+    assert lengths.count(1) > lengths.count(3) > 0
+    at_first = [trial for trial in stored if "completed_rung_0" in trial.system_attrs]
+    assert len(at_first) > 30
+    assert found.pruned == len(stored) - lengths.count(10)
+
+
+def test_wilcoxon_drops_what_is_worse_on_each_of_four_seeds_and_no_sooner(tmp_path: Path) -> None:
+    task = Known()
+    budget = Budget(trials=12, seeds=7, fresh=1, pruner="wilcoxon")
+    (found,) = tuned("adamw", budget, ground=Ground(task, compile=False), url=url(tmp_path))
+    ((_, stored),) = trials(url(tmp_path)).items()
+    seen = [len(trial.intermediate_values) for trial in stored]
+    assert seen[: budget.batch] == [7] * budget.batch  # nothing to be worse than
+    assert set(seen) == {4, 7}  # on this task seeds only shift the loss: what is worse is worse on all
+    for number, (trial, count) in enumerate(zip(stored, seen, strict=True)):
+        before = stored[: number - number % budget.batch]
+        assert (count == 4) == (first_four(trial) > best_of(before))
+    assert found.pruned == seen.count(4)
+
+
+def first_four(trial: optuna.trial.FrozenTrial) -> float:
+    return float(np.mean(list(trial.intermediate_values.values())[:4]))
+
+
+def best_of(some: list[Any]) -> float:
+    """What the best of some trials came to on its first four seeds."""
+    done = [trial for trial in some if trial.state == optuna.trial.TrialState.COMPLETE]
+    return first_four(min(done, key=lambda trial: trial.value)) if done else math.inf
+
+
+def test_a_pruner_that_could_save_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="tuning seeds: 4, expected at least 5 for the pruner wilcoxon, which compares"):
+        Budget(seeds=4, pruner="wilcoxon")
 
 
 # The store ----------------------------------------------------------------------------------------------------------

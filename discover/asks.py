@@ -1,0 +1,143 @@
+"""What is asked of a workshop: tunings of a contender on a task; and how workers are given them, piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from discover.contenders import Contender, spelled
+from discover.errors import UserError
+from discover.pieces import CORE, Advanced, Piece, Refusal, Site, absolute
+from discover.studies import Budget, Study, Tuned
+from discover.workers import Request
+from tasks import Task
+
+if TYPE_CHECKING:
+    from discover.workshop import Workshop
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Tunings of one contender on one task that are wanted.
+
+    Attributes:
+        contender, task: what is tuned, and on what.
+        steps: of a training.
+        budget, seeds, curve: see `tuning.tune`.
+        device, compile: see `trainers.Ground`.
+        request: what a worker must have to train it.
+    """
+
+    contender: Contender
+    task: Task
+    steps: int
+    budget: Budget
+    seeds: Sequence[int]
+    curve: tuple[int, ...] = ()
+    device: str = "cpu"
+    compile: bool = True
+    request: Request = CORE
+
+    def __str__(self) -> str:
+        return f"{self.contender.name} on {self.task.spelling}, {len(self.seeds)} tunings"
+
+    @property
+    def site(self) -> Site:
+        return Site(absolute(self.task.spelling), self.steps, self.compile, self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What tunings came to, or why they cannot be; and how many seconds of whoever trained it took."""
+
+    ask: Ask
+    found: list[Tuned]
+    refusal: str
+    seconds: float
+
+    @property
+    def tunings(self) -> list[Tuned]:
+        """Raises UserError where there are none."""
+        if self.refusal:
+            raise UserError(self.refusal)
+        return self.found
+
+
+class Job:
+    """An ask at workers: its tunings in blocks, each as many as fill a tile of the gradient, since fewer would take as
+    long. No result depends on how they are cut."""
+
+    def __init__(self, ask: Ask, workshop: Workshop) -> None:
+        self.ask, self.workshop = ask, workshop
+        self.seconds, self.refusal = 0.0, ""
+        ground = workshop.ground(ask)
+        size = max(1, ground.gradient.tile // (ask.budget.batch * ask.budget.seeds))
+        studies = [
+            Study(ask.contender, ground, ask.budget, seed, workshop.store, device=ask.device) for seed in ask.seeds
+        ]
+        self.blocks = [studies[start : start + size] for start in range(0, len(studies), size)]
+        self.found: dict[int, Sequence[Tuned]] = {}
+
+    @property
+    def over(self) -> bool:
+        return bool(self.refusal) or len(self.found) == len(self.blocks)
+
+    def start(self) -> Iterator[tuple[int, Piece]]:
+        for number, studies in enumerate(self.blocks):
+            budget, curve = self.ask.budget, self.ask.curve
+            self.workshop.count(sum(len(study.trials) for study in studies) * budget.seeds)
+            if all(study.is_done(curve) for study in studies):
+                self.workshop.count(len(studies) * budget.fresh)
+                self.found[number] = [study.result() for study in studies]
+            else:
+                yield number, self._piece(number)
+
+    def record(self, block: int, result: Advanced | Refusal) -> Iterator[Piece]:
+        """Keeps what a piece came to, and gives the next one if there is one."""
+        if isinstance(result, Refusal):
+            self.refusal = self.refusal or result.text
+            return
+        budget = self.ask.budget
+        self.seconds += result.seconds
+        for study, notes in zip(self.blocks[block], result.notes, strict=True):
+            before = len(study.trials)
+            study.take(notes)
+            self.workshop.count((len(study.trials) - before) * budget.seeds)
+        self._note(result)
+        if result.tuned is not None:
+            self.found[block] = result.tuned
+            self.workshop.count(len(result.tuned) * budget.fresh)
+        elif not self.refusal:
+            yield self._piece(block)
+
+    def answer(self) -> Answer:
+        found = [tuned for _, block in sorted(self.found.items()) for tuned in block]
+        return Answer(self.ask, [] if self.refusal else found, self.refusal, self.seconds)
+
+    def _piece(self, block: int) -> Piece:
+        ask, studies = self.ask, self.blocks[block]
+        spelling = spelled(ask.contender)
+        if "class" in spelling:
+            spelling["class"] = absolute(spelling["class"])
+        folder = self.workshop.store.folder
+        return Piece(
+            name=ask.contender.name,
+            spelled=spelling,
+            site=ask.site,
+            budget=ask.budget,
+            curve=ask.curve,
+            seeds=tuple(study.seed for study in studies),
+            notes=tuple(study.notes for study in studies),
+            folder=None if folder is None else str(folder.absolute()),
+            request=ask.request,
+        )
+
+    def _note(self, result: Advanced) -> None:
+        site, built = self.ask.site, self.workshop.built
+        before = built.setdefault(site, result.built)
+        built[site] = {name: value for name, value in before.items() if result.built.get(name) == value}
+        self.workshop.once(result.note)
+
+    def __str__(self) -> str:
+        return str(self.ask)

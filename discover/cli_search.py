@@ -1,0 +1,143 @@
+"""`discover search` and `discover resume`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from discover.cli_options import (
+    Candidates,
+    Compile,
+    Control,
+    Json,
+    ModelSteps,
+    Plateau,
+    RayAddress,
+    RunArgument,
+    RuntimeEnv,
+    Target,
+    Time,
+    Workers,
+    environment_of,
+    seconds_of,
+)
+from discover.errors import UserError
+
+
+def search(
+    space: Annotated[str, Option(metavar="NAME_OR_YAML", help="The search space: a name, or a YAML file.")],
+    algorithm: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            help="How to propose: evolution, optuna, random, another that is installed, or FILE.py:NAME."
+            " [default: the space's]",
+            show_default=False,
+        ),
+    ] = None,
+    control: Annotated[
+        Control | None, Option(help="Run this control in place of the algorithm, which must beat it.")
+    ] = None,
+    control_compute: Annotated[
+        float | None, Option(min=0, help="Give the control so many times the budget. [default: 1]", show_default=False)
+    ] = None,
+    warm_start: Annotated[
+        list[str] | None,
+        Option(metavar="RULE", help="Start from this rule, not from the space's ancestor; may be repeated."),
+    ] = None,
+    candidates: Candidates = None,
+    time: Time = None,
+    model_steps: ModelSteps = None,
+    target: Target = None,
+    plateau: Plateau = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    runtime_env: RuntimeEnv = None,
+    task: Annotated[
+        list[str] | None,
+        Option(
+            metavar="TASK",
+            help="Search on this task (a name or FILE.py:NAME, both with (OPTION=VALUE, ...)); may be repeated.",
+        ),
+    ] = None,
+    seed: Annotated[int, Option(min=0, help="The same seed gives the same search.")] = 0,
+    compile: Annotated[Compile | None, Option(help="Whether gradients are compiled. [default: the space's]")] = None,
+    out: Annotated[
+        Path | None, Option(metavar="DIR", help="The run's folder. [default: runs/SPACE-TIME-sSEED]")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Search for update rules, until the first of the limits is reached; without one, the space's own budget holds."""
+    seconds = seconds_of(time)
+    if control is not None and algorithm is not None:
+        raise UserError("--control and --algorithm exclude each other")
+    if control is None and control_compute is not None:
+        raise UserError("--control-compute is for a control; give --control too")
+    if control_compute == 0:
+        raise UserError("--control-compute must be more than 0")
+    from discover import calibration, runs, session
+    from discover.watch import watch
+
+    configuration = session.configure(
+        space,
+        algorithm=algorithm,
+        seed=seed,
+        candidates=candidates,
+        seconds=seconds,
+        model_steps=model_steps,
+        target=target,
+        plateau=plateau,
+        control=control,
+        control_compute=control_compute or 1.0,
+        warm_start=warm_start or (),
+        workers=workers,
+        ray_address=ray_address,
+        runtime_env=environment_of(runtime_env, ray_address),
+        compile=compile,
+        own_tasks=task or (),
+    )
+    if trust := calibration.line(space, configuration.space):
+        print(trust, file=sys.stderr if json else sys.stdout)
+    with runs.create(configuration, out=out, command=["discover", *sys.argv[1:]]) as run:
+        try:
+            watch(run, json)
+        except UserError:  # no Ray cluster there, say
+            run.remove_if_empty()
+            raise
+
+
+def resume(
+    run: RunArgument,
+    candidates: Candidates = None,
+    time: Time = None,
+    model_steps: ModelSteps = None,
+    target: Target = None,
+    plateau: Plateau = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    runtime_env: RuntimeEnv = None,
+    json: Json = False,
+) -> None:
+    """Go on with a search where it stopped: to the end of its budget, or with a new one.
+
+    --time counts this session, the other limits all sessions together. Any limit given replaces the whole budget.
+    """
+    seconds = seconds_of(time)
+    from discover import runs
+    from discover.watch import watch
+
+    with runs.resume(
+        run,
+        candidates=candidates,
+        seconds=seconds,
+        model_steps=model_steps,
+        target=target,
+        plateau=plateau,
+        workers=workers,
+        ray_address=ray_address,
+        runtime_env=environment_of(runtime_env, ray_address),
+    ) as resumed:
+        watch(resumed, json)

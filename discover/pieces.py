@@ -1,0 +1,222 @@
+"""What a worker is given when contenders are judged: plain data, which train themselves where they arrive.
+
+A `Piece` of some tunings is what comes next in them, a batch of trials or the fresh seeds, so that a kill costs a batch
+at most. All of it comes to the same wherever it is carried out (kinds of CPU differ in the last bits, and say so).
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+import tasks
+from discover.contenders import made
+from discover.errors import UserError
+from discover.keeper import Keeper
+from discover.lanes import Trace
+from discover.ledger import Notes
+from discover.studies import Budget, Study, Tuned
+from discover.trainers import Ground, Run, train
+from discover.tuning import advance
+from discover.workers import Request
+
+CORE: Request = (("CPU", 1.0),)
+"""What a worker has unless something else is asked for."""
+
+Here = Callable[[str], str]
+"""Spells "FILE.py:NAME" as this machine does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A task at a length, and how it is trained, by name: what a worker makes a `trainers.Ground` of."""
+
+    task: str
+    steps: int
+    compile: bool = True
+    device: str = "cpu"
+
+    def moved(self, here: Here) -> Site:
+        return replace(self, task=here(self.task))
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why something cannot be done at all, in a line: the user's mistake, or a loss without a logarithm."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """What a piece came to.
+
+    Attributes:
+        notes: for each study what was added to it.
+        tuned: what the studies came to, where nothing is left to train.
+        built: how it was trained, see `how_built`.
+        note: what the gradient's maker had to say.
+        seconds: that it took.
+    """
+
+    notes: tuple[Notes, ...]
+    tuned: tuple[Tuned, ...] | None
+    built: Mapping[str, object]
+    note: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What comes next in some tunings of one contender.
+
+    Attributes:
+        name, spelled: the contender, see `contenders.made`.
+        site: where.
+        budget, curve: of the tunings, see `tuning.tune`.
+        seeds: of the studies; `notes` are what is known of each.
+        folder: where long trainings are kept, on machines that have the folder above it.
+        request: what the worker is to have.
+    """
+
+    name: str
+    spelled: Mapping[str, str]
+    site: Site
+    budget: Budget
+    curve: tuple[int, ...]
+    seeds: tuple[int, ...]
+    notes: tuple[Notes, ...]
+    folder: str | None = None
+    request: Request = CORE
+
+    def moved(self, here: Here) -> Piece:
+        return replace(self, site=self.site.moved(here), spelled=_moved(self.spelled, here))
+
+    def carry_out(self) -> Advanced | Refusal:
+        began = time.perf_counter()
+        try:
+            ground, one = ground_of(self.site), made(self.name, self.spelled)
+            studies = [
+                Study(one, ground, self.budget, seed, notes) for seed, notes in zip(self.seeds, self.notes, strict=True)
+            ]
+            advance(studies, keeper=self._keeper(), curve=self.curve)
+            done = all(study.is_done(self.curve) for study in studies)
+            tuned = tuple(study.result() for study in studies) if done else None
+        except UserError as error:
+            return Refusal(str(error))
+        added = tuple(Notes([], {}, each.added, each.fresh) for each in self.notes)
+        return Advanced(added, tuned, how_built(ground), ground.gradient.note, time.perf_counter() - began)
+
+    def _keeper(self) -> Keeper:
+        folder = Path(self.folder) if self.folder else None
+        return Keeper(folder if folder and folder.parent.is_dir() else None)
+
+    def __str__(self) -> str:
+        first, *more = self.seeds
+        which = f"tunings {first} to {more[-1]}" if more else f"tuning {first}"
+        return f"{which} of {self.name} on {self.site.task}"
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What runs came to: a trace of each, the loss before the first step, and how they were trained."""
+
+    traces: tuple[Trace, ...]
+    untrained: tuple[float, ...]
+    built: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Runs of one contender to train.
+
+    Attributes:
+        runs: hyperparameters and seeds.
+        curve: steps after which held-out losses are taken, besides the end.
+    """
+
+    name: str
+    spelled: Mapping[str, str]
+    site: Site
+    runs: tuple[Run, ...]
+    curve: tuple[int, ...]
+    request: Request = CORE
+
+    def moved(self, here: Here) -> Training:
+        return replace(self, site=self.site.moved(here), spelled=_moved(self.spelled, here))
+
+    def carry_out(self) -> Trained | Refusal:
+        try:
+            ground = ground_of(self.site)
+            traces = train(made(self.name, self.spelled), ground, self.runs, curve=self.curve)
+        except UserError as error:
+            return Refusal(str(error))
+        return Trained(tuple(traces), tuple(ground.untrained(run.seed) for run in self.runs), how_built(ground))
+
+    def __str__(self) -> str:
+        return f"{len(self.runs)} runs of {self.name} on {self.site.task}"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Asks a worker which GPU its torch sees."""
+
+    request: Request
+
+    def moved(self, here: Here) -> Look:
+        return self
+
+    def carry_out(self) -> tuple[str]:
+        """Its name; empty where there is none."""
+        return (torch.cuda.get_device_name() if torch.cuda.is_available() else "",)
+
+    def __str__(self) -> str:
+        return "a look for a GPU"
+
+
+def how_built(ground: Ground) -> dict[str, object]:
+    """How a ground trains: what the bits of a training depend on beside versions of packages."""
+    return {
+        "compiled": bool(ground.gradient.compiled),
+        "native": ground.native,
+        "cpu": cpu(),
+    }
+
+
+def cpu() -> str:
+    """The kind of CPU of this machine, by which torch chooses its kernels."""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+@lru_cache(maxsize=16)
+def ground_of(site: Site) -> Ground:
+    """A site's ground, made once a process. Raises UserError: no such task here, no such device."""
+    if site.device != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"{site.task}: shall be trained on {site.device}, and torch sees no GPU on {platform.node()}")
+    try:
+        task = tasks.load(site.task)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return Ground(task, steps=site.steps, compile=site.compile, device=site.device)
+
+
+def files_of(names: Sequence[str]) -> dict[str, bytes]:
+    """The user's files among tasks and contenders, by absolute path: what workers elsewhere need."""
+    paths = {f"{path}.py" for path, colon, _ in (absolute(name).partition(".py:") for name in names) if colon}
+    return {path: Path(path).read_bytes() for path in sorted(paths)}
+
+
+def absolute(name: str) -> str:
+    """A task's or class's name with the path of its file, if it has one, written in full."""
+    path, colon, rest = name.partition(".py:")
+    return f"{Path(path).absolute()}.py:{rest}" if colon else name
+
+
+def _moved(spelled: Mapping[str, str], here: Here) -> Mapping[str, str]:
+    return {**spelled, "class": here(spelled["class"])} if "class" in spelled else spelled
