@@ -35,17 +35,18 @@ from discover.records import (
 )
 
 FORMAT = 2
-"""Version of the layout below. An archive of an earlier one that `_NEWER` knows is brought up to date when it is
-opened; any other is refused, not guessed at."""
+"""Version of the layout below. An archive of the first is read as if it were of this one, and made so when a search
+goes on with it; any other is refused, not guessed at."""
 
-_NEWER = {
-    "1": (
-        "alter table evaluations add column tensor_scales json not null default '[]'",
-        "alter table evaluations add column batch_size integer",
-        "update meta set value = '2' where key = 'format'",
-    ),
-}
-"""Format -> what makes the next one of it."""
+_FIRST = "1"
+_FIRST_AS_THIS = """
+create temp view evaluations as select *, '[]' as tensor_scales, null as batch_size from main.evaluations;
+"""
+_FIRST_MADE_THIS = """
+alter table evaluations add column tensor_scales json not null default '[]';
+alter table evaluations add column batch_size integer;
+update meta set value = '2' where key = 'format';
+"""
 
 _SCHEMA = """
 create table meta (key text primary key, value text not null);
@@ -161,16 +162,6 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(each) for each in value) if isinstance(value, list) else value
 
 
-def _bring_up_to_date(path: Path) -> None:
-    """Changes an archive to the next formats, up to this one: all of it, or nothing."""
-    with closing(_connect(f"{_uri(path)}?mode=rw")) as connection:
-        connection.execute("begin immediate")  # then nobody else is at it, or has just done it
-        while (found := connection.execute("select value from meta where key = 'format'").fetchone()[0]) in _NEWER:
-            for statement in _NEWER[found]:
-                connection.execute(statement)
-        connection.execute("commit")
-
-
 class Archive:
     """One run's archive. `create` and `open` give the run's one writer, `read` gives anyone a look, also meanwhile.
 
@@ -201,7 +192,7 @@ class Archive:
     def open(cls, path: Path) -> Archive:
         """An existing archive, to go on writing. Whoever calls this holds the run's lock."""
         with _in_words(path):
-            archive = cls(path, _connect(f"{_uri(path)}?mode=rw"))._checked()
+            archive = cls(path, _connect(f"{_uri(path)}?mode=rw"))._checked(_FIRST_MADE_THIS)
             archive._connection.execute("pragma journal_mode = wal")
             archive._connection.execute(_INCIDENTS)
         return archive
@@ -210,17 +201,20 @@ class Archive:
     def read(cls, path: Path) -> Archive:
         """An existing archive, to look at, also while a search writes to it."""
         with _in_words(path):
-            return cls(path, _connect(f"{_uri(path)}?mode=ro"))._checked()
+            return cls(path, _connect(f"{_uri(path)}?mode=ro"))._checked(_FIRST_AS_THIS)
 
-    def _checked(self) -> Self:
+    def _checked(self, of_the_first: str) -> Self:
+        """Refuses what this cannot read; statements are what makes an archive of the first format readable."""
         try:
             found = self.meta().get("format")
         except sqlite3.OperationalError as error:
             if "no such table" not in str(error):
                 raise
             found = None
-        if found in _NEWER:
-            _bring_up_to_date(self.path)
+        if found == _FIRST:
+            with self._transaction():
+                for statement in filter(str.strip, of_the_first.split(";")):
+                    self._connection.execute(statement)
         elif found != str(FORMAT):
             self._connection.close()
             made_by = f"is of format {found}" if found else "is not an archive of discover"

@@ -93,10 +93,14 @@ def _lineage(archive: Archive, state: Mapping[str, Any]) -> list[dict[str, Any]]
     return found[::-1]
 
 
+def _pruning(promotion: Promotion) -> list[str]:
+    return ["--prune", promotion.state["pruner"]] if promotion.state["pruner"] != "none" else []
+
+
 def _commands(promotion: Promotion) -> list[str]:
     run = handle(promotion.folder)
     return [
         shlex.join(promotion.manifest.command),
-        shlex.join(["discover", "promote", run, "--top", str(promotion.state["top"])]),
+        shlex.join(["discover", "promote", run, "--top", str(promotion.state["top"]), *_pruning(promotion)]),
         shlex.join(["discover", "verify", str(promotion.folder / CERTIFICATE)]),
     ]

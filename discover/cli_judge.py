@@ -156,7 +156,7 @@ def verify(
     runtime_env: RuntimeEnv = None,
     json: Json = False,
 ) -> None:
-    """Train a certificate's runs again, and say whether it holds: exit code 0, or 1 if it does not."""
+    """Train a certificate's runs again, and say whether it holds: exit code 0; 1 if it does not; 130 if stopped."""
     from discover.verify import run as check
 
     staff = staff_of(workers, ray_address, runtime_env)

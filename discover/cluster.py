@@ -31,7 +31,7 @@ from discover.connection import alive, answers, connect, first_line, head_of
 from discover.errors import ClusterError
 from discover.placement import fit
 from discover.records import Incident, IncidentKind
-from discover.workers import OUT_OF_MEMORY, TIMED_OUT, WORKER_LOST, Crew, Done, Request, Work
+from discover.workers import OUT_OF_MEMORY, TIMED_OUT, UNBOUNDED, WORKER_LOST, Crew, Done, Request, Work
 
 ATTEMPTS = 3
 """How many workers may die under a unit before it is given up; and how many may fail to start before the first does."""
@@ -264,8 +264,9 @@ class RayWorkers:
             failed = isinstance(result, str)
             self._done.append(Done(job.key, None, result) if failed else Done(job.key, result))
             if failed:
-                allowed = f"the {self.crew.memory / 1e9:g} GB of unit.memory"
-                self.notes.append(f"a unit took more than {allowed}; its programs are trained one by one")
+                if self.crew.memory < UNBOUNDED:
+                    allowed = f"the {self.crew.memory / 1e9:g} GB of unit.memory"
+                    self.notes.append(f"a unit took more than {allowed}; its programs are trained one by one")
                 self._note(OUT_OF_MEMORY, self._on(worker, str(job.unit)), job)
         elif not job.over and not job.running:
             self._wait(worker.pool, job)  # cancelled, and whoever took it is gone

@@ -33,7 +33,7 @@ from discover.errors import UserError
 from discover.files import write_whole
 from discover.footprint import Footprint
 from discover.keeper import StoppedError
-from discover.pieces import CORE
+from discover.pieces import CORE, ONE_GPU
 from discover.pruners import Pruner
 from discover.runs import directory
 from discover.statistics import Estimate
@@ -51,7 +51,6 @@ TASKS = ("digits_mlp", "digits_autoencoder", "digits_cnn", "bytes_mlp")
 """What is trained where no task is named: each takes seconds."""
 
 BASELINE = "adamw"
-ONE_GPU: Request = (("CPU", 1.0), ("GPU", 1.0))
 POINTS = 20
 """Of a curve, at even distances, the end left out."""
 
@@ -179,6 +178,8 @@ def _request(device: str, workshop: Workshop) -> Request:
     """What workers must have for a device."""
     if device == "cpu" or workshop.staff.workers == 0:
         return CORE
+    if torch.device(device).type != "cuda":
+        raise UserError(f"--device {device}: workers train on CPUs and CUDA GPUs; for this one give --workers 0")
     place = workshop.place(ONE_GPU)
     if place.missing:
         raise UserError(f"--device {device}: {place.missing}")
@@ -198,7 +199,7 @@ def _asks(comparison: Comparison, compile: bool, request: Request) -> Iterator[A
                 budget=options.budget,
                 seeds=options.studies,
                 curve=tuple(curve),
-                device=options.device,
+                device=options.device if request == CORE else "cuda",  # a worker sees the one GPU that is its own
                 compile=compile,
                 request=request,
             )

@@ -29,6 +29,8 @@ from discover.workers import Request
 CORE: Request = (("CPU", 1.0),)
 """What a worker has unless something else is asked for."""
 
+ONE_GPU: Request = (("CPU", 1.0), ("GPU", 1.0))
+
 Here = Callable[[str], str]
 """Spells "FILE.py:NAME" as this machine does."""
 
@@ -209,7 +211,14 @@ def ground_of(site: Site) -> Ground:
 def files_of(names: Sequence[str]) -> dict[str, bytes]:
     """The user's files among tasks and contenders, by absolute path: what workers elsewhere need."""
     paths = {f"{path}.py" for path, colon, _ in (absolute(name).partition(".py:") for name in names) if colon}
-    return {path: Path(path).read_bytes() for path in sorted(paths)}
+    return {path: _content(Path(path)) for path in sorted(paths)}
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from None
 
 
 def absolute(name: str) -> str:

@@ -116,15 +116,17 @@ class Plan:
 
     @cached_property
     def unit_sizes(self) -> tuple[tuple[int, ...], ...]:
-        """For each rung and instance, how many programs a unit holds. No result depends on it."""
+        """For each rung and instance, how many programs a unit holds: by the largest batch and length that may be
+        drawn, so that none is longer than it should be. No result depends on it."""
         unit, points = self.space.unit, self.space.learning_rates.points
+        most = max(1.0, self.space.batch_scales[1]) * max(1.0, self.space.step_scales[1])
+
+        def size(rung: Rung, name: str) -> int:
+            steps = round(rung.steps_of(self.horizons[name]) * most)
+            return unit_size(tasks.load(name), steps, points, unit.seconds, unit.candidates)
+
         return tuple(
-            tuple(
-                unit_size(tasks.load(name), rung.steps_of(self.horizons[name]), points, unit.seconds, unit.candidates)
-                for name in rung.tasks
-                for _ in range(rung.seeds)
-            )
-            for rung in self.space.rungs
+            tuple(size(rung, name) for name in rung.tasks for _ in range(rung.seeds)) for rung in self.space.rungs
         )
 
     @property

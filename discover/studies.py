@@ -146,7 +146,7 @@ class Study:
         device: str | None = None,
     ) -> None:
         self.contender, self.ground, self.budget, self.seed, self.store = contender, ground, budget, seed, store
-        self.device = device or ground.gradient.device.type
+        self.device = torch.device(device).type if device else ground.gradient.device.type
         self.tuning_seeds = range(seed * _SEEDS_APART, seed * _SEEDS_APART + budget.seeds)
         first = seed * _SEEDS_APART + _FRESH
         self.fresh_seeds = range(first, first + budget.fresh)

@@ -27,7 +27,7 @@ from discover.contest import Contest, curve_of, load
 from discover.errors import UserError
 from discover.keeper import Keeper, StoppedError
 from discover.manifest import host, versions
-from discover.pieces import CORE, Site, Training, absolute, cpu
+from discover.pieces import CORE, ONE_GPU, Site, Training, absolute, cpu
 from discover.storage import Store
 from discover.studies import Tuned
 from discover.trainers import Run
@@ -36,6 +36,9 @@ from dsl.canonical import structure_hash
 
 TOLERANCE = 0.05
 """Nats of log loss, about 5 %, that a run may differ by where it cannot be the same to the bit."""
+
+INTERRUPTED = 130
+"""Exit code: as of any command that Ctrl-C ended before it was done."""
 
 ROUNDING = 1e-6
 """Relative, of statistics: scipy may differ in the last bits."""
@@ -254,7 +257,7 @@ def _work(
     terms, tunings = contest.terms, contest.results[task][name]
     request, device = CORE, "cpu"
     if terms.device != "cpu":
-        there = workshop.place(terms.request)
+        there = workshop.place(terms.request if dict(terms.request).get("GPU") else ONE_GPU)
         request, device = there.request, there.device
     spelling = {**spelling, "class": absolute(spelling["class"])} if "class" in spelling else spelling
     return Training(
@@ -284,7 +287,8 @@ def _gap(one: float, other: float) -> float:
 
 
 def run(path: Path, *, sample: int | None, seed: int, staff: Staff, as_json: bool) -> int:
-    """Checks a certificate, and says what came of it: the exit code is 0 where it holds, 1 where it does not.
+    """Checks a certificate, and says what came of it: the exit code is 0 where it holds, 1 where it does not, 130
+    where nobody knows, since it was stopped.
 
     Raises:
         UserError: a mistake of the user's.
@@ -303,7 +307,7 @@ def run(path: Path, *, sample: int | None, seed: int, staff: Staff, as_json: boo
         say("interrupted before all runs were trained again: it is not known whether it holds")
         if as_json:
             print(json.dumps({"interrupted": True}, indent=1))
-        return 1
+        return INTERRUPTED
     for problem in found.problems:
         say(problem)
     how = "equal to the bit was asked" if found.exact else f"within {TOLERANCE:g} nats was asked, since {found.why_not}"

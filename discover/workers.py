@@ -21,6 +21,9 @@ TIMED_OUT: Final = "timed out"
 OUT_OF_MEMORY: Final = "out of memory"
 """Why a unit has no result."""
 
+UNBOUNDED: Final = 2**50
+"""Bytes that are no bound."""
+
 Request = tuple[tuple[str, float], ...]
 """What Ray sets aside for a worker: name and quantity, sorted by name. Equal requests are one kind of worker."""
 

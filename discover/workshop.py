@@ -30,15 +30,12 @@ from discover.studies import Tuned
 from discover.trainers import Ground
 from discover.tuning import tune
 from discover.watch import interruptible
-from discover.workers import Crew, Done, Request, Work
+from discover.workers import OUT_OF_MEMORY, UNBOUNDED, Crew, Done, Request, Work
 
 if TYPE_CHECKING:
     from discover.cluster import RayWorkers
 
 AGAIN = "what was trained is kept: the same command goes on"
-
-_UNBOUNDED = 2**50
-"""Bytes: known optimizers and rules that came through a search need no bound; Ray's watches the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +139,8 @@ class Workshop:
                 crew.submit((call, number, 0), work, number)
             for number in range(len(works)):
                 while number not in found:
+                    if self.keeper.stop():
+                        raise StoppedError
                     for place, _, done in self._come_in(crew, call):
                         found[place] = _result(done, works[place])
                 yield _accepted(found.pop(number))
@@ -185,6 +184,8 @@ class Workshop:
             for number, block, done in self._come_in(crew, call, wait):
                 for piece in jobs[number].record(block, _result(done, jobs[number])):
                     crew.submit((call, number, block), piece, number)
+            if self.keeper.stop():  # after what has come in is kept
+                raise StoppedError
 
         crew, call = self._staffed(sorted({ask.request for ask in asks}), named)
         with self._dismissed_on_error():
@@ -201,8 +202,6 @@ class Workshop:
 
     def _come_in(self, crew: RayWorkers, call: int, wait: bool = True) -> list[tuple[int, int, Done]]:
         """What is done by now of a call, by the numbers that it gave; waits for one, for some time only."""
-        if self.keeper.stop():
-            raise StoppedError
         found: list[tuple[int, int, Done]] = []
         while (done := crew.next(wait and not found)) is not None:
             of, number, block = cast(tuple[int, int, int], done.key)
@@ -221,7 +220,7 @@ class Workshop:
             count=self.staff.workers,
             address=self.staff.address,
             time_limit=math.inf,
-            memory=_UNBOUNDED,
+            memory=UNBOUNDED,  # known optimizers, and rules that came through a search; Ray watches the machine
             requests=tuple(requests) or (CORE,),
             files=files,
             runtime_env=self.staff.runtime_env,
@@ -268,6 +267,8 @@ class Workshop:
 
 
 def _result(done: Done, what: object) -> Any:
+    if done.failure == OUT_OF_MEMORY:
+        raise ClusterError(f"{what}: {done.failure}; {AGAIN}")
     if done.failure:
         raise ClusterError(f"{what}: {done.failure}, on one worker after the other; {AGAIN}")
     return done.result

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -258,6 +259,14 @@ def compiles(artefact: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr(gradient, "_compile", compile_at_once)
     return asked
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="products.cpp is for AVX-512 alone")
+def test_an_artefact_has_its_own_small_products(artefact: Path) -> None:
+    with zipfile.ZipFile(artefact) as package:
+        libraries = [package.read(name) for name in package.namelist() if name.endswith(".so")]
+    assert libraries
+    assert all(b"discover_products" in library for library in libraries)
 
 
 def build_tiny(cache: Path) -> Gradient:
