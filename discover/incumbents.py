@@ -15,6 +15,7 @@ import numpy as np
 from discover.archive import Archive
 from discover.contest import Contest, differences
 from discover.records import Candidate, Confirmation, Generation, believed
+from discover.statistics import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Point:
         fitness: what the search believed of it then.
         score: on select tasks: log loss of the baseline less its own, tuned alike on a small budget; higher is better.
         error: standard error of the score, over tunings.
+        apart: standard error of how far it is below the best leader, tuning against tuning on the same seeds: what the
+            baseline's luck and that of the seeds have no part in.
     """
 
     generation: int
@@ -42,6 +45,7 @@ class Point:
     fitness: float | None
     score: float
     error: float
+    apart: float
 
 
 class Standing:
@@ -99,18 +103,23 @@ def thinned(found: Sequence[tuple[Leader, float | None]], most: int) -> list[tup
 def curve(found: Sequence[tuple[Leader, float | None]], names: Sequence[str], contest: Contest) -> list[Point]:
     """The curve from a contest of the leaders, `names` in their order, against one baseline."""
     (baseline,) = contest.baselines
-    points = []
-    for (leader, fitness), name in zip(found, names, strict=True):
-        scores = -differences(contest.results, name, baseline)
-        error = float(scores.std(ddof=1) / np.sqrt(len(scores)))
-        points.append(Point(leader.generation, leader.candidate, fitness, float(scores.mean()), error))
-    return points
+    scores = [-differences(contest.results, name, baseline) for name in names]
+    best = max(scores, key=np.mean)
+    return [
+        Point(leader.generation, leader.candidate, fitness, float(own.mean()), _error(own), _error(best - own))
+        for (leader, fitness), own in zip(found, scores, strict=True)
+    ]
+
+
+def _error(values: Array) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def choose(points: Sequence[Point]) -> Point:
-    """The one-standard-error rule: the earliest leader that is no more than the best one's standard error below it."""
-    best = max(points, key=lambda point: point.score)
-    return next(point for point in points if point.score >= best.score - best.error)
+    """The one-standard-error rule: the earliest leader that is below the best one by no more than the standard error of
+    that difference."""
+    best = max(point.score for point in points)
+    return next(point for point in points if best - point.score <= point.apart or point.score == best)
 
 
 def checkpoint(archive: Archive, last: int | None) -> list[Candidate]:

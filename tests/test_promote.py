@@ -316,10 +316,10 @@ def test_the_last_standing_is_the_leaderboard_and_leaders_are_in_order(tmp_path:
 
 def test_the_checkpoint_is_the_earliest_within_a_standard_error_of_the_best() -> None:
     def points(*pairs: tuple[float, float]) -> list[incumbents.Point]:
-        return [incumbents.Point(n, n, 0.0, *pair) for n, pair in enumerate(pairs)]
+        return [incumbents.Point(n, n, 0.0, score, 1.0, apart) for n, (score, apart) in enumerate(pairs)]
 
-    assert incumbents.choose(points((0.0, 0.01), (0.10, 0.01), (0.11, 0.02), (0.05, 0.01))).generation == 1
-    assert incumbents.choose(points((0.0, 0.5), (0.10, 0.01), (0.14, 0.02))).generation == 2
+    assert incumbents.choose(points((0.0, 0.01), (0.10, 0.02), (0.11, 0.0), (0.05, 0.01))).generation == 1
+    assert incumbents.choose(points((0.0, 0.1), (0.10, 0.01), (0.14, 0.0))).generation == 2
 
 
 # Lifting and simplifying ----------------------------------------------------------------------------------------------
