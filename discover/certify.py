@@ -18,7 +18,7 @@ from discover.contenders import made
 from discover.contest import Contest, load
 from discover.files import write_whole
 from discover.manifest import host, versions
-from discover.promotion import CERTIFICATE, READABLE, Promotion
+from discover.promotion import CERTIFICATE, CERTIFIED, READABLE, Promotion
 from discover.runs import ARCHIVE, handle
 from dsl.canonical import structure_hash
 
@@ -77,6 +77,8 @@ def certify(promotion: Promotion) -> dict[str, Any]:
     data["statement"] = certificate.statement(data)
     sealed = certificate.seal(json.loads(json.dumps(data, allow_nan=False)))
     write_whole(promotion.folder / READABLE, certificate.markdown(sealed))
+    if rule is not None and sealed["outcome"] == "better":
+        write_whole(promotion.folder / CERTIFIED, rule["text"])
     write_whole(promotion.folder / CERTIFICATE, json.dumps(sealed, indent=1, allow_nan=False) + "\n")
     return sealed
 

@@ -33,7 +33,7 @@ from discover.errors import RunError
 from discover.keeper import StoppedError
 from discover.manifest import read_json
 from discover.pieces import CORE
-from discover.promotion import CERTIFICATE, READABLE, Promotion, begin
+from discover.promotion import CERTIFICATE, CERTIFIED, READABLE, Promotion, begin
 from discover.promotion_keys import Promote, PromotionRung, Sizes, Tuning
 from discover.pruners import Pruner
 from discover.ranges import dimensions
@@ -363,6 +363,8 @@ def run(text: str, *, top: int | None, pruner: Pruner | None, storage: str | Non
     say(data["statement"])
     if data["rule"] is not None:
         say(f"{data['rule']['rule']}: {data['rule']['identity']}")
+    if data["outcome"] == "better":
+        say(f"use it: discover register {promotion.folder / CERTIFIED} --name my_rule")
     say(f"certificate: {promotion.folder / READABLE}; check it with: {data['commands'][-1]}")
     if as_json:
         print(json.dumps(data | {"folder": str(promotion.folder)}, indent=1))

@@ -19,6 +19,7 @@ FORMAT = 1
 """Version of promotion.json."""
 
 PROMOTION, CERTIFICATE, READABLE = "promotion.json", "certificate.json", "certificate.md"
+CERTIFIED = "certified.rule"
 
 
 @dataclass(slots=True)

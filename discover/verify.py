@@ -87,7 +87,8 @@ def read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror}; 'discover promote RUN' writes one") from None
+        wanted = "expected a run's folder, or its certificate.json"
+        raise UserError(f"cannot read '{path}': {error.strerror}; {wanted}") from None
     except ValueError:
         data = None
     if not isinstance(data, dict) or "contests" not in data or "sha256" not in data:

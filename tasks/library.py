@@ -187,9 +187,13 @@ def check(task: Task, where: str) -> None:
     _check_numbers(task, where)
     flat = torch.stack([task.initial(0), task.initial(1)])
     batch = task.gather(torch.stack([task.batches(0, 1)[0], task.batches(1, 1)[0]]))
-    loss = task.loss(task.split(flat), batch)
+    try:
+        loss = task.loss(task.split(flat), batch)
+    except Exception as error:  # whatever is wrong in it is the user's, and this is its first call
+        raise ValueError(f"{where}: loss raised {type(error).__name__}: {error}") from error
     expect(tuple(loss.shape) == (2,), f"loss of 2 lanes gave shape {tuple(loss.shape)}, expected (2,)")
-    expect(bool(loss.isfinite().all()), f"loss at the start is {loss.tolist()}, expected finite numbers")
+    fine = bool(loss.isfinite().all()) and bool((loss > 0).all())
+    expect(fine, f"loss at the start is {loss.tolist()}, expected finite numbers above 0, which have ratios")
 
 
 def _check_numbers(task: Task, where: str) -> None:

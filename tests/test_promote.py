@@ -132,7 +132,8 @@ def test_a_better_rule_is_promoted_simplified_and_certified(capsys: pytest.Captu
     final = Contest.of(data["contests"][-1])
     assert final.terms.tasks == {"diabetes_regression": 12}
     assert final.passed == ("candidate_1",)
-    assert dsl.parse(data["rule"]["text"])
+    assert dsl.parse(data["rule"]["text"]) == dsl.load(str(folder / "certified.rule"))
+    assert "certified.rule --name my_rule" in out
     assert len(data["simplification"]) > 3
     text = (folder / "certificate.md").read_text()
     for part in ("probability of improvement", "speed-up", "lineage", "Digest", "error rate 0.05", "discover verify"):
