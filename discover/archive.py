@@ -142,8 +142,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False)
+
+
 def _to_json(value: Any) -> str:
-    return json.dumps(_plain(value), separators=(",", ":"), sort_keys=True, allow_nan=False)
+    try:
+        return _ENCODER.encode(value)
+    except (TypeError, ValueError):  # a mapping that is no dict; a number that is not finite
+        return _ENCODER.encode(_plain(value))
 
 
 def _plain(value: Any) -> Any:

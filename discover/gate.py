@@ -8,7 +8,7 @@ first one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import dsl
 from discover.space import Probes, Require
@@ -109,7 +109,7 @@ class Gate:
 
     def _known_of(self, program: Program) -> _Known:
         """What was found out about the program, under whatever name it came before, as many do."""
-        unnamed = replace(program, name="", doc="")
+        unnamed = program.unnamed
         known = self._known.get(unnamed)
         if known is None:
             if len(self._known) >= _REMEMBERED:

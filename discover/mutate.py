@@ -22,7 +22,7 @@ from numpy.random import Generator
 from discover.motifs import EVEN, GUARDS, POWERS, preconditioner, quotient
 from dsl.check import well_typed
 from dsl.dead import strip_dead
-from dsl.format import format_expr
+from dsl.format import format_assign, format_expr
 from dsl.ops import OPS, Op
 from dsl.program import Assign, Call, Expr, If, Name, Number, Program, Slot, Statement, names_read
 from dsl.types import EXTENTS
@@ -132,10 +132,11 @@ def straight_lines(body: tuple[Statement, ...]) -> Iterator[tuple[Path, tuple[St
 
 def with_line(program: Program, path: Path, changed: Program) -> Program:
     """The program with the straight line at that path as in `changed`, and the slots that it needs."""
+    if not path:
+        return changed
     known = {slot.name for slot in program.slots}
     new = tuple(slot for slot in changed.slots if slot.name not in known)
-    slots = changed.slots if not path else (*program.slots, *new)
-    return replace(program, body=_put(program.body, path, changed.body), slots=slots)
+    return replace(program, body=_put(program.body, path, changed.body), slots=(*program.slots, *new))
 
 
 def _put(body: tuple[Statement, ...], path: Path, line: tuple[Statement, ...]) -> tuple[Statement, ...]:
@@ -328,7 +329,7 @@ def _delete(view: View, rng: Generator) -> Mutation | None:
         heir = inherited[int(rng.integers(len(inherited)))]
         for later in range(index, len(body)):
             for position, arg in enumerate(_args(body[later])):
-                if arg == Name(gone.target):
+                if isinstance(arg, Name) and arg.id == gone.target:
                     body[later] = replaced(body[later], position, heir)
             if body[later].target in (gone.target, heir.id):
                 break
@@ -341,7 +342,8 @@ def _argument(view: View, rng: Generator) -> Mutation | None:
         return None
     place = places[int(rng.integers(len(places)))]
     old = view.args(place.statement)[place.argument]
-    others = [name for name in view.scopes[place.statement] if Name(name) != old]
+    assert isinstance(old, Name)
+    others = [name for name in view.scopes[place.statement] if name != old.id]
     if not others:
         return None
     new = Name(others[int(rng.integers(len(others)))])
@@ -450,5 +452,4 @@ def settled(program: Program) -> Program | None:
     return program if well_typed(program) else None
 
 
-def _text(statement: Assign) -> str:
-    return f"{statement.target} = {format_expr(statement.value)}"
+_text = format_assign

@@ -88,7 +88,7 @@ def _digest(steps: list[str]) -> str:
 def _rounded(changes: Array, direction: Array) -> list[str]:
     """For each change [situations, rows, cols] its length along the direction, to seven significant digits."""
     with np.errstate(all="ignore"):
-        along = np.sum(changes * direction, axis=(-2, -1))
+        along = np.add.reduce(changes * direction, axis=(-2, -1))
         if not np.isfinite(along).all():
             changes = np.nan_to_num(changes, nan=1.2345, posinf=2.3456e3, neginf=-3.4567e3)
             along = np.sum(changes * direction, axis=(-2, -1))

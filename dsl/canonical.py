@@ -133,7 +133,7 @@ def _change(line: Pooled, name: str, digest: Callable[[int], str]) -> str:
 
 def _names_in(pool: Pool, labels: Mapping[str, str], slots: Mapping[str, str]) -> Callable[[int], str]:
     """Gives a value's digest where hyperparameters and slots have these names; each is found once in a pool."""
-    names, reads, bits = {**labels, **slots}, pool.reads, 0
+    names, nodes, reads, bits = {**labels, **slots}, pool.nodes, pool.reads, 0
     for name in slots:
         bits |= pool.bits[name]
     stateless = pool.names.setdefault(tuple(labels.items()), {})
@@ -143,8 +143,8 @@ def _names_in(pool: Pool, labels: Mapping[str, str], slots: Mapping[str, str]) -
         known = stateful if reads[index] & bits else stateless
         found = known.get(index)
         if found is None:
-            node = pool.nodes[index]
-            found = known[index] = _node_digest(node, [digest(arg) for arg in node.args], names, "", shape=False)
+            args = [(stateful if reads[arg] & bits else stateless).get(arg) or digest(arg) for arg in nodes[index].args]
+            found = known[index] = _node_digest(nodes[index], args, names, "", shape=False)
         return found
 
     return digest

@@ -8,7 +8,7 @@ returns, if any, exists.
 
 from __future__ import annotations
 
-from dsl.graph import lower_all, needs
+from dsl.graph import CLOSURE, lower_all, needs
 from dsl.pool import pooled
 from dsl.program import Program, RuleError, assignments
 
@@ -23,7 +23,7 @@ def check(program: Program) -> Program:
         raise RuleError(
             "p is never assigned; a rule ends with something like p = p - lr * u", 1, f"{program.name}.rule"
         )
-    if not _depends_on_gradient(program) and not needs(program).closure:
+    if not _depends_on_gradient(program) and not _asks(program):
         raise RuleError("the gradient g is not used: the new p does not depend on it", 1, f"{program.name}.rule")
     return program
 
@@ -33,6 +33,14 @@ def _depends_on_gradient(program: Program) -> bool:
     if line is not None:
         return line.depends_on("g")
     return any("g" in graph.inputs for graph in lower_all(program).values())
+
+
+def _asks(program: Program) -> bool:
+    """Whether it asks a closure."""
+    line = pooled(program)
+    if line is not None:
+        return any(line.pool.nodes[index].op in CLOSURE for index in line.live())
+    return bool(needs(program).closure)
 
 
 def well_typed(program: Program) -> bool:

@@ -87,8 +87,8 @@ def _block(body: tuple[Statement, ...], indent: str) -> list[str]:
     lines = []
     for statement in body:
         match statement:
-            case Assign(target, value):
-                lines.append(f"{indent}{target} = {format_expr(value)}")
+            case Assign():
+                lines.append(f"{indent}{format_assign(statement)}")
             case If(test, body, orelse):
                 lines.append(f"{indent}if {format_test(test)}:")
                 lines += _block(body, indent + "    ")
@@ -96,6 +96,16 @@ def _block(body: tuple[Statement, ...], indent: str) -> list[str]:
                     lines.append(f"{indent}else:")
                     lines += _block(orelse, indent + "    ")
     return lines or [f"{indent}pass"]
+
+
+def format_assign(statement: Assign) -> str:
+    """Prints an assignment; it remembers its text, since a changed program has most of its statements from another."""
+    try:
+        return statement._text
+    except AttributeError:
+        text = f"{statement.target} = {format_expr(statement.value)}"
+        object.__setattr__(statement, "_text", text)
+        return text
 
 
 def format_test(test: Test, inside: str = "") -> str:

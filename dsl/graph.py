@@ -359,6 +359,10 @@ def lower_all(program: Program) -> dict[Facts, Graph]:
     return dict.fromkeys(kinds, first)
 
 
+CLOSURE = tuple(op.name for op in OPS.values() if op.combine == "closure")
+"""Operators that ask a closure, in the table's order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What a rule must be given.
@@ -387,7 +391,7 @@ def needs(program: Program) -> Needs:
     graphs = lower_all(program).values()
     inputs = {name for graph in graphs for name in graph.inputs}
     operators = {node.op for graph in graphs for node in graph.nodes}
-    closure = tuple(op.name for op in OPS.values() if op.combine == "closure" and op.name in operators)
+    closure = tuple(name for name in CLOSURE if name in operators)
     return Needs("g" in inputs or "hvp" in closure, closure, "examples" in inputs)
 
 

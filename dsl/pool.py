@@ -12,11 +12,12 @@ parameter. For the others `pooled` gives None, and graphs are made one by one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from dsl.graph import INPUT, TOTALS, Builder, Lowering, passes
 from dsl.ops import OPS, Op
-from dsl.program import Assign, Call, Expr, Facts, If, Name, Number, Program, Slot, Statement
+from dsl.parse import definition
+from dsl.program import Assign, Call, Expr, Facts, If, Name, Number, Program, RuleError, Slot, Statement
 from dsl.simplify import ELEMENTWISE, Simplifier, table
 from dsl.types import FULL, MismatchError, Type
 
@@ -64,12 +65,16 @@ class Pool(Builder):
         return found
 
     def apply(self, op: Op, args: tuple[int, ...], place: float | None = None) -> int:
-        types = [self.nodes[arg].type for arg in args]
-        key = (op.name, *map(id, types))
-        law = self._laws.get(key)
-        if law is None:
-            law = self._laws[key] = op.law(*types)
-        return self._add(op.name, args, place if op.combine else None, law)
+        payload = place if op.combine else None
+        found = self._index.get((op.name, args, payload, None))
+        if found is None:
+            types = [self.nodes[arg].type for arg in args]
+            key = (op.name, *map(id, types))
+            law = self._laws.get(key)
+            if law is None:
+                law = self._laws[key] = op.law(*types)
+            found = self._add(op.name, args, payload, law)
+        return found
 
     def _add(self, op: str, args: tuple[int, ...], payload: str | float | None, type: Type) -> int:
         index = super()._add(op, args, payload, type)
@@ -97,7 +102,8 @@ class Pool(Builder):
                 self.simple(arg)
             source = self._simple if node.op in ELEMENTWISE else self._sized
             simple = sized = self._simplifier.make(node.op, tuple([source[arg] for arg in node.args]), node.payload)
-            if self.nodes[simple].type != node.type:
+            type = self.nodes[simple].type
+            if type is not node.type and type != node.type:
                 sized = self._simplifier.plain(node, tuple([self._sized[arg] for arg in node.args]))
         self._simple[index], self._sized[index] = simple, sized
 
@@ -170,17 +176,17 @@ class _Lowering(Lowering):
         self.env = dict(start)
 
     def block(self, body: tuple[Statement, ...], place: int) -> None:
-        stored = {"p": FULL, **self.slots}
+        stored, nodes = {"p": FULL, **self.slots}, self.builder.nodes
         for number, statement in enumerate(body, start=place):
             assert isinstance(statement, Assign)
             target, self.line, self.place = statement.target, statement.line, float(number)
             found = None if target in self.defaults else self.met(statement.value)
             if found is None:
                 self.assign(statement)
-            elif target in stored and self.builder.nodes[found].type != stored[target]:
-                self.store(target, found)
-            else:
+            elif target not in stored or (type := nodes[found].type) is stored[target] or type == stored[target]:
                 self.env[target] = found
+            else:
+                self.store(target, found)
 
     def met(self, expr: Expr) -> int | None:
         """The value of an operator on names and literals, looked up, or made and kept; None for anything else."""
@@ -202,17 +208,31 @@ class _Lowering(Lowering):
     def made(self, expr: Call, args: tuple[int, ...]) -> int | None:
         """An operator on values that are in the pool; None where it does not take such values."""
         op = OPS[expr.op]
-        if op.expand:
-            return self.lower(expr)
         try:
-            return self.builder.apply(op, self.builder.admit(op, args))
-        except MismatchError:
+            admitted = self.builder.admit(op, args)
+            return self.expanded(op, args) if op.expand else self.builder.apply(op, admitted)
+        except (MismatchError, RuleError):
             return None
+
+    def expanded(self, op: Op, args: tuple[int, ...]) -> int:
+        """What an operator abbreviates, its parameters being names of these values."""
+        env = self.env
+        self.env = {name: env[name] for name in _DEFINING} | dict(zip(op.params, args, strict=True))
+        try:
+            return self.lower(_abbreviated(op.name))
+        finally:
+            self.env = env
 
     def lower(self, expr: Expr) -> int:
         if isinstance(expr, Call) and expr.op in _MATRIX:
             raise _MatrixError
         return super().lower(expr)
+
+
+@cache
+def _abbreviated(name: str) -> Expr:
+    """What an operator stands for, its parameters as names."""
+    return definition(OPS[name].expand)({})
 
 
 _ANYWHERE = frozenset(op.name for op in OPS.values() if not (op.combine or op.name in TOTALS or op.matrix))
@@ -221,13 +241,20 @@ _ANYWHERE = frozenset(op.name for op in OPS.values() if not (op.combine or op.na
 _MATRIX = frozenset(op.name for op in OPS.values() if op.matrix)
 
 
-@lru_cache(maxsize=4096)
 def pooled(program: Program) -> Pooled | None:
-    """The program in a pool; None if it has static ifs or matrix operators.
+    """The program in a pool, under whatever name; None if it has static ifs or matrix operators.
 
     Raises:
         RuleError: as `dsl.graph.lower`.
     """
+    try:
+        return _pooled(program if program.rules else program.unnamed)  # whose name is in what is said of it
+    except RuleError as error:
+        raise error.at(f"{program.name}.rule") from None
+
+
+@lru_cache(maxsize=4096)
+def _pooled(program: Program) -> Pooled | None:
     if any(isinstance(statement, If) or statement.target in _DEFINING for statement in program.body):
         return None
     pool = _pool()
@@ -243,4 +270,5 @@ _POOLS = [Pool()]
 def _pool() -> Pool:
     if len(_POOLS[0].nodes) > LARGEST:
         _POOLS[0] = Pool()
+        _pooled.cache_clear()  # a program that is met often would hold the whole of an old pool
     return _POOLS[0]

@@ -51,14 +51,17 @@ class RuleError(ValueError):
 
 
 class _Remembers:
-    """Room for what is worked out once of a value that never changes: its hash, the names it reads, itself without dead
-    statements. No part of it: not compared, not copied, not pickled (the hash of a text differs between processes)."""
+    """Room for what is worked out once of a value that never changes: its hash, the names it reads, its text, itself
+    without dead statements or without its name. No part of it: not compared, not copied, not pickled (the hash of a
+    text differs between processes)."""
 
-    __slots__ = ("_hash", "_reads", "_stripped")
+    __slots__ = ("_hash", "_reads", "_stripped", "_text", "_unnamed")
 
     _hash: int
     _reads: frozenset[str]
     _stripped: Any
+    _text: str
+    _unnamed: Any
 
     def _remember_hash(self, *parts: object) -> int:
         value = hash(parts)
@@ -254,6 +257,17 @@ class Program(_Remembers):
             return self._hash
         except AttributeError:
             return self._remember_hash(self.name, self.slots, self.hypers, self.body, self.result, self.rules, self.doc)
+
+    @property
+    def unnamed(self) -> Program:
+        """The same without its name and its docstring: what it does, and many programs of a search have in common."""
+        try:
+            return self._unnamed  # type: ignore[no-any-return]
+        except AttributeError:
+            result = Program("", self.slots, self.hypers, self.body, self.result, self.rules)
+            for each in (self, result):
+                object.__setattr__(each, "_unnamed", result)
+            return result
 
     @property
     def defaults(self) -> dict[str, float]:

@@ -224,35 +224,35 @@ def _measured(updates: Array, probe: Inputs, kind: Facts) -> _Facts:
     norms = np.sqrt(squares * probe.squares)
     cosines = np.add.reduce(plain * g, axis=1) / np.where(norms > 0, norms, 1.0)
     sizes = np.sqrt(squares / size)
+    degree = _degree(_rms(flat[:, BIG]), scale)
+    k = 0.0 if degree is None else degree
+    wanted = plain.take(probe.order, axis=1) * _SIGNS
+    factors = np.array([1.0, 1.0, 1e-2**k, 1e2**k])[:, None]
+    error = np.maximum.reduce(np.abs(flat.take(_COMPARED, axis=1) / factors - wanted), axis=2)
+    odd, elementwise, *alike = (error <= sizes[:, None] * _TOLERANCES + 1e-300).all(axis=0).tolist()
     return _Facts(
-        odd=_close(flat[:, NEGATED], -plain, sizes, TOLERANCE),
-        degree=_degree(flat, sizes, scale),
+        odd=odd,
+        degree=degree if all(alike) else None,
         finite_at_zero=finite_at_zero,
-        elementwise=_close(flat[:, SHUFFLED], plain[:, probe.shuffle], sizes, TOLERANCE),
+        elementwise=elementwise,
         moves=moves,
-        cosine=float(np.mean(cosines)),
+        cosine=float(np.add.reduce(cosines)) / STEPS,
         scale=scale,
     )
 
 
-def _degree(flat: Array, sizes: Array, scale: float) -> float | None:
-    """k with update(c g) = c**k update(g) for c = 1e-2 and 1e2."""
-    large = _rms(flat[:, BIG])
+_COMPARED = np.array([NEGATED, SHUFFLED, SMALL, BIG])
+"""The situations whose updates the plain ones are held against, up to a fraction of their size, step by step."""
+
+_SIGNS = np.array([-1.0, 1.0, 1.0, 1.0])[:, None]
+_TOLERANCES = np.array([TOLERANCE, TOLERANCE, DEGREE_TOLERANCE, DEGREE_TOLERANCE])
+
+
+def _degree(large: float, scale: float) -> float | None:
+    """k such that gradients 100 times as large give `large` for `scale`."""
     if not (math.isfinite(large) and large > 0):
         return None
-    degree = round(math.log(large / scale) / math.log(100), 3) + 0.0
-    plain = flat[:, PLAIN]
-    alike = all(
-        _close(flat[:, situation] / c**degree, plain, sizes, DEGREE_TOLERANCE)
-        for situation, c in ((SMALL, 1e-2), (BIG, 1e2))
-    )
-    return degree if alike else None
-
-
-def _close(a: Array, b: Array, sizes: Array, tolerance: float) -> bool:
-    """Whether a is b up to a fraction of b's size, step by step."""
-    error = np.maximum.reduce(np.abs(a - b), axis=1)
-    return bool((error <= tolerance * sizes + 1e-300).all())
+    return round(math.log(large / scale) / math.log(100), 3) + 0.0
 
 
 def _rms(a: Array) -> float:
@@ -266,7 +266,7 @@ def _normalised(update: Array) -> Array:
 
 
 def _quadratic(point: Array, curvature: Array) -> float:
-    value = float(np.sum(curvature * point**2))
+    value = float(np.add.reduce(curvature * point**2, axis=None))
     return value if math.isfinite(value) else math.inf
 
 
@@ -283,7 +283,7 @@ class Inputs:
         p: in each situation; g: [steps, situations, rows, cols].
         squares: of the plain gradients, added up, for each step.
         curvature: of the quadratic that is descended; losses: in each situation.
-        shuffle: the elements' order where they are shuffled.
+        order: of the elements in each of the situations that are compared.
     """
 
     def __init__(self) -> None:
@@ -292,15 +292,16 @@ class Inputs:
         p, steady, noise = numbers[0], numbers[1], numbers[2:]
         g = math.sqrt(0.5) * (steady + noise)
         g = g / np.sqrt(np.mean(g**2))
-        self.shuffle = np.argsort(generic(12, (size,)))
-        shuffled = g.reshape(STEPS, size)[:, self.shuffle].reshape(g.shape)
-        p_shuffled = p.reshape(size)[self.shuffle].reshape(p.shape)
+        same, shuffle = np.arange(size), np.argsort(generic(12, (size,)))
+        self.order = np.stack([same, shuffle, same, same])
+        shuffled = g.reshape(STEPS, size)[:, shuffle].reshape(g.shape)
+        p_shuffled = p.reshape(size)[shuffle].reshape(p.shape)
         curvature = 10.0 ** (np.argsort(generic(13, (size,))) / (size - 1)).reshape(p.shape)
         ps = np.stack([p, p, p, p, p, p_shuffled, p])
         gs = np.stack([g, -g, 1e-2 * g, 1e2 * g, 0.0 * g, shuffled, g], axis=1)
         self.p, self.g, self.curvature = ps, gs, curvature
         self.squares = np.sum(gs[:, PLAIN].reshape(STEPS, size) ** 2, axis=1)
-        c_shuffled = curvature.reshape(size)[self.shuffle].reshape(p.shape)
+        c_shuffled = curvature.reshape(size)[shuffle].reshape(p.shape)
         factors = np.array([1.0, -1.0, 1e-2, 1e2, 0.0, 1.0, 1.0])  # what multiplies the loss multiplies its curvature
         self.losses = factors[:, None, None] * np.where(np.arange(7)[:, None, None] == SHUFFLED, c_shuffled, curvature)
 

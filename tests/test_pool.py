@@ -106,10 +106,21 @@ def test_a_new_pool_is_begun_and_nothing_changes(monkeypatch: pytest.MonkeyPatch
     found = children("adamw", 60)
     hashes = [dsl.structure_hash(program) for program in found]
     monkeypatch.setattr(pool, "LARGEST", 100)
-    pool.pooled.cache_clear()
+    pool._pooled.cache_clear()
     assert [dsl.structure_hash(program) for program in found] == hashes
     used = {id(line.pool) for program in found if (line := pool.pooled(program)) is not None}
     assert len(used) > 3
+
+
+def test_programs_that_differ_in_name_alone_are_one_line_and_each_error_names_its_own() -> None:
+    text = "def {}(p, g, *, lr=1):\n    x1 = abs({})\n    p = p - lr * x1\n"
+    one, other = (dsl.parse(text.format(name, "g")) for name in ("one", "other"))
+    assert pool.pooled(one) is pool.pooled(other)
+    for name in ("one", "other"):
+        wrong = replace(one, name=name, body=(Assign("x1", Name("y"), 2), *one.body))
+        with pytest.raises(dsl.RuleError) as caught:
+            pool.pooled(wrong)
+        assert (caught.value.source, caught.value.line) == (f"{name}.rule", 2)
 
 
 def test_a_program_that_assigns_what_definitions_read_is_not_pooled() -> None:

@@ -387,7 +387,7 @@ def lanes_of(task: Task) -> tuple[Tensor, ...]:
         ("OWN:number", "own.py: 'number' is not a tasks.Task; tasks there: .*Line"),
         ("OWN:Short", "own.py: Short: parameter 'slope': unknown role 'hiden'; did you mean 'hidden'?"),
         ("OWN:Summed", r"own.py: Summed: loss of 2 lanes gave shape \(\), expected \(2,\)"),
-        ("OWN:Negative", r"own.py: Negative: loss at the start is \[-.*\], expected finite numbers above 0"),
+        ("OWN:Negative", r"own.py: Negative: held-out loss at the start is \[-.*\], expected numbers above 0"),
         ("OWN:Misspelt", r"own.py: Misspelt: loss raised KeyError: 'slop'"),
         ("OWN:Silent", r"own.py: Silent\(\) cannot be made: TypeError: .*points"),
         ("OWN:", "own.py: say which task"),
