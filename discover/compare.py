@@ -30,7 +30,7 @@ from discover.console import rows_table
 from discover.contenders import Contender, RuleContender, check, contender
 from discover.durations import format_duration
 from discover.errors import UserError
-from discover.files import write_whole
+from discover.files import free, write_whole
 from discover.footprint import Footprint
 from discover.keeper import StoppedError
 from discover.pieces import CORE, ONE_GPU
@@ -245,7 +245,7 @@ def run(
     comparison = select(names, baseline, task_names, options)
     runs = len(comparison.tasks) * len(comparison.contenders) * options.tunings * options.budget.planned
     url, began = storage or default_url(), time.perf_counter()
-    folder = _free(directory() / f"compare-{datetime.now():%Y%m%d-%H%M%S}") if out is None else out
+    folder = free(directory() / f"compare-{datetime.now():%Y%m%d-%H%M%S}") if out is None else out
     try:
         with opened(url, staff, console, runs=runs, before=lambda: _make(folder)) as workshop:
             carry_out(comparison, workshop)
@@ -428,14 +428,6 @@ def _make(folder: Path) -> None:
     except OSError as error:
         reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
         raise UserError(f"cannot make the folder '{folder}': {reason}; --out names another one") from None
-
-
-def _free(folder: Path) -> Path:
-    number, free = 1, folder
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
 
 
 def _remove_empty(folder: Path) -> None:

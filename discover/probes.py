@@ -52,7 +52,7 @@ and a vector here, twice the value."""
 _PADDING = ((0, 0, 0), (0, 0), (0,), ())
 
 _ELEMENTS = properties.ROWS * properties.COLS
-_REGISTERS, _SLOTS = 128, 15
+_REGISTERS, _SLOTS, _SITUATIONS = 128, 15, 8
 _SOURCE = Path(__file__).with_name("probes.cpp")
 _HELD, _FREE = properties.STEPS, len(behaviour.STEPS)
 
@@ -140,6 +140,8 @@ class _Run:
     """
 
     def __init__(self, start: Array, gradients: Array, descent: int, curvature: Array) -> None:
+        if len(start) > _SITUATIONS:
+            raise ValueError(f"probes.cpp has room for {_SITUATIONS} situations, not for {len(start)}")
         self._probe = _library().probe
         self.start = np.ascontiguousarray(start)
         self._kept = [np.ascontiguousarray(gradients), np.ascontiguousarray(curvature)]
@@ -159,6 +161,8 @@ class _Run:
         words, stores = code.words.buffer_info()[0], code.stores.buffer_info()[0]
         at = numbers.ctypes.data, *self._before, *self._after, point.ctypes.data
         self._probe(words, code.count, stores, len(code.starts), *at, called)
+        if code.raised:
+            raise code.raised[0]
         return self._updates.copy()
 
     def slots(self, count: int) -> Array:
@@ -204,6 +208,8 @@ class _Code:
     def __init__(self, line: Pooled, slots: Sequence[Slot], steps: Sequence[_Step | None]) -> None:
         self.starts = [slot.init for slot in slots]
         self.called: list[tuple[int, str, int, tuple[int, ...]]] = []
+        self.raised: list[BaseException] = []
+        """By what numpy was called for: it goes on where the C++ has returned."""
         place = {"p": 0, "g": 1} | {slot.name: 2 + number for number, slot in enumerate(slots)}
         at: dict[int, int] = {}
         """Of each value the operand that reads it."""
@@ -239,9 +245,12 @@ class _Code:
         def call(number: int, step: int) -> None:
             ref, into, operands = doing[number]
             assert ref is not None
-            given = [registers[each] if each >= 0 else numbers[step, -1 - each] for each in operands]
-            with np.errstate(all="ignore"):
-                into[:] = ref(*given)
+            try:
+                given = [registers[each] if each >= 0 else numbers[step, -1 - each] for each in operands]
+                with np.errstate(all="ignore"):
+                    into[:] = ref(*given)
+            except BaseException as error:  # C++ has nowhere to put it: a second Ctrl-C, for example
+                self.raised.append(error)
 
         return call
 

@@ -21,7 +21,7 @@ import dsl
 from discover.archive import Archive
 from discover.durations import format_duration
 from discover.errors import RunError, UserError
-from discover.files import write_whole
+from discover.files import free, write_whole
 from discover.manifest import MANIFEST, Configuration, Manifest, host, read_json, read_manifest, versions
 from discover.records import Ranked
 from dsl.flatten import tidy
@@ -95,7 +95,7 @@ def create(configuration: Configuration, *, out: Path | None = None, command: Se
         RunError: the folder is in use, or cannot be written; nothing is left behind.
     """
     now = datetime.now(UTC)
-    folder = out or _free(directory() / f"{configuration.space.name}-{now:%Y%m%d-%H%M%S}-s{configuration.seed}")
+    folder = out or free(directory() / f"{configuration.space.name}-{now:%Y%m%d-%H%M%S}-s{configuration.seed}")
     if (folder / MANIFEST).exists():
         raise RunError(f"{folder}: holds a run already; 'discover resume {folder}' goes on with it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -220,14 +220,6 @@ def is_running(folder: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def _free(folder: Path) -> Path:
-    number, free = 1, folder
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
 
 
 def _missing_parents(folder: Path) -> list[Path]:

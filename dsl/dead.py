@@ -16,11 +16,13 @@ def strip_dead(program: Program, *, hypers: bool = False) -> Program:
     if hypers:
         return _stripped(program, hypers)
     try:
-        return program._stripped  # type: ignore[no-any-return]
+        known: Program | None = program._stripped
+        return program if known is None else known
     except AttributeError:
         result = _stripped(program, hypers)
-        for each in (program, result):
-            object.__setattr__(each, "_stripped", result)
+        object.__setattr__(result, "_stripped", None)  # itself: a reference to it would be a cycle
+        if result is not program:
+            object.__setattr__(program, "_stripped", result)
         return result
 
 

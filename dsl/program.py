@@ -262,11 +262,12 @@ class Program(_Remembers):
     def unnamed(self) -> Program:
         """The same without its name and its docstring: what it does, and many programs of a search have in common."""
         try:
-            return self._unnamed  # type: ignore[no-any-return]
+            known: Program | None = self._unnamed
+            return self if known is None else known
         except AttributeError:
             result = Program("", self.slots, self.hypers, self.body, self.result, self.rules)
-            for each in (self, result):
-                object.__setattr__(each, "_unnamed", result)
+            object.__setattr__(result, "_unnamed", None)  # itself: a reference to it would be a cycle
+            object.__setattr__(self, "_unnamed", result)
             return result
 
     @property

@@ -293,7 +293,7 @@ def test_a_node_that_goes_costs_nothing_and_one_that_comes_is_used_within_second
 
     search(folder / "slow.yaml", out, ground.address, stop=change, runtime_env=environment(pause=0.1))
     ground.remove(ground.new)
-    assert times["used"] - times["added"] < 60  # seconds, most of them the node's own start, on a machine that is busy
+    assert times["used"] - times["added"] < 15  # the node itself takes some seconds to start
     assert stored(out) == whole[: len(stored(out))]
     assert {"node removed", "node added", "worker lost", "unit retried"} <= kinds(out)
 

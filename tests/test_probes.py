@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,16 @@ def agrees(run: Probes, program: Program) -> bool:
 @given(rules(static_ifs=False))
 def test_a_rule_does_the_same_in_both(program: Program) -> None:
     agrees(Probes(), program.with_defaults({}))
+
+
+@needs_compiler
+def test_what_numpy_raises_when_it_is_called_back_is_raised(run: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(x: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(probes.OPS, "tanh", replace(OPS["tanh"], ref=stopped))
+    with pytest.raises(KeyboardInterrupt):
+        run(dsl.parse("def called(p, g, *, lr=0.1):\n    p = p - lr * tanh(g)\n"))
 
 
 @needs_compiler
