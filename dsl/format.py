@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from dsl.ops import OPS
+from dsl.parse import clean
 from dsl.program import (
     And,
     Assign,
@@ -53,14 +56,13 @@ def format(program: Program) -> str:
 
 
 def _docstring(doc: str) -> list[str]:
-    escaped = doc.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    escaped = re.sub(r'"(?="|\Z)', r"\"", doc.replace("\\", "\\\\"))
     escaped = "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in escaped)
-    if escaped.endswith('"'):
-        escaped = escaped[:-1] + '\\"'
-    first, *rest = escaped.split("\n")
-    if not rest:
-        return [f'    """{first}"""']
-    return [f'    """{first}', *(f"    {line}" if line else "" for line in rest), '    """']
+    first, *rest = (f"    {line}" if line else "" for line in escaped.split("\n"))
+    if clean(doc.replace("\n", "\n    ")) != doc:  # its own indentation shows only below the quotes
+        return ['    """', first, *rest, '    """']
+    opened = f'    """{first.strip()}'
+    return [opened, *rest, '    """'] if rest else [f'{opened}"""']
 
 
 def _slot(slot: Slot) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import inspect
 from collections.abc import Callable
 
 from dsl.ops import INFIX, OPS
@@ -72,6 +73,12 @@ def parse(text: str, filename: str = "<rule>") -> Program:
     return _Parser(filename).program(text)
 
 
+def clean(docstring: str) -> str:
+    """A docstring's text as programs hold it: without its indentation (PEP 257), spaces at the ends of lines and
+    empty lines around it; `format` gives it back as it is."""
+    return "\n".join(line.rstrip() for line in inspect.cleandoc(docstring).split("\n")).strip("\n")
+
+
 def suggest(word: str, known: object) -> str:
     """ "; did you mean 'sign'?" or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)  # type: ignore[call-overload]
@@ -121,7 +128,7 @@ class _Parser:
             and isinstance(first.value, ast.Constant)
             and isinstance(first.value.value, str)
         ):
-            doc = ast.get_docstring(function) or ""
+            doc = clean(first.value.value)
             body = body[1:]
         result = None
         if body and isinstance(last := body[-1], ast.Return):
