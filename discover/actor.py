@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from discover.errors import is_shortage
 from discover.workers import OUT_OF_MEMORY, Work
 
 
@@ -46,7 +47,7 @@ class Actor:
             with bounded_memory(self.memory):
                 return work.moved(self._spelled).carry_out()
         except (MemoryError, RuntimeError) as error:
-            if not _is_shortage(error):
+            if not is_shortage(error):
                 raise
         gc.collect()
         return OUT_OF_MEMORY
@@ -101,8 +102,3 @@ def _data_bytes() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:")), None)
-
-
-def _is_shortage(error: Exception) -> bool:
-    words = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory")
-    return isinstance(error, MemoryError) or any(each in str(error) for each in words)

@@ -27,8 +27,8 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from discover.actor import Actor
-from discover.connection import alive, answers, connect, first_line, head_of
-from discover.errors import ClusterError
+from discover.connection import alive, answers, connect, head_of
+from discover.errors import ClusterError, first_line
 from discover.placement import fit
 from discover.records import Incident, IncidentKind
 from discover.workers import OUT_OF_MEMORY, TIMED_OUT, UNBOUNDED, WORKER_LOST, Crew, Done, Request, Work
@@ -263,7 +263,9 @@ class RayWorkers:
             job.over = True
             failed = isinstance(result, str)
             self._done.append(Done(job.key, None, result) if failed else Done(job.key, result))
-            if failed:
+            if failed and result != OUT_OF_MEMORY:
+                self._note("fault", f"{job.unit}: {result}", job)
+            elif failed:
                 if self.crew.memory < UNBOUNDED:
                     allowed = f"the {self.crew.memory / 1e9:g} GB of unit.memory"
                     self.notes.append(f"a unit took more than {allowed}; its programs are trained one by one")

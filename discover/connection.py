@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from discover.errors import ClusterError
+from discover.errors import ClusterError, first_line
 from discover.workers import Crew
 
 PACKAGES = ("dsl", "tasks", "discover")
@@ -103,8 +103,3 @@ def _must_answer(address: str) -> None:
     except (OSError, ValueError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ClusterError(f"--ray-address {address}: no Ray cluster answers there ({reason})") from None
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -21,3 +21,15 @@ class ClusterError(UserError):
 
 class ArchiveError(RunError):
     """An archive that cannot be opened, read or written."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception is called, and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def is_shortage(error: Exception) -> bool:
+    """Whether memory ran out, in Python or in what torch calls."""
+    words = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory")
+    return isinstance(error, MemoryError) or any(each in str(error) for each in words)

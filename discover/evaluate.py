@@ -15,14 +15,17 @@ from __future__ import annotations
 import math
 import socket
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
 
 from discover import lanes, native
+from discover.errors import first_line, is_shortage
 from discover.gradient import Gradient, build
 from discover.strides import measured, sees_more_than_an_element
 from dsl import Program, parse
@@ -117,8 +120,16 @@ class Unit:
         """The unit where files lie elsewhere; `here` spells a task as this machine does."""
         return replace(self, instance=replace(self.instance, task=here(self.instance.task)))
 
-    def carry_out(self) -> UnitResult:
-        return evaluate(self)
+    def carry_out(self) -> UnitResult | str:
+        """Its result. An exception that nobody foresaw is the fault of a program, and comes as text, until AdamW alone
+        meets it: then it is the task's or ours."""
+        try:
+            return evaluate(self)
+        except Exception as error:
+            if is_shortage(error) or [entry.candidate for entry in self.entries] == [None]:
+                raise
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            return f"fault in {Path(last.filename).name}, line {last.lineno}: {first_line(error)}"
 
     def __str__(self) -> str:
         """In a line: the candidates of a small one by id."""

@@ -19,6 +19,7 @@ IncidentKind = Literal[
     "unit given up",
     "timed out",
     "out of memory",
+    "fault",
     "node added",
     "node removed",
     "no room",

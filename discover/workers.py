@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, Self
 
 import torch
 
-from discover.evaluate import Unit, evaluate
+from discover.evaluate import Unit
 from discover.records import Incident
 
 WORKER_LOST: Final = "worker lost"
@@ -121,7 +121,10 @@ class InProcess:
         if not wait or not self._waiting:
             return None
         *_, key, unit = heapq.heappop(self._waiting)
-        result = evaluate(unit)
+        result = unit.carry_out()
+        if isinstance(result, str):
+            self.incidents.append(Incident("fault", f"{unit}: {result}", getattr(key, "generation", None)))
+            return Done(key, None, result)
         self._present += result.load_seconds + result.seconds
         return Done(key, result)
 

@@ -17,9 +17,9 @@ from dsl.codegen_expressions import UNARY, Atom, Call, Expr, Expressions, Fill, 
 from dsl.codegen_values import Guard
 from dsl.graph import INPUT, Graph
 from dsl.ops import OPS
-from dsl.types import EXTENTS
+from dsl.types import EXTENTS, Extent
 
-_FULL = EXTENTS["full"]
+_FULL, _SCALAR = EXTENTS["full"], EXTENTS["scalar"]
 
 
 @dataclass(slots=True)
@@ -238,10 +238,7 @@ class Plan(Expressions):
             guard = (*self.guards[index], (condition, holds))
             expr = self.expr(value)
             if store is None:
-                if isinstance(expr, Num):
-                    expr = Fill(expr.number, extent)
-                elif expr.extent != extent:
-                    expr = Fn("expand", [expr], extent)
+                expr = self._spread(expr, extent)
                 self._settle(expr, guard, index, None)
                 self.aliases[index] += [each.value for each in parts(expr) if isinstance(each, Atom)]
                 self._add(Statement(index, None, expr, guard, index))
@@ -257,6 +254,14 @@ class Plan(Expressions):
                     self._add(
                         Statement(index, store, expr, guard, index, copy=True, overwrites=self._below(index, store))
                     )
+
+    def _spread(self, expr: Expr, extent: Extent) -> Expr:
+        """The same value in every place of a larger extent: what reads it may count its rows and columns."""
+        if isinstance(expr, Num):
+            expr = Fill(expr.number, extent if extent == _FULL else _SCALAR)
+        if expr.extent == extent:
+            return expr
+        return Fn("expand", [expr, *(Num(self.length(symbol)) for symbol in extent)], extent)
 
     def _start(self, expr: Expr) -> Expr:
         while isinstance(expr, Call) and self._receiver_fits(expr):

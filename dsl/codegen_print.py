@@ -333,8 +333,9 @@ class Printer:
 
     def _template(self, expr: Fn, statement: Statement | None) -> tuple[str, int, bool]:
         if expr.op == "expand":
-            like = {_FULL: "p", EXTENTS["rows"]: "p[..., :1]", EXTENTS["cols"]: "p[..., :1, :]"}[expr.extent]
-            return f"{self._text(expr.args[0], 9, statement)}.expand_as({like})", 9, False
+            value, *sizes = (self._text(arg, 9 if arg is expr.args[0] else 0, statement) for arg in expr.args)
+            to = "expand_as(p)" if expr.extent == _FULL else f"expand({', '.join(['-1'] * self.plan.lanes + sizes)})"
+            return f"{value}.{to}", 9, False
         if expr.op == "power":
             self.helpers["power"] = None
             return f"power({', '.join(self._text(arg, 0, statement) for arg in expr.args)})", 9, True

@@ -102,9 +102,9 @@ class Values:
             return numbers.name(str(node.payload), str(node.payload) in self.per_lane)
         if node.op in ("rows", "cols"):
             symbol = self.nodes[node.args[0]].type.extent[0 if node.op == "rows" else 1]
-            return self._length(symbol)
+            return self.length(symbol)
         if node.op == "size":
-            rows, cols = (self._length(symbol) for symbol in self.nodes[node.args[0]].type.extent)
+            rows, cols = (self.length(symbol) for symbol in self.nodes[node.args[0]].type.extent)
             if self.nodes[node.args[0]].type.extent == _FULL:
                 return numbers.name("p[0].numel()" if self.lanes else "p.numel()")
             return numbers.mul(rows, cols)
@@ -112,18 +112,18 @@ class Values:
             return self.number(node.args[0])
         return numbers.apply(node.op, *(self.number(arg) for arg in node.args))
 
-    def _length(self, symbol: str) -> int:
+    def length(self, symbol: str) -> int:
         numbers = self.numbers
         if symbol == "1":
             return numbers.one
         if symbol in "rc":
             return numbers.name("p.shape[-2]" if symbol == "r" else "p.shape[-1]")
-        elements = numbers.mul(self._length("r"), self._length("c"))
+        elements = numbers.mul(self.length("r"), self.length("c"))
         if symbol == "n":
             return elements
         given = numbers.name(SIZED_BY[symbol], SIZED_BY[symbol] in self.per_lane)
         if symbol == "k":
-            return numbers.apply("min", numbers.apply("min", given, self._length("r")), self._length("c"))
+            return numbers.apply("min", numbers.apply("min", given, self.length("r")), self.length("c"))
         blocks = numbers.neg(numbers.apply("floor", numbers.neg(numbers.div(elements, given))))
         return given if symbol == "h" else blocks
 

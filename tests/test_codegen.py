@@ -270,13 +270,31 @@ EXCHANGES = {
             "0.5 * r - transpose(r) + transpose(p) @ g",
         )
     },
+    **{
+        f"spread: {read}": (
+            slots,
+            f"if matrix(p):\n    x = where(t < 3, {narrow}, {wide})\n    p = p - lr * {read}\n"
+            "else:\n    p = p - lr * g",
+        )
+        for slots, narrow, wide, read in (
+            ("", "2", "row_mean(g)", "g * norm(x)"),
+            ("", "rms(g)", "col_mean(g)", "g * norm(x)"),
+            ("", "row_mean(g)", "g", "x * norm(x)"),
+            ("", "2", "g @ transpose(g)", "x @ g"),
+            ("", "rms(g)", "transpose(g) @ g", "g @ x"),
+            ("", "rms(g)", "transpose(g)", "g @ x @ g"),
+        )
+    },
 }  # fmt: skip
+"""Slots and statements that a wrong order, or a value in fewer places than it should have, would make wrong."""
 
 
 @pytest.mark.parametrize("name", EXCHANGES)
 def test_values_are_read_before_they_are_overwritten(name: str) -> None:
     slots, body = EXCHANGES[name]
-    text = f"def exchange(p, g, {slots}, *, lr=0.1):\n" + "".join(f"    {line}\n" for line in body.split("\n"))
+    text = f"def exchange({', '.join(filter(None, ('p, g', slots)))}, *, lr=0.1):\n" + "".join(
+        f"    {line}\n" for line in body.split("\n")
+    )
     program = dsl.check(dsl.parse(text))
     params, gradients = by_reference(program, 0, 6)
     states = reference.run(program, params, gradients)

@@ -260,6 +260,41 @@ def test_a_candidate_that_always_fails_takes_no_other_with_it(
     assert all(before[e.rung, e.task, e.candidate] == e.losses for e in same)
 
 
+def test_a_candidate_that_our_code_stumbles_over_costs_itself_alone_and_is_told(
+    space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from discover import evaluate
+
+    train, victims = evaluate.evaluate, set[int | None]()
+
+    def stumbles(unit: Unit) -> UnitResult:
+        victims.update({unit.entries[1].candidate} if not victims else ())
+        if victims & {entry.candidate for entry in unit.entries}:
+            raise LookupError("unforeseen")
+        return train(unit)
+
+    searched(space, tmp_path / "whole", candidates=10)
+    monkeypatch.setattr(evaluate, "evaluate", stumbles)
+    searched(space, tmp_path / "out", candidates=10)
+    whole, out = (generations(tmp_path / name)[0] for name in ("whole", "out"))
+    (lost,) = [c for c in out.candidates if c.status not in ("trained", "duplicate")]
+    assert {lost.id} == victims
+    assert (lost.status, lost.fitness) == ("worker_lost", None)
+    assert lost.reason.startswith("fault in test_search.py, line ")
+    assert lost.reason.endswith("LookupError: unforeseen")
+    first = {c.id: c.fitness for c in whole.candidates if c.rung == 0 and c.id != lost.id}
+    assert first.items() <= {c.id: c.fitness for c in out.candidates}.items()
+    with Archive.read(tmp_path / "out" / runs.ARCHIVE) as archive:
+        assert {(i.kind, i.generation) for i in archive.incidents()} == {("fault", 0)}
+
+    def always(unit: Unit) -> UnitResult:
+        raise LookupError("unforeseen")
+
+    monkeypatch.setattr(evaluate, "evaluate", always)
+    with pytest.raises(LookupError, match="unforeseen"):
+        searched(space, tmp_path / "again", candidates=10)
+
+
 def _evaluate(unit: Unit) -> UnitResult:
     from discover.evaluate import evaluate
 

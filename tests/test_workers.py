@@ -171,8 +171,18 @@ def test_a_unit_that_takes_more_memory_than_it_may_is_given_up_at_once_and_its_w
 
 
 @pytest.mark.slow
-def test_a_bug_is_raised_here_as_it_was_there(crew: RayWorkers, own: Path) -> None:
-    crew.submit("wrong", unit(own, "Wrong"))
+def test_an_exception_costs_the_programs_of_its_unit_and_is_raised_where_adamw_alone_meets_it(
+    crew: RayWorkers, own: Path
+) -> None:
+    crew.incidents.clear()
+    wrong = unit(own, "Wrong")
+    crew.submit("wrong", wrong)
+    reason = "fault in own.py, line 48: LookupError: a bug in the loss"
+    assert next_done(crew) == Done("wrong", None, reason)
+    (incident,) = crew.incidents
+    assert incident.kind == "fault"
+    assert incident.text.endswith(f"candidates 1 on {own}:Wrong, seed 0: {reason}")
+    crew.submit("reference", replace(wrong, entries=(replace(wrong.entries[0], candidate=None),)))
     with pytest.raises(LookupError, match="a bug in the loss"):
         next_done(crew)
 
