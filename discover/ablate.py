@@ -22,7 +22,7 @@ from dsl.dead import strip_dead
 from dsl.flatten import flatten, tidy
 from dsl.format import format_expr
 from dsl.graph import lower_all
-from dsl.program import BUILTINS, Assign, Call, Expr, If, Name, RuleError, names_read
+from dsl.program import BUILTINS, Assign, Call, Expr, If, Name, RuleError, reads
 
 GIVEN = ("lr", "weight_decay")
 """Statements that these enter stay as they are: a rule keeps its step size and its decay."""
@@ -165,7 +165,7 @@ def _bound(body: Sequence[Assign]) -> set[int]:
     """Statements that lr or weight decay enter, and those that change p."""
     carriers, found = set(GIVEN), set()
     for index, statement in enumerate(body):
-        if isinstance(statement.value, Call) and names_read(statement.value) & carriers:
+        if isinstance(statement.value, Call) and reads(statement) & carriers:
             found.add(index)
             if statement.target != "p":
                 carriers.add(statement.target)
@@ -180,7 +180,7 @@ def _numbers(program: Program, body: Sequence[Assign]) -> set[str]:
     """Names that stand for constants: hyperparameters, the step, and what is computed of these alone."""
     found = {*program.defaults, *BUILTINS}
     for statement in body:
-        if names_read(statement.value) <= found:
+        if reads(statement) <= found:
             found.add(statement.target)
     return found
 

@@ -8,12 +8,13 @@ generation go first: it ends, and the next is proposed, while the units of the l
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from discover import workers as workers_module
 from discover.archive import Archive
@@ -26,6 +27,9 @@ from discover.workers import Crew, Done, Workers
 
 EXHAUSTED = 50
 """After so many generations in a row without anything new to train a search ends, whatever its budget."""
+
+COLLECT_SECONDS = 30.0
+"""Between two searches for cycles in memory."""
 
 PLACES = 10
 """How long the leaderboard at the end is."""
@@ -69,7 +73,7 @@ def search(
     clock = _Clock()
     said: set[str] = set()
     asked = _crew(plan, workers, ray_address, runtime_env)
-    with closing(workers_module.start(asked)) as crew, _logged(crew, archive) as log:
+    with _collecting_rarely() as collect, closing(workers_module.start(asked)) as crew, _logged(crew, archive) as log:
         flight = _Flight(crew, clock)
         began, first = time.monotonic(), archive.totals()
         interrupted = over = False
@@ -126,6 +130,7 @@ def search(
                     best = next(iter(archive.leaderboard(1)), None)
                 with clock("report"):
                     yield GenerationDone(generation.record, archive.totals(), best, time.monotonic() - began)
+                collect()
                 launch(live.number + plan.space.lag)
                 continue
             with clock("training" if workers == 0 else "idle"):
@@ -153,6 +158,27 @@ def search(
             Counter(incident.kind for incident in archive.incidents()),
             front(archive),
         )
+
+
+@contextmanager
+def _collecting_rarely() -> Iterator[Callable[[], None]]:
+    """Holds off Python's search for cycles, and gives what does it where it is time to. Programs and values are trees
+    and make none; to look through all that a search remembers of them, again and again, takes as long as half of what
+    proposing and gating take."""
+    running, last = gc.isenabled(), time.monotonic()
+
+    def collect() -> None:
+        nonlocal last
+        if time.monotonic() - last >= COLLECT_SECONDS:
+            gc.collect()
+            last = time.monotonic()
+
+    gc.disable()
+    try:
+        yield collect
+    finally:
+        if running:
+            gc.enable()
 
 
 @contextmanager
@@ -234,16 +260,22 @@ class _Clock:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._inside = 0.0
         """Seconds of the phases that ended inside the one that is open."""
+        self._open: list[tuple[str, float, float]] = []
 
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        began, before, self._inside = time.perf_counter(), self._inside, 0.0
-        try:
-            yield
-        finally:
-            whole = time.perf_counter() - began
-            self._seconds[phase] += whole - self._inside
-            self._inside = before + whole
+    def __call__(self, phase: str) -> Self:
+        """The phase that is entered next."""
+        self._next = phase
+        return self
+
+    def __enter__(self) -> None:
+        self._open.append((self._next, time.perf_counter(), self._inside))
+        self._inside = 0.0
+
+    def __exit__(self, *_: object) -> None:
+        phase, began, before = self._open.pop()
+        whole = time.perf_counter() - began
+        self._seconds[phase] += whole - self._inside
+        self._inside = before + whole
 
     def add(self, phase: str, seconds: float) -> None:
         self._seconds[phase] += seconds

@@ -1,21 +1,20 @@
 """What a proposed program must pass before it is trained, cheapest first.
 
-Dead statements go, then: uses the gradient, well typed, not seen by structure, what the space requires of it
-(`require`, `probes`), not seen by behaviour. A program seen before is not trained again: it is a duplicate of the
-first one.
+Dead statements go, then: uses the gradient, well typed, what the space requires of it (`require`, `probes`), not seen
+by structure, not seen by behaviour. A program seen before is not trained again: it is a duplicate of the first one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import dsl
+from discover.probes import Probed
 from discover.space import Probes, Require
 from dsl import Program, RuleError, properties
 from dsl.dead import strip_dead
-from dsl.properties import Held, Properties
-from dsl.reference import Array
+from dsl.properties import Properties
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +42,8 @@ class Rejected:
     reason: str
 
 
-@dataclass(slots=True)
-class _Known:
-    """What examining a program found out about it alone; the last three once they were asked for."""
-
-    malformed: str
-    structure: str
-    facts: Properties | None = None
-    wanting: str = ""
-    behaviour: str = ""
-
-
 _REMEMBERED = 20_000
 """Programs; then all are forgotten, and those that come again are examined again."""
-
-
-def _structure(program: Program) -> tuple[str, str]:
-    """What is wrong with it, and its structure; one of them is empty."""
-    try:
-        return "", dsl.structure_hash(dsl.check(program))
-    except RuleError as error:
-        return "gradient unused" if "not used" in error.message else "ill typed", ""
 
 
 class Gate:
@@ -72,50 +52,49 @@ class Gate:
     Args:
         require: properties that a program must have.
         probes: what it must do on a few random gradients.
-        run: does on these gradients what numpy does, faster, or gives None (`discover.probes`); no verdict depends on
-            it.
+        probed: does on these gradients what numpy does, faster, or gives None (`discover.probes`); no verdict depends
+            on it.
     """
 
     def __init__(
         self,
         require: Require,
         probes: Probes,
-        run: Callable[[Program], tuple[Held, Array] | None] = lambda program: None,
+        probed: Callable[[Program], Probed | None] = lambda program: None,
     ) -> None:
-        self.require, self.probes, self._run = require, probes, run
-        self._known: dict[Program, _Known] = {}
+        self.require, self.probes, self._probed = require, probes, probed
+        self._known: dict[Program, New | Rejected] = {}
+        """What examining a program found out about it alone, under whatever name it came, as many do."""
         self._structures: dict[str, tuple[int, str]] = {}
         self._behaviours: dict[str, int] = {}
 
     def examine(self, program: Program) -> New | Duplicate | Rejected:
         """Judges a program, without remembering it."""
         program = strip_dead(program)
-        known = self._known_of(program)
-        if known.malformed:
-            return Rejected(known.malformed)
-        if known.structure in self._structures:
-            of, behaviour = self._structures[known.structure]
-            return Duplicate(program, known.structure, behaviour, of)
-        if known.facts is None:
-            held, changes = self._run(program) or (None, None)
-            known.facts = properties.of(program, held)
-            known.wanting = self._wanting(known.facts)
-            known.behaviour = "" if known.wanting else dsl.behaviour_hash(program, changes)
-        if known.wanting:
-            return Rejected(known.wanting)
-        if known.behaviour in self._behaviours:
-            return Duplicate(program, known.structure, known.behaviour, self._behaviours[known.behaviour])
-        return New(program, known.structure, known.behaviour, known.facts)
-
-    def _known_of(self, program: Program) -> _Known:
-        """What was found out about the program, under whatever name it came before, as many do."""
-        unnamed = program.unnamed
-        known = self._known.get(unnamed)
+        known = self._known.get(program.unnamed)
         if known is None:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            known = self._known[unnamed] = _Known(*_structure(program))
-        return known
+            known = self._known[program.unnamed] = self._alone(program)
+        if isinstance(known, Rejected):
+            return known
+        of, behaviour = self._structures.get(known.structure, (None, known.behaviour))
+        of = self._behaviours.get(behaviour) if of is None else of
+        if of is not None:
+            return Duplicate(program, known.structure, behaviour, of)
+        return replace(known, program=program)
+
+    def _alone(self, program: Program) -> New | Rejected:
+        """The verdict where nothing was let in before. The hashes come last: about half of all programs need none."""
+        try:
+            probed = self._probed(dsl.check(program))
+            facts = properties.of(program, probed.held if probed else None)
+            if wanting := self._wanting(facts):
+                return Rejected(wanting)
+            behaviour = dsl.behaviour_hash(program, probed.changes() if probed else None)
+            return New(program, dsl.structure_hash(program), behaviour, facts)
+        except RuleError as error:
+            return Rejected("gradient unused" if "not used" in error.message else "ill typed")
 
     def remember(self, candidate: int, structure: str, behaviour: str) -> None:
         """Makes later programs of this structure or behaviour duplicates of the candidate."""

@@ -24,7 +24,7 @@ from dsl.check import well_typed
 from dsl.dead import strip_dead
 from dsl.format import format_assign, format_expr
 from dsl.ops import OPS, Op
-from dsl.program import Assign, Call, Expr, If, Name, Number, Program, Slot, Statement, names_read
+from dsl.program import Assign, Call, Expr, If, Name, Number, Program, Slot, Statement, names_read, reads
 from dsl.types import EXTENTS
 
 _FRAME = ("lr", "weight_decay", "lr_ratio")
@@ -199,7 +199,7 @@ def anatomy(program: Program) -> Anatomy:
 def _frame(body: Sequence[Assign]) -> frozenset[int]:
     held, frame = set(_FRAME), set()
     for index, statement in enumerate(body):
-        if statement.target == "p" or names_read(statement.value) & held:
+        if statement.target == "p" or reads(statement) & held:
             frame.add(index)
             if statement.target not in ("p", "g"):
                 held.add(statement.target)
@@ -243,9 +243,7 @@ class View:
     def with_body(self, body: Sequence[Assign], change: str) -> Mutation | None:
         if len(body) > self.grammar.max_statements:
             return None
-        used = {s.target for s in body}
-        for statement in body:
-            used |= names_read(statement.value)
+        used = {s.target for s in body}.union(*map(reads, body))
         slots = tuple(slot for slot in self.program.slots if slot.name in used)
         declared = {slot.name for slot in slots}
         slots += tuple(

@@ -115,7 +115,8 @@ extern "C" {
 //
 // code: `count` instructions. Registers of `situations` x 15 doubles: 0 is p, 1 is g, then the slots, whose initial values
 //   the caller has written, then temporaries.
-// stores: what becomes the new p and each slot, as operands. numbers: [steps, width].
+// stores: what becomes the new p and each slot, as operands. numbers: a row for each, which operands below 0 count, `width` apart,
+//   of its values at each step.
 // start: p at first. gradients, updates: [steps, situations, 15]; an update is old p - new p.
 // descent: -1: p goes where the rule takes it. Else p is put back before each step, but for this situation, which stands at
 //   `point`: its gradient is curvature * point, and the point goes a tenth of its size along the update.
@@ -129,9 +130,8 @@ void probe(const int32_t* code, int64_t count, const int32_t* stores, int64_t sl
     double fresh[8 * 16 * kElements];
     std::copy(start, start + n, p);
     for (int64_t step = 0; step < steps; ++step) {
-        const double* mine = numbers + step * width;
         auto operand = [&](int32_t index) -> Operand {
-            return index < 0 ? Operand{mine - 1 - index, true} : Operand{registers + index * n, false};
+            return index < 0 ? Operand{numbers + (-1 - index) * width + step, true} : Operand{registers + index * n, false};
         };
         std::copy(gradients + step * n, gradients + (step + 1) * n, g);
         if (descent >= 0) {

@@ -53,8 +53,18 @@ _PADDING = ((0, 0, 0), (0, 0), (0,), ())
 
 _ELEMENTS = properties.ROWS * properties.COLS
 _REGISTERS, _SLOTS, _SITUATIONS = 128, 15, 8
+_ROWS = 4096
+"""Of numbers, at first."""
 _SOURCE = Path(__file__).with_name("probes.cpp")
 _HELD, _FREE = properties.STEPS, len(behaviour.STEPS)
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What a rule does: `held` in place, and its `changes` of p where it runs free, asked for where they matter."""
+
+    held: Held
+    changes: Callable[[], Array]
 
 
 class Probes:
@@ -66,18 +76,18 @@ class Probes:
 
     def __init__(self) -> None:
         held, free = properties.inputs(), behaviour.inputs()
-        self._held = _Run(held.p, held.g, properties.DESCENT, held.curvature)
-        self._free = _Run(free.parameters, free.gradients, -1, free.curvature)
+        self._held = _Run(0, held.p, held.g, properties.DESCENT, held.curvature)
+        self._free = _Run(_HELD, free.parameters, free.gradients, -1, free.curvature)
         self._pool: Pool | None = None
         self._steps: dict[int, _Step | str | None] = {}
         """What the C++ does for a value of the pool, see `_step`."""
-        self._numbers: dict[tuple[int, float], Array] = {}
-        """A value of the pool that is a number, and the default weight decay -> it at each step of both probes."""
-        self._table = np.zeros((_HELD + _FREE, _REGISTERS))
-        """The numbers of the rule in hand, at each step."""
+        self._rows: dict[tuple[int, float], int] = {}
+        """A value of the pool that is a number, and the default weight decay -> its row of the table."""
+        self._table = np.zeros((_ROWS, _HELD + _FREE))
+        """Numbers, at each step of both probes."""
 
-    def __call__(self, program: Program) -> tuple[Held, Array] | None:
-        """The rule held in place, and its changes of p where it runs free; None for what the C++ cannot do.
+    def __call__(self, program: Program) -> Probed | None:
+        """What the rule does, until the next one is asked for; None for what the C++ cannot do.
 
         Raises:
             RuleError: the program is not well formed.
@@ -88,58 +98,67 @@ class Probes:
         code = self._code(line, program)
         if code is None:
             return None
-        decay = program.defaults.get("weight_decay", 0.0)
-        for column, index in enumerate(code.numbers):
-            self._table[:, column] = self._number(line.pool, index, decay)
         point = self._held.start[properties.DESCENT].copy()
-        updates = self._held.updates(code, self._table[:_HELD], point)
+        updates = self._held.updates(code, self._table, point)
         finite = bool(np.isfinite(self._held.slots(len(code.starts))[:, properties.ZERO]).all())
-        return Held([updates], finite, [point]), self._free.updates(code, self._table[_HELD:], point)
+        return Probed(Held([updates], finite, [point]), lambda: self._free.updates(code, self._table, point))
 
     def _code(self, line: Pooled, program: Program) -> _Code | None:
         if line.pool is not self._pool:
-            self._pool, self._numbers, self._steps = line.pool, {}, {}
-        known, steps = self._steps, []
-        for index in line.live():
-            step = known[index] if index in known else known.setdefault(index, _step(line.pool, index))
-            if isinstance(step, str):
-                return None
-            steps.append(step)
+            self._pool, self._rows, self._steps = line.pool, {}, {}
+        known, live = self._steps, line.live()
+        for index in live:
+            if index not in known:
+                known[index] = _step(line.pool, index)
+        steps = [step for step in map(known.__getitem__, live) if not isinstance(step, str)]
         slots = line.kept(program.slots)
-        if len(slots) > _SLOTS or len(steps) + 2 > _REGISTERS or any(slot.init == "eye" for slot in slots):
+        if (
+            len(steps) < len(live)
+            or len(slots) > _SLOTS
+            or len(steps) + 2 > _REGISTERS
+            or any(slot.init == "eye" for slot in slots)
+        ):
             return None
         if any(hyper.name not in ("lr", "weight_decay") for hyper in program.hypers):
             return None
-        return _Code(line, slots, steps)
+        decay = program.defaults.get("weight_decay", 0.0)
+        return _Code(line, slots, steps, lambda index: self._row(line.pool, index, decay))
+
+    def _row(self, pool: Pool, index: int, decay: float) -> int:
+        """Where the table has a number."""
+        key = (index, decay)
+        if key not in self._rows:
+            value = self._number(pool, index, decay)
+            if len(self._rows) == len(self._table):
+                self._table = np.concatenate([self._table, np.zeros_like(self._table)])
+            self._table[len(self._rows)] = value
+            self._rows[key] = len(self._rows)
+        return self._rows[key]
 
     def _number(self, pool: Pool, index: int, decay: float) -> Array:
         """A number at each step of the one probe and then of the other."""
-        key = (index, decay)
-        if key not in self._numbers:
-            node = pool.nodes[index]
-            if node.op == CONSTANT:
-                value = np.full(_HELD + _FREE, node.payload)
-            elif node.op == INPUT:
-                value = _inputs(decay)[str(node.payload)]
-            else:
-                ref = OPS[node.op].ref
-                assert ref is not None
-                args = [self._number(pool, arg, decay) for arg in node.args]
-                with np.errstate(all="ignore"):  # one at a time: numpy's power rounds differently on arrays
-                    value = np.array([ref(*each) for each in zip(*args, strict=True)], np.float64)
-            self._numbers[key] = value
-        return self._numbers[key]
+        node = pool.nodes[index]
+        if node.op == CONSTANT:
+            return np.full(_HELD + _FREE, node.payload)
+        if node.op == INPUT:
+            return _inputs(decay)[str(node.payload)]
+        ref = OPS[node.op].ref
+        assert ref is not None
+        args = [self._table[row] for row in [self._row(pool, arg, decay) for arg in node.args]]
+        with np.errstate(all="ignore"):  # one at a time: numpy's power rounds differently on arrays
+            return np.array([ref(*each) for each in zip(*args, strict=True)], np.float64)
 
 
 class _Run:
     """One of the probes: what a rule is run on, and room for what it computes.
 
     Args:
+        first: the column of the table of numbers that has the first step.
         start: p in each situation; gradients: [steps, situations, rows, cols].
         descent: the situation that goes along its update, on a quadratic of this curvature; -1: p goes in all of them.
     """
 
-    def __init__(self, start: Array, gradients: Array, descent: int, curvature: Array) -> None:
+    def __init__(self, first: int, start: Array, gradients: Array, descent: int, curvature: Array) -> None:
         if len(start) > _SITUATIONS:
             raise ValueError(f"probes.cpp has room for {_SITUATIONS} situations, not for {len(start)}")
         self._probe = _library().probe
@@ -150,16 +169,18 @@ class _Run:
         start_at, gradients_at, curvature_at, updates_at, registers_at = (
             each.ctypes.data for each in (self.start, *self._kept, self._updates, self._registers)
         )
-        self._before = (_REGISTERS, len(gradients), len(start), start_at, gradients_at, registers_at, updates_at)
+        self._first = first
+        self._before = (_HELD + _FREE, len(gradients), len(start), start_at, gradients_at, registers_at, updates_at)
         self._after = (descent, curvature_at)
 
     def updates(self, code: _Code, numbers: Array, point: Array) -> Array:
         """Old p - new p at each step; `point` moves along it."""
         for register, init in enumerate(code.starts, start=2):
             self._registers[register] = self.start.reshape(-1) if init == "p" else init
-        called = _callback(code.calls(self._registers, numbers)) if code.called else _NOTHING
+        mine = numbers[:, self._first :]
+        called = _callback(code.calls(self._registers, mine)) if code.called else _NOTHING
         words, stores = code.words.buffer_info()[0], code.stores.buffer_info()[0]
-        at = numbers.ctypes.data, *self._before, *self._after, point.ctypes.data
+        at = mine.ctypes.data, *self._before, *self._after, point.ctypes.data
         self._probe(words, code.count, stores, len(code.starts), *at, called)
         if code.raised:
             raise code.raised[0]
@@ -202,18 +223,25 @@ class _Code:
 
     Attributes:
         words: [instructions, 5]; stores: the new p and slots; starts: what slots are at first.
-        numbers: positions in the pool, by which operands below 0 count; called: what numpy is called back for.
+        called: what numpy is called back for.
     """
 
-    def __init__(self, line: Pooled, slots: Sequence[Slot], steps: Sequence[_Step | None]) -> None:
+    def __init__(
+        self, line: Pooled, slots: Sequence[Slot], steps: Sequence[_Step | None], row: Callable[[int], int]
+    ) -> None:
         self.starts = [slot.init for slot in slots]
         self.called: list[tuple[int, str, int, tuple[int, ...]]] = []
         self.raised: list[BaseException] = []
         """By what numpy was called for: it goes on where the C++ has returned."""
         place = {"p": 0, "g": 1} | {slot.name: 2 + number for number, slot in enumerate(slots)}
         at: dict[int, int] = {}
-        """Of each value the operand that reads it."""
-        self.numbers: list[int] = []
+        """Of each value the operand that reads it: a register, or -1 - its row where it is a number."""
+
+        def operand(index: int) -> int:
+            if index not in at:
+                at[index] = -1 - row(index)
+            return at[index]
+
         words: list[int] = []
         register = first = len(place)
         for index, step in zip(line.live(), steps, strict=True):
@@ -222,7 +250,7 @@ class _Code:
             if step.kind is None:
                 at[index] = place[step.name]
                 continue
-            operands = [at[arg] if arg in at else self._number(arg, at) for arg in step.args]
+            operands = [operand(arg) for arg in step.args]
             if step.name:
                 self.called.append((register - first, step.name, register, tuple(operands)))
             words += (step.kind, register, *operands, *_PADDING[len(operands)])
@@ -231,12 +259,7 @@ class _Code:
         self.count = register - first
         self.words = array("i", words)
         outputs = [line.outputs["p"], *(line.outputs[slot.name] for slot in slots)]
-        self.stores = array("i", [at[index] if index in at else self._number(index, at) for index in outputs])
-
-    def _number(self, index: int, at: dict[int, int]) -> int:
-        self.numbers.append(index)
-        at[index] = -len(self.numbers)
-        return at[index]
+        self.stores = array("i", [operand(index) for index in outputs])
 
     def calls(self, registers: Array, numbers: Array) -> Callable[[int, int], None]:
         """Does what numpy is called back for."""
@@ -246,7 +269,7 @@ class _Code:
             ref, into, operands = doing[number]
             assert ref is not None
             try:
-                given = [registers[each] if each >= 0 else numbers[step, -1 - each] for each in operands]
+                given = [registers[each] if each >= 0 else numbers[-1 - each, step] for each in operands]
                 with np.errstate(all="ignore"):
                     into[:] = ref(*given)
             except BaseException as error:  # C++ has nowhere to put it: a second Ctrl-C, for example
@@ -293,7 +316,7 @@ def _library() -> Any:
     return loaded
 
 
-def runner(native: bool) -> Callable[[Program], tuple[Held, Array] | None]:
+def runner(native: bool) -> Callable[[Program], Probed | None]:
     """The probes in C++ where that is wanted and can be had; else what leaves them to numpy, which says the same."""
     try:
         return Probes() if native else lambda program: None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -62,20 +61,15 @@ class Progress:
         """Proposes a generation from what has been absorbed; ones in flight have no influence but as duplicates.
 
         Args:
-            clock: gives a context for each phase, "propose" and "gate", that measures it.
+            clock: gives a context that measures a phase: "gate" is what of this is not proposing.
             between: is called between proposals, so that workers need not wait for a large generation.
         """
-        with _without_collecting():
-            return self._proposed(number, clock, between)
-
-    def _proposed(self, number: int, clock: Clock, between: Callable[[], None]) -> Live:
         per_generation = self.plan.space.proposals_per_generation
         rejected: Counter[str] = Counter()
         admitted = []
         for proposal in range(number * per_generation, (number + 1) * per_generation):
             between()
-            with clock("propose"):
-                proposed = self._proposer.propose(self.plan.proposal_rng(proposal))
+            proposed = self._proposer.propose(self.plan.proposal_rng(proposal))
             with clock("gate"):
                 verdict = self._gate.examine(proposed.program)
             if isinstance(verdict, Rejected):
@@ -200,16 +194,3 @@ class Progress:
         self._proposer.tell(
             Told(candidate.id, original, program, candidate.parents, candidate.origin, candidate.properties)
         )
-
-
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Holds off Python's search for cycles. Programs and values are trees and make none, and to look through all that a
-    search remembers of them, again and again, takes as long as half of what proposing and gating take."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()

@@ -22,7 +22,7 @@ from discover.errors import SpaceError, UserError
 from discover.plugins import from_file
 from discover.proposers import Context, Proposal, Told
 from dsl.parse import suggest
-from dsl.program import Call, Expr, Number, Program, map_statements, names_read
+from dsl.program import Call, Expr, Number, Program, map_statements, names_read, reads
 
 Answer = str | float | int
 Answers = Mapping[str, Answer]
@@ -220,7 +220,7 @@ def _constants(program: Program) -> list[float]:
             found.append(expr.value)
 
     for statement in dsl.program.assignments(program.body):
-        if not names_read(statement.value) & {"lr", "weight_decay"}:
+        if not reads(statement) & {"lr", "weight_decay"}:
             look(statement.value)
     return found
 

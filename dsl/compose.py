@@ -24,6 +24,7 @@ from dsl.program import (
     map_names,
     map_statements,
     names_read,
+    reads,
 )
 
 
@@ -123,7 +124,7 @@ def _body(
 def _names(program: Program) -> set[str]:
     names = {"p", "g", *BUILTINS, *program.defaults, *(slot.name for slot in program.slots)}
     for statement in assignments(program.body):
-        names |= names_read(statement.value) | {statement.target}
+        names |= reads(statement) | {statement.target}
     return names
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dsl.program import If, Not, Program, Statement, assignments, names_read
+from dsl.program import If, Not, Program, Statement, assignments, reads
 
 
 def strip_dead(program: Program, *, hypers: bool = False) -> Program:
@@ -38,7 +38,7 @@ def _stripped(program: Program, hypers: bool) -> Program:
         needed = grown
     kept = program.hypers
     if hypers:
-        used = {name for statement in assignments(body) for name in names_read(statement.value)} | {"lr"}
+        used = {name for statement in assignments(body) for name in reads(statement)} | {"lr"}
         kept = tuple(hyper for hyper in program.hypers if hyper.name in used)
     slots = tuple(slot for slot in program.slots if slot.name in needed)
     if (body, slots, kept) == (program.body, program.slots, program.hypers):
@@ -62,5 +62,5 @@ def _live(body: tuple[Statement, ...], after: set[str]) -> tuple[tuple[Statement
         elif statement.target in live:
             kept.append(statement)
             live.discard(statement.target)
-            live |= names_read(statement.value)
+            live |= reads(statement)
     return tuple(reversed(kept)), live

@@ -28,6 +28,7 @@ from dsl.program import (
     map_names,
     map_statements,
     names_read,
+    reads,
 )
 
 MAX_LINE = 88
@@ -196,7 +197,7 @@ def _folded(expr: Expr) -> Expr:
 def _fresh_names(program: Program) -> Iterator[str]:
     taken = {"p", "g", *BUILTINS, *program.defaults, *(slot.name for slot in program.slots), program.result}
     for statement in assignments(program.body):
-        taken |= names_read(statement.value) | {statement.target}
+        taken |= reads(statement) | {statement.target}
     number = 0
     while True:
         number += 1

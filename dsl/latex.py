@@ -27,7 +27,7 @@ from dsl.program import (
     Test,
     assignments,
     expressions,
-    names_read,
+    reads,
 )
 
 _ROLES = {
@@ -175,7 +175,7 @@ def _one_value(statement: If, target: str, names: Names, indent: str) -> list[st
 
 
 def _read(body: tuple[Statement, ...]) -> set[str]:
-    return {name for statement in assignments(body) for name in names_read(statement.value)}
+    return {name for statement in assignments(body) for name in reads(statement)}
 
 
 def _test(test: Test) -> str:

@@ -316,6 +316,16 @@ def names_read(expr: Expr) -> frozenset[str]:
     return frozenset((expr.id,)) if isinstance(expr, Name) else frozenset()
 
 
+def reads(statement: Assign) -> frozenset[str]:
+    """The names that its value is made from."""
+    try:
+        return statement._reads
+    except AttributeError:
+        found = names_read(statement.value)
+        object.__setattr__(statement, "_reads", found)
+        return found
+
+
 def tests(body: tuple[Statement, ...]) -> Iterator[Test]:
     for statement in body:
         if isinstance(statement, If):

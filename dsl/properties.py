@@ -219,10 +219,9 @@ def _measured(updates: Array, probe: Inputs, kind: Facts) -> _Facts:
     finite_at_zero = bool(np.isfinite(flat[:, ZERO]).all())
     if not moves:
         return _Facts(False, None, finite_at_zero, False, False, 0.0, scale)
-    g = probe.g[:, PLAIN].reshape(STEPS, size)
     squares = np.add.reduce(plain**2, axis=1)
     norms = np.sqrt(squares * probe.squares)
-    cosines = np.add.reduce(plain * g, axis=1) / np.where(norms > 0, norms, 1.0)
+    cosines = np.add.reduce(plain * probe.plain, axis=1) / np.where(norms > 0, norms, 1.0)
     sizes = np.sqrt(squares / size)
     degree = _degree(_rms(flat[:, BIG]), scale)
     k = 0.0 if degree is None else degree
@@ -281,7 +280,7 @@ class Inputs:
 
     Attributes:
         p: in each situation; g: [steps, situations, rows, cols].
-        squares: of the plain gradients, added up, for each step.
+        plain: the gradients as they are, [steps, elements]; squares: added up, for each step.
         curvature: of the quadratic that is descended; losses: in each situation.
         order: of the elements in each of the situations that are compared.
     """
@@ -300,7 +299,8 @@ class Inputs:
         ps = np.stack([p, p, p, p, p, p_shuffled, p])
         gs = np.stack([g, -g, 1e-2 * g, 1e2 * g, 0.0 * g, shuffled, g], axis=1)
         self.p, self.g, self.curvature = ps, gs, curvature
-        self.squares = np.sum(gs[:, PLAIN].reshape(STEPS, size) ** 2, axis=1)
+        self.plain = gs[:, PLAIN].reshape(STEPS, size)
+        self.squares = np.sum(self.plain**2, axis=1)
         c_shuffled = curvature.reshape(size)[shuffle].reshape(p.shape)
         factors = np.array([1.0, -1.0, 1e-2, 1e2, 0.0, 1.0, 1.0])  # what multiplies the loss multiplies its curvature
         self.losses = factors[:, None, None] * np.where(np.arange(7)[:, None, None] == SHUFFLED, c_shuffled, curvature)

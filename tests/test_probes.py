@@ -41,7 +41,7 @@ def agrees(run: Probes, program: Program) -> bool:
     found = run(program)
     if found is None:
         return False
-    held, changes = found
+    held, changes = found.held, found.changes()
     alone = properties.hold(program)
     for updates, end in zip(alone.updates, alone.ends, strict=True):
         np.testing.assert_array_equal(bits(held.updates[0]).ravel(), bits(updates).ravel())
