@@ -1,7 +1,8 @@
 """What a proposed program must pass before it is trained, cheapest first.
 
 Dead statements go, then: uses the gradient, well typed, what the space requires of it (`require`, `probes`), not seen
-by structure, not seen by behaviour. A program seen before is not trained again: it is a duplicate of the first one.
+by structure, not seen by behaviour. A program seen before is not trained again: it is a duplicate of the first one. So
+is one whose step is a multiple of another, since each candidate is trained at learning rates that suit its step.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Gate:
         probes: what it must do on a few random gradients.
         probed: does on these gradients what numpy does, faster, or gives None (`discover.probes`); no verdict depends
             on it.
+        weight_decay: that rules are trained with, `probed` as well; None for their own.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class Gate:
         require: Require,
         probes: Probes,
         probed: Callable[[Program], Probed | None] = lambda program: None,
+        weight_decay: float | None = None,
     ) -> None:
+        self.weight_decay = weight_decay
         self.require, self.probes, self._probed = require, probes, probed
         self._known: dict[Program, New | Rejected] = {}
         """What examining a program found out about it alone, under whatever name it came, as many do."""
@@ -91,7 +95,9 @@ class Gate:
             facts = properties.of(program, probed.held if probed else None)
             if wanting := self._wanting(facts):
                 return Rejected(wanting)
-            behaviour = dsl.behaviour_hash(program, probed.changes() if probed else None)
+            pace = 1 / facts.scale
+            changes = probed.changes(pace) if probed else None
+            behaviour = dsl.behaviour_hash(program, changes, weight_decay=self.weight_decay, pace=pace)
             return New(program, dsl.structure_hash(program), behaviour, facts)
         except RuleError as error:
             return Rejected("gradient unused" if "not used" in error.message else "ill typed")

@@ -11,7 +11,7 @@ import ctypes
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +61,24 @@ _HELD, _FREE = properties.STEPS, len(behaviour.STEPS)
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What a rule does: `held` in place, and its `changes` of p where it runs free, asked for where they matter."""
+    """What a rule does: `held` in place, and its `changes` of p where it runs free at some pace (`behaviour_hash`)."""
 
     held: Held
-    changes: Callable[[], Array]
+    changes: Callable[[float], Array]
 
 
 class Probes:
     """Runs rules on the fixed inputs of both probes: what `dsl.properties.of` and `dsl.behaviour_hash` are read from.
 
+    Args:
+        weight_decay: of rules that run free; None for their own.
+
     Raises:
         NativeError: the C++ cannot be had here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weight_decay: float | None = None) -> None:
+        self._decay = weight_decay
         held, free = properties.inputs(), behaviour.inputs()
         self._held = _Run(0, held.p, held.g, properties.DESCENT, held.curvature)
         self._free = _Run(_HELD, free.parameters, free.gradients, -1, free.curvature)
@@ -99,9 +103,12 @@ class Probes:
         if code is None:
             return None
         point = self._held.start[properties.DESCENT].copy()
-        updates = self._held.updates(code, self._table, point)
+        updates = self._held.updates(code, self._table, point, 1.0)
         finite = bool(np.isfinite(self._held.slots(len(code.starts))[:, properties.ZERO]).all())
-        return Probed(Held([updates], finite, [point]), lambda: self._free.updates(code, self._table, point))
+        return Probed(Held([updates], finite, [point]), partial(self._changes, code, point))
+
+    def _changes(self, code: _Code, point: Array, pace: float) -> Array:
+        return self._free.updates(code, self._table, point, pace)
 
     def _code(self, line: Pooled, program: Program) -> _Code | None:
         if line.pool is not self._pool:
@@ -121,7 +128,7 @@ class Probes:
             return None
         if any(hyper.name not in ("lr", "weight_decay") for hyper in program.hypers):
             return None
-        decay = program.defaults.get("weight_decay", 0.0)
+        decay = program.defaults.get("weight_decay", 0.0) if self._decay is None else self._decay
         return _Code(line, slots, steps, lambda index: self._row(line.pool, index, decay))
 
     def _row(self, pool: Pool, index: int, decay: float) -> int:
@@ -173,14 +180,14 @@ class _Run:
         self._before = (_HELD + _FREE, len(gradients), len(start), start_at, gradients_at, registers_at, updates_at)
         self._after = (descent, curvature_at)
 
-    def updates(self, code: _Code, numbers: Array, point: Array) -> Array:
-        """Old p - new p at each step; `point` moves along it."""
+    def updates(self, code: _Code, numbers: Array, point: Array, pace: float) -> Array:
+        """What p is changed by at each step; `point` moves along it."""
         for register, init in enumerate(code.starts, start=2):
             self._registers[register] = self.start.reshape(-1) if init == "p" else init
         mine = numbers[:, self._first :]
         called = _callback(code.calls(self._registers, mine)) if code.called else _NOTHING
         words, stores = code.words.buffer_info()[0], code.stores.buffer_info()[0]
-        at = mine.ctypes.data, *self._before, *self._after, point.ctypes.data
+        at = mine.ctypes.data, *self._before, *self._after, point.ctypes.data, pace
         self._probe(words, code.count, stores, len(code.starts), *at, called)
         if code.raised:
             raise code.raised[0]
@@ -310,15 +317,15 @@ def _library() -> Any:
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     loaded.probe.argtypes = [
         *(pointer, size, pointer, size, pointer, size, size, size),
-        *(pointer, pointer, pointer, pointer, size, pointer, pointer, _callback),
+        *(pointer, pointer, pointer, pointer, size, pointer, pointer, ctypes.c_double, _callback),
     ]
     loaded.probe.restype = None
     return loaded
 
 
-def runner(native: bool) -> Callable[[Program], Probed | None]:
+def runner(native: bool, weight_decay: float | None = None) -> Callable[[Program], Probed | None]:
     """The probes in C++ where that is wanted and can be had; else what leaves them to numpy, which says the same."""
     try:
-        return Probes() if native else lambda program: None
+        return Probes(weight_decay) if native else lambda program: None
     except NativeError:
         return lambda program: None

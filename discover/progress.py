@@ -41,7 +41,8 @@ class Progress:
         self.best: float | None = None
         """The best fitness so far that fresh scores let one believe, and how many had been trained by then."""
         self.trained_at_best = 0
-        self._gate = Gate(plan.space.require, plan.space.probes, runner(plan.native))
+        decay = plan.space.weight_decay
+        self._gate = Gate(plan.space.require, plan.space.probes, runner(plan.native, decay), decay)
         self._fitness: dict[int, float] = {-1 - index: 0.0 for index in range(len(plan.ancestors))}
         self._level: float | None = None
         self._elite: dict[int, str] = {}

@@ -47,7 +47,7 @@ class World:
         self.fitness: dict[int, float] = {-1 - index: 0.0 for index in range(len(ancestors))}
         self.confirmed: dict[int, list[float]] = {}
         self.elites: dict[int, str] = {}
-        self.gate = Gate(self.space.require, self.space.probes)
+        self.gate = Gate(self.space.require, self.space.probes, weight_decay=self.space.weight_decay)
         self.proposer: Proposer = load(algorithm)(
             Context(self.space, self.plan.ancestors, self.plan.grammar, self.fitness, self.confirmed, self.elites)
         )

@@ -34,12 +34,17 @@ ROWS, COLS = 5, 3
 _FLOOR = 1e-12
 
 
-def behaviour_hash(program: Program, changes: Array | None = None) -> str:
+def behaviour_hash(
+    program: Program, changes: Array | None = None, *, weight_decay: float | None = None, pace: float = 1.0
+) -> str:
     """A digest of what the program does at its default hyperparameters, the same on every machine.
 
     Args:
-        changes: old p - new p at each step, [steps, situations, rows, cols], where that is known and is the same for
-            every kind of parameter.
+        changes: what p is changed by at each step, [steps, situations, rows, cols], where that is known and is the same
+            for every kind of parameter.
+        weight_decay: in the place of the rule's own, where it has one.
+        pace: p is changed by so many times what the rule asks for. At a pace of 1 / `Properties.scale` two rules are
+            equal where the one asks for a multiple of the other, which is the same to who chooses the learning rate.
     """
     if changes is not None:
         digest = _digest(_rounded(changes, inputs().direction))
@@ -48,7 +53,10 @@ def behaviour_hash(program: Program, changes: Array | None = None) -> str:
     kinds = kinds_to_run(graphs)
     probe = inputs()
     held = [shaped(probe.parameters, facts) for facts in kinds]
-    machine = Machine([graphs[facts] for facts in kinds], held, program.slots, program.defaults)
+    values = program.defaults
+    if weight_decay is not None and "weight_decay" in values:
+        values |= {"weight_decay": weight_decay}
+    machine = Machine([graphs[facts] for facts in kinds], held, program.slots, values)
     surrogate = Surrogate(machine, [shaped(probe.curvature, facts) for facts in kinds])
     numbers: list[list[str]] = [[] for _ in kinds]
     for number, (t, ratio) in enumerate(zip(STEPS, RATIOS, strict=True)):
@@ -58,7 +66,9 @@ def behaviour_hash(program: Program, changes: Array | None = None) -> str:
             direction = shaped(probe.direction, facts)
             with np.errstate(all="ignore"):
                 results = [unit.p, unit.result] if program.result else [unit.p]
-                text += _rounded(np.stack([old - new for new in results]), direction)
+                paced = np.stack([(old - new) * pace for new in results])
+                text += _rounded(paced, direction)
+                unit.p = old - paced[0] if pace != 1 else unit.p
     digests = {facts: _digest(text) for facts, text in zip(kinds, numbers, strict=True)}
     return combine({facts: digests.get(facts, digests[kinds[0]]) for facts in graphs})
 

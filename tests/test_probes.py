@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 import dsl
 from discover import native, probes
-from discover.gate import Gate
+from discover.gate import Duplicate, Gate, New
 from discover.probes import CALLED, OPERATIONS, Probes
 from discover.space import Probes as Wanted
 from discover.space import Require
@@ -41,7 +41,7 @@ def agrees(run: Probes, program: Program) -> bool:
     found = run(program)
     if found is None:
         return False
-    held, changes = found.held, found.changes()
+    held, changes = found.held, found.changes(1.0)
     alone = properties.hold(program)
     for updates, end in zip(alone.updates, alone.ends, strict=True):
         np.testing.assert_array_equal(bits(held.updates[0]).ravel(), bits(updates).ravel())
@@ -49,6 +49,7 @@ def agrees(run: Probes, program: Program) -> bool:
     assert held.finite == alone.finite
     assert repr(properties.of(program, held)) == repr(properties.of(program))
     assert dsl.behaviour_hash(program, changes) == dsl.behaviour_hash(program)
+    assert dsl.behaviour_hash(program, found.changes(3.0)) == dsl.behaviour_hash(program, pace=3.0)
     return True
 
 
@@ -141,6 +142,39 @@ def test_the_cpp_has_the_operations_in_the_table_s_order() -> None:
     assert [each.strip() for each in listed[1].split(",")] == [*names, "kCalled"]
     assert f"kElements = {properties.ROWS * properties.COLS};" in text
     assert behaviour.ROWS * behaviour.COLS == properties.ROWS * properties.COLS
+
+
+ALIKE = {
+    "a multiple of the step": ("lr * m", "lr * (3.7 * m)", True, True),
+    "a multiple in the state": ("lr * m", "lr * sign(m) * abs(m) * 0.2", True, True),
+    "weight decay by itself": ("lr * m", "lr * m - lr * weight_decay * p", True, False),
+    "a multiple, and weight decay": ("lr * (m + weight_decay * p)", "lr * (2 * m + weight_decay * p)", True, False),
+    "another power": ("lr * m", "lr * m * abs(m)", False, False),
+    "p itself": ("lr * m", "lr * (m + 1e-3 * p)", False, False),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("case", ALIKE)
+def test_what_a_search_cannot_tell_apart_is_trained_once(case: str, native: bool) -> None:
+    """A multiple of a step has other learning rates; weight decay matters where rules are trained with it."""
+    *steps, alike, alike_with_decay = ALIKE[case]
+    one, other = (
+        dsl.parse(
+            "def f(p, g, m: zeros, *, lr=1, weight_decay=0.1):\n    m = 0.9 * m + g\n"
+            f"    p = p - {step} + 0 * weight_decay\n"
+        )
+        for step in steps
+    )
+    free = Require(odd=False, homogeneous=False)
+    for decay, wanted in ((0.0, alike), (0.1, alike_with_decay)):
+        gate = Gate(free, Wanted(), probes.runner(native, decay), decay)
+        first = gate.examine(one)
+        assert isinstance(first, New)
+        gate.remember(7, first.structure, first.behaviour)
+        found = gate.examine(other)
+        assert isinstance(found, Duplicate if wanted else New), (decay, found)
 
 
 @needs_compiler
