@@ -189,3 +189,7 @@ def _interval(values: Sequence[float]) -> str:
         return f"{values[0]:+.4f}"
     found = mean_interval(values)
     return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+
+
+if __name__ == "__main__":
+    print("a library: what `python -m benchmarks.controls`, `benchmarks.ablation` and `benchmarks.rediscovery` share")

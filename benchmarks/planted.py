@@ -126,3 +126,7 @@ class Sparse(Task):
     @property
     def flops(self) -> int:
         return 6 * self.batch_size * _DIM
+
+
+if __name__ == "__main__":
+    print("a library: the tasks that `python -m benchmarks.rediscovery` searches on")

@@ -24,7 +24,7 @@ from discover.events import Finished, GenerationDone
 from discover.manifest import Configuration
 from discover.space import Space
 
-BARS = {"trained": 150.0, "proposed": 300.0}
+BARS = {"trained": 150.0, "proposed": 1000.0}
 
 
 def first_rung(space: Space) -> Space:

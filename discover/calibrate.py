@@ -350,7 +350,7 @@ def run(
     torch.set_num_threads(1)
     _ = options.budget  # its numbers are looked at before anything is trained
     loaded = Space.load(space)
-    loaded.check_tasks(tasks.names(), space)
+    loaded.check_tasks(tasks.check_name, space)
     loaded = loaded.renamed({name: _load(name).spelling for rung in loaded.rungs for name in rung.tasks})
     asked = prepare(loaded, options)
     runs = len(asked.places) * len(asked.contenders) * options.tunings * options.budget.planned

@@ -145,7 +145,13 @@ def promote(
 
 
 def verify(
-    certificate: Annotated[Path, Argument(metavar="CERTIFICATE", help="A certificate.json, or a run's folder.")],
+    certificate: Annotated[
+        str,
+        Argument(
+            metavar="RUN_OR_FILE",
+            help="A run that was promoted: its folder, name, or the beginning of it, or 'last'. Or a certificate.json.",
+        ),
+    ],
     sample: Annotated[
         int | None,
         Option(min=1, help="How many runs to train again. [default: all]", show_default=False),

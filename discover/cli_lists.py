@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from discover.cli_options import Json, Kind, RunArgument, print_json
 from discover.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def report(
@@ -54,12 +57,27 @@ def list_(what: Annotated[Kind, Argument(help="What to list.")], json: Json = Fa
     elif not rows:
         print(f"no {what} yet")
     else:
-        from rich.console import Console
+        _print(rows, [name for name in rows[0] if name not in _JSON_ALONE.get(what, ())], _WHERE_WIDE.get(what, ()))
 
-        from discover.console import rows_table
 
-        columns = [name for name in rows[0] if name not in _JSON_ALONE.get(what, ())]
-        Console().print(rows_table(columns, ([str(row[name]) for name in columns] for row in rows)))
+def _print(rows: Sequence[Mapping[str, Any]], columns: list[str], where_wide: Sequence[str]) -> None:
+    """A table; of the columns in `where_wide` as many, from the first on, as there is room for."""
+    from rich.console import Console
+
+    from discover.console import rows_table
+
+    def table() -> Table:
+        return rows_table(columns, ([_shown(row[name]) for name in columns] for row in rows))
+
+    console, left = Console(), list(where_wide)
+    anything = console.options.update(max_width=10_000)
+    while left and console.measure(table(), options=anything).maximum > console.width:
+        columns.remove(left.pop())
+    console.print(table())
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _rules() -> list[dict[str, Any]]:
@@ -129,6 +147,9 @@ def _runs() -> list[dict[str, Any]]:
 
 _JSON_ALONE = {Kind.rules: ("about", "source", "link"), Kind.spaces: ("calibration",)}
 """What a list says to machines only: too long for a line."""
+
+_WHERE_WIDE = {Kind.runs: ("algorithm", "tasks")}
+"""What a list says to people where there is room for it; `--json` always has it."""
 
 _LISTS: dict[Kind, Callable[[], list[dict[str, Any]]]] = {
     Kind.rules: _rules,

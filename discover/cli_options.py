@@ -80,7 +80,10 @@ RuntimeEnv = Annotated[
 ]
 
 
-def environment_of(path: Path | None, ray_address: str | None) -> dict[str, Any] | None:
+def environment_of(path: Path | None, ray_address: str | None, workers: int | None) -> dict[str, Any] | None:
+    """How the cluster's workers get the code. Raises UserError where what is said of workers contradicts itself."""
+    if ray_address is not None and workers == 0:
+        raise UserError("--workers 0 trains in this process, --ray-address on a cluster; give one of the two")
     if path is None:
         return None
     if ray_address is None:
@@ -94,7 +97,7 @@ def staff_of(workers: int | None, ray_address: str | None, runtime_env: Path | N
     """Who trains, with the defaults of a search."""
     from discover.workshop import Staff
 
-    environment = environment_of(runtime_env, ray_address)
+    environment = environment_of(runtime_env, ray_address, workers)
     count = len(os.sched_getaffinity(0)) if workers is None and ray_address is None else workers
     return Staff(count, ray_address, environment)
 

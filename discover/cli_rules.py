@@ -127,10 +127,10 @@ def _source(program: Program) -> str:
 
 
 def _facts(program: Program) -> dict[str, Any]:
+    from discover.length import length
     from dsl import properties
     from dsl.fingerprint import fingerprint
     from dsl.identify import nearest
-    from dsl.program import assignments
 
     program = _composed(program)
     facts, found = properties.of(program), fingerprint(program)
@@ -138,7 +138,7 @@ def _facts(program: Program) -> dict[str, Any]:
         "name": program.name,
         "doc": program.doc,
         "hyperparameters": program.defaults,
-        "length": sum(1 for _ in assignments(program.body)),
+        "length": length(program),
         "state_bytes": facts.state_bytes,
         **asdict(facts),
         "nearest": str(nearest(program)),

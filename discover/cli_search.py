@@ -95,7 +95,7 @@ def search(
         warm_start=warm_start or (),
         workers=workers,
         ray_address=ray_address,
-        runtime_env=environment_of(runtime_env, ray_address),
+        runtime_env=environment_of(runtime_env, ray_address, workers),
         compile=compile,
         own_tasks=task or (),
     )
@@ -138,6 +138,6 @@ def resume(
         plateau=plateau,
         workers=workers,
         ray_address=ray_address,
-        runtime_env=environment_of(runtime_env, ray_address),
+        runtime_env=environment_of(runtime_env, ray_address, workers),
     ) as resumed:
         watch(resumed, json)

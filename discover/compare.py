@@ -27,7 +27,7 @@ import tasks
 from discover import footprint, verdict
 from discover.asks import Ask
 from discover.console import rows_table
-from discover.contenders import Contender, RuleContender, check, contender
+from discover.contenders import Contender, RuleContender, check, contender, spelled
 from discover.durations import format_duration
 from discover.errors import UserError
 from discover.files import free, write_whole
@@ -273,7 +273,8 @@ def run(
 def plain(
     comparison: Comparison, found: Verdict, command: Sequence[str], seconds: float, storage: str | None
 ) -> dict[str, Any]:
-    """What compare.json holds: what was asked, every run on a fresh seed, statistics and words."""
+    """What compare.json holds: what was asked, of whom, every run on a fresh seed, statistics and words. An older file
+    has no "contenders" of its own: rules go by their fingerprints there."""
     rows: dict[str, Any] = {}
     for task, row in comparison.results.items():
         rows[task] = {
@@ -300,6 +301,10 @@ def plain(
         "options": asdict(comparison.options),
         "baseline": comparison.baseline,
         "rules": {one.name: one.fingerprint for one in comparison.contenders},
+        "contenders": {
+            one.name: {"text": next(iter(spelled(one).values())), "from": dict(one.origin)}
+            for one in comparison.contenders
+        },
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "model_steps": sum(t.model_steps for row in comparison.results.values() for own in row.values() for t in own),
         "tasks": rows,
@@ -380,7 +385,11 @@ def _endings(comparison: Comparison, found: Verdict, folder: Path, url: str, sec
     options, budget = comparison.options, comparison.options.budget
     yield (
         f"loss: held-out, geometric mean over {options.tunings * budget.fresh} fresh seeds ± half of its 95 % interval."
-        " vs: the loss, relative."
+        f" vs: the loss relative to {found.baseline}'s, by the same means."
+    )
+    yield (
+        "In the sentences above: the interquartile mean of these differences over all tasks, which leaves out a quarter"
+        " of the runs at either end; so it is another number, on one task too."
     )
     yield (
         "p: of no difference, Holm-corrected. speed-up: in steps, to what both reach. lr, decay: of the best settings."

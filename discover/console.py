@@ -17,11 +17,12 @@ import dsl
 from discover.durations import format_duration
 from discover.events import Event, Finished, GenerationDone, Notice, Started
 from discover.front import costs
+from discover.length import length
 from discover.records import Ranked, Totals
 from dsl.flatten import tidy
 from dsl.format import format_expr, format_test
 from dsl.identify import nearest
-from dsl.program import If, Program, RuleError, Statement, assignments
+from dsl.program import If, Program, RuleError, Statement
 
 EVERY_SECONDS = 10.0
 """How often progress is printed where lines cannot be drawn over."""
@@ -157,17 +158,13 @@ def leaderboard(places: Sequence[Ranked], width: int = 80) -> Iterator[str]:
     yield _PLACE.format("rank", "fitness", "bytes", "length", "nearest known rule")
     for ranked in places:
         program = dsl.parse(ranked.candidate.text)
-        facts = ranked.candidate.properties
-        size, length = (
-            _number(facts.get("state_bytes")),
-            _number(facts.get("length", sum(1 for _ in assignments(program.body)))),
-        )
-        yield _PLACE.format(ranked.rank, fitness(ranked), size, length, resemblance(program))
+        size = _number(ranked.candidate.properties.get("state_bytes"))
+        yield _PLACE.format(ranked.rank, fitness(ranked), size, length(program), resemblance(program))
         yield from textwrap.wrap(
             one_line(program, 1000), max(width, 40), initial_indent=" " * 6, subsequent_indent=" " * 6
         )
     yield "fitness: mean log(loss of tuned AdamW / loss) on fresh instances, ± its standard error (how many of them);"
-    yield "above 0 is better. bytes: of state a parameter. length: in statements."
+    yield "above 0 is better. bytes: of state a parameter. length: in statements of one operator."
 
 
 def front_lines(event: Finished) -> Iterator[str]:

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 import dsl
+from discover.contender_names import require_rate, rule_of
 from discover.errors import UserError
 from discover.optimizer import RuleOptimizer, class_of
-from discover.runs import rule_of
 from dsl import Program
 from dsl.fingerprint import fingerprint
 from dsl.graph import needs
@@ -44,12 +44,14 @@ class Contender(ABC):
         fingerprint: equal for two contenders that do the same and are tuned alike; what stored results go by.
         defaults: its hyperparameters; `lr` is one of them.
         ranges: where its author says that a hyperparameter is searched.
+        origin: where it comes from, for the record; empty where nobody asks, as in a worker.
     """
 
     name: str
     fingerprint: str
     defaults: Mapping[str, float]
     ranges: Mapping[str, Range]
+    origin: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def optimizer(self, task: Task, parameters: Sequence[Tensor], hypers: Mapping[str, float]) -> torch.optim.Optimizer:
@@ -66,10 +68,9 @@ class Contender(ABC):
 class RuleContender(Contender):
     """A rule. `program` takes no other rule."""
 
-    def __init__(self, name: str, program: Program) -> None:
-        if "lr" not in program.defaults:
-            raise UserError(f"{name}: has no hyperparameter 'lr', and so nothing that can be tuned and scheduled")
-        self.name, self.program = name, program
+    def __init__(self, name: str, program: Program, origin: Mapping[str, Any] | None = None) -> None:
+        require_rate(name, program)
+        self.name, self.program, self.origin = name, program, origin or {}
         self.defaults = MappingProxyType(dict(program.defaults))
         self.ranges = {hyper.name: hyper.range for hyper in program.hypers if hyper.range}
         hypers = [(h.name, h.default, h.range and (h.range.low, h.range.high, h.range.log)) for h in program.hypers]
@@ -90,7 +91,7 @@ class ClassContender(Contender):
     `betas` are taken as beta1, beta2, ..."""
 
     def __init__(self, name: str, made: type[torch.optim.Optimizer]) -> None:
-        self.name, self.made = name, made
+        self.name, self.made, self.origin = name, made, {"class": name, "package": _version(made)}
         self.ranges: Mapping[str, Range] = {}
         found: dict[str, float] = {}
         self._betas = 0
@@ -106,7 +107,7 @@ class ClassContender(Contender):
         if "lr" not in found:
             raise UserError(f"{name}: has no argument 'lr', and so nothing that can be tuned and scheduled")
         self.defaults = MappingProxyType(found)
-        self.fingerprint = _digest("class", f"{made.__module__}:{made.__qualname__}", _version(made), found)
+        self.fingerprint = _digest("class", f"{made.__module__}:{made.__qualname__}", self.origin["package"], found)
 
     def optimizer(self, task: Task, parameters: Sequence[Tensor], hypers: Mapping[str, float]) -> torch.optim.Optimizer:
         betas = [f"beta{i}" for i in range(1, self._betas + 1)]
@@ -127,7 +128,8 @@ def contender(text: str) -> Contender:
         UserError, RuleError: there is none of this name, or it cannot be compared; says what was expected.
     """
     if ":" not in text:
-        return RuleContender(text, dsl.check(rule_of(text) if _is_place(text) else dsl.load(text)))
+        program, origin = rule_of(text)
+        return RuleContender(text, program, origin)
     where, _, attribute = text.rpartition(":")
     module = _file(Path(where)) if where.endswith(".py") else _module(where, text)
     made = getattr(module, attribute, None)
@@ -136,7 +138,7 @@ def contender(text: str) -> Contender:
         wrong = "is not a torch.optim.Optimizer" if hasattr(module, attribute) else f"{where} has no '{attribute}'"
         raise UserError(f"{text}: {wrong}{suggest(attribute, there)}")
     if issubclass(made, RuleOptimizer) and made.program is not None:
-        return RuleContender(text, made.program)
+        return RuleContender(text, made.program, {"class": text})
     return ClassContender(text, made)
 
 
@@ -178,10 +180,6 @@ def fresh(task: Task, flat: Tensor) -> list[nn.Parameter]:
 
 
 # Inside -------------------------------------------------------------------------------------------------------------
-
-
-def _is_place(text: str) -> bool:
-    return "@" in text and not text.endswith(".rule")
 
 
 def _is_number(value: object) -> bool:

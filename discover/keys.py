@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import keyword
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
@@ -10,7 +12,17 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from discover.durations import parse_duration
 from dsl.ops import OPS
+from dsl.program import BUILTINS
 from dsl.types import EXTENTS
+
+RESERVED = {
+    "p": "the parameter",
+    "g": "the gradient",
+    "lr": "a hyperparameter of every program",
+    "weight_decay": "a hyperparameter of every program",
+    **dict.fromkeys(BUILTINS, "built into the language"),
+}
+"""What no slot can be called: name -> what it is."""
 
 
 class Keys(BaseModel):
@@ -73,7 +85,21 @@ def _slots(values: tuple[str, ...]) -> tuple[str, ...]:
             raise ValueError(f"'{value}' is not the name of a slot; write m, or rows(m) for one value per row")
         if extent not in EXTENTS:
             raise ValueError(f"'{value}': unknown extent '{extent}'; expected one of {', '.join(EXTENTS)}")
+        if taken := _meaning(name):
+            raise ValueError(f"'{name}' is {taken}; a slot needs a name of its own, such as m")
+    distinct(tuple(slot_of(value)[1] for value in values))
     return values
+
+
+def _meaning(name: str) -> str:
+    """What a name means already; empty where it is free."""
+    if name in OPS:
+        return "an operator"
+    if keyword.iskeyword(name):
+        return "a word of Python"
+    if re.fullmatch(r"x[0-9]+", name):
+        return "what a value in between is called"
+    return RESERVED.get(name, "")
 
 
 def slot_of(text: str) -> tuple[str, str]:

@@ -126,6 +126,14 @@ class Promote(Keys):
         pruners_fit(self)
         return self
 
+    def baselines_of(self) -> Iterator[tuple[str, str]]:
+        """(where in the YAML, name) for every baseline that is named."""
+        parts = {"": self.baselines, "final.": self.final.baselines}
+        parts |= {f"rungs[{number}].": rung.baselines for number, rung in enumerate(self.rungs)}
+        for where, names in parts.items():
+            for name in names or ():
+                yield f"promote.{where}baselines", name
+
     def tasks_of(self) -> Iterator[tuple[str, str, str]]:
         """(where in the YAML, task, set it must belong to) for every task that is named."""
         parts: list[tuple[str, Sizes, str]] = [

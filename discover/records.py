@@ -47,7 +47,7 @@ class Candidate:
         duplicate_of: the id of the earlier candidate that does the same, for a duplicate.
         fitness: higher is better, 0 is as good as tuned AdamW on the same instances; None if it has none.
         rung: the highest rung it was trained on, from 0; None if it was not trained.
-        properties: facts found by analysis: `state_bytes` a parameter, `length` in statements, `degree`, ...
+        properties: facts found by analysis: `state_bytes` a parameter, `operations`, `degree`, ...
     """
 
     id: int

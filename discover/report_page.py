@@ -13,6 +13,7 @@ import dsl
 from discover.console import by_count, one_line, resemblance
 from discover.console import fitness as fitness_in_words
 from discover.durations import format_duration
+from discover.length import length
 from discover.records import OF_WORKERS, Ranked
 from discover.report_data import CERTIFICATE, PROMOTION, READABLE, Moment, Report, curve_of, state_of
 from discover.report_svg import Series, bars, plot
@@ -120,7 +121,7 @@ def _leaderboard(report: Report) -> Iterator[str]:
                 str(ranked.rank),
                 fitness_in_words(ranked),
                 f"{facts.get('state_bytes', '?')}",
-                f"{facts.get('length', len(program.body))}",
+                str(length(program)),
                 resemblance(program),
                 one_line(program, 160),
             )
@@ -128,7 +129,7 @@ def _leaderboard(report: Report) -> Iterator[str]:
     yield _table(("rank", "fitness", "bytes", "length", "nearest known rule", "rule"), rows)
     yield (
         '<p class="dim">fitness: mean log(loss of tuned AdamW / loss) on fresh instances, ± its standard error (how'
-        " many of them); above 0 is better. bytes: of state a parameter. length: in statements.</p>"
+        " many of them); above 0 is better. bytes: of state a parameter. length: in statements of one operator.</p>"
     )
     for ranked in report.leaderboard[:3]:
         yield from _rule(ranked, report)

@@ -279,25 +279,34 @@ def find(text: str) -> Path:
     return matches[0]
 
 
-def describe(folder: Path) -> dict[str, str | int | float | None]:
-    """A run in a few facts, for a list."""
+def describe(folder: Path) -> dict[str, Any]:
+    """A run in a few facts, for a list; none but its name and what is wrong where it cannot be read."""
+    facts: dict[str, Any] = dict.fromkeys(("run", "state", "trained", "best", "created", "algorithm", "tasks"))
     try:
         manifest = read_manifest(folder)
         with Archive.read(folder / ARCHIVE) as archive:
             totals, best = archive.totals(), archive.best()
     except UserError as error:
-        return {"run": folder.name, "state": f"cannot be read: {error}", "trained": None, "best": None, "created": None}
-    return {
+        return facts | {"run": folder.name, "state": f"cannot be read: {error}"}
+    return facts | {
         "run": folder.name,
         "state": "running" if is_running(folder) else "stopped",
         "trained": totals.trained,
         "best": fitness_in_words(best) if best else None,
         "created": manifest.created,
+        "algorithm": manifest.configuration.algorithm,
+        "tasks": list(dict.fromkeys(name for rung in manifest.configuration.space.rungs for name in rung.tasks)),
     }
 
 
 def rule_of(reference: str) -> Program:
-    """The rule at a place of a run's leaderboard.
+    """The rule at a place of a run's leaderboard; see `place_of`."""
+    folder, ranked = place_of(reference)
+    return program_of(ranked, folder.name)
+
+
+def place_of(reference: str) -> tuple[Path, Ranked]:
+    """A run's folder, and a place of its leaderboard.
 
     Args:
         reference: "RUN@K", K from 1; RUN as for `find`.
@@ -315,8 +324,7 @@ def rule_of(reference: str) -> Program:
     if len(places) < int(place):
         have = f"its leaderboard has {len(places)} places" if places else "it has trained nothing yet"
         raise RunError(f"{folder}: has no rank {place}; {have}")
-    ranked = places[-1]
-    return program_of(ranked, folder.name)
+    return folder, places[-1]
 
 
 def program_of(ranked: Ranked, run: str) -> Program:

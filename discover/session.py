@@ -61,7 +61,7 @@ def configure(
     import tasks
     from discover import plan
 
-    loaded.check_tasks(tasks.names(), space)
+    loaded.check_tasks(tasks.check_name, space)
     if own_tasks:
         loaded = loaded.with_tasks([_spelling(_absolute(task)) for task in own_tasks])
     loaded = loaded.renamed({name: _spelling(name) for rung in loaded.rungs for name in rung.tasks})

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 import dsl
+from discover.contender_names import check_name
 from discover.durations import parse_duration
-from discover.errors import SpaceError
+from discover.errors import SpaceError, UserError
 from discover.keys import (
     Duration,
     Fraction,
@@ -30,10 +31,11 @@ from discover.keys import (
     Weight,
     distinct,
     request_of,
+    slot_of,
     suggest,
 )
 from discover.promotion_keys import Promote, base_of
-from discover.space_errors import in_words
+from discover.space_errors import in_words, stranger
 from discover.yaml_reader import read_yaml
 from dsl.program import Program
 
@@ -284,7 +286,7 @@ class Space(Keys):
         for where, task, part in self.promote.tasks_of():
             known = [base_of(name) for name in getattr(self.tasks, part)]
             if base_of(task) not in known:
-                raise ValueError(f"{where}: '{task}' is not among tasks.{part}{suggest(base_of(task), known)}")
+                raise ValueError(stranger(where, task, part, getattr(self.tasks, part)))
         return self
 
     @model_validator(mode="after")
@@ -306,15 +308,14 @@ class Space(Keys):
         for number, rung in enumerate(self.rungs):
             for task in rung.tasks:
                 if task not in self.tasks.search:
-                    hint = suggest(task, self.tasks.search)
-                    raise ValueError(f"rungs[{number}].tasks: '{task}' is not among tasks.search{hint}")
+                    raise ValueError(stranger(f"rungs[{number}].tasks", task, "search", self.tasks.search))
         return self
 
     @model_validator(mode="after")
     def _weights_are_of_search_tasks(self) -> Self:
         for task in self.weights:
             if task not in self.tasks.search:
-                raise ValueError(f"weights: '{task}' is not among tasks.search{suggest(task, self.tasks.search)}")
+                raise ValueError(stranger("weights", task, "search", self.tasks.search))
         return self
 
     @classmethod
@@ -333,10 +334,16 @@ class Space(Keys):
         if not isinstance(data, dict):
             raise SpaceError(f"{path}: expected 'key: value' lines, with operators, tasks and rungs at least")
         loaded = cls.of({"name": path.stem, **data}, str(path))
+        where = "ancestor"
         try:
-            loaded.ancestors()
-        except dsl.RuleError as error:
-            raise SpaceError(f"{path}: ancestor: {error}") from None
+            hypers = {name: program.name for program in loaded.ancestors() for name in program.defaults}
+            for where, baseline in loaded.promote.baselines_of():  # noqa: B007 (the message says where)
+                check_name(baseline)
+        except (dsl.RuleError, UserError) as error:
+            raise SpaceError(f"{path}: {where}: {error}") from None
+        for _, slot in map(slot_of, loaded.slots):
+            if slot in hypers:
+                raise SpaceError(f"{path}: slots: '{slot}' is a hyperparameter of the ancestor {hypers[slot]}")
         return loaded
 
     @classmethod
@@ -359,13 +366,21 @@ class Space(Keys):
         """The same space with other rules to start from."""
         return self.of({**self.plain(), "ancestor": list(rules)}, self.name)
 
-    def check_tasks(self, known: Iterable[str], source: str) -> None:
-        """Raises SpaceError for a task that is neither known nor in a Python file."""
-        known = list(known)
+    def check_tasks(self, check: Callable[[str], object], source: str) -> None:
+        """Raises SpaceError for a task that `check` raises ValueError for, as `tasks.check_name` does."""
+        for where, task in self._tasks_of():
+            try:
+                check(task)
+            except ValueError as error:
+                raise SpaceError(f"{source}: {where}: {error}") from None
+
+    def _tasks_of(self) -> Iterator[tuple[str, str]]:
+        """(where in the YAML, task) for every task that is named; the others are among these."""
         for part in ("search", "select", "final"):
             for task in getattr(self.tasks, part):
-                if task.partition("(")[0].strip() not in known and ".py:" not in task:  # without its options
-                    raise SpaceError(f"{source}: tasks.{part}: unknown task '{task}'{suggest(task, known)}")
+                yield f"tasks.{part}", task
+        for where, task, _ in self.promote.tasks_of():
+            yield where, task
 
     def with_tasks(self, names: Iterable[str]) -> Space:
         """The same space, but searching on these tasks: each rung trains on all of them."""

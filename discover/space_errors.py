@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from discover.keys import suggest
+from discover.promotion_keys import base_of
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -61,6 +63,17 @@ def in_words(errors: ValidationError, model: type[BaseModel]) -> str:
         where = where.rsplit("[", 1)[0]
     more = f" (and {len(each) - 1} more)" if len(each) > 1 else ""
     return f"{where}: {words}{more}" if where else f"{words}{more}"
+
+
+def stranger(where: str, task: str, part: str, listed: Sequence[str]) -> str:
+    """What is wrong where a task is named that is not among those of its set. One of two names is: where this one is a
+    task's, and the one of the set that is near it is none's, it is that one."""
+    import tasks  # and with it torch, which a space without mistakes does not wait for
+
+    near = difflib.get_close_matches(task, listed, n=1)
+    if near and base_of(task) in tasks.names() and base_of(near[0]) not in tasks.names() and ".py:" not in near[0]:
+        return f"tasks.{part}: unknown task '{near[0]}'; did you mean '{task}'?"
+    return f"{where}: '{task}' is not among tasks.{part}{suggest(task, listed)}"
 
 
 def _keys_at(model: type[BaseModel], location: Iterable[int | str]) -> Iterable[str]:

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 import dsl
-from discover import certificate
+from discover import certificate, runs
 from discover.contest import Contest, curve_of, load
 from discover.errors import UserError
 from discover.keeper import Keeper, StoppedError
@@ -81,13 +81,29 @@ class Report:
         return not self.problems
 
 
+def find(text: str) -> Path:
+    """Where a certificate is.
+
+    Args:
+        text: its file, a folder that has it, or a run as `runs.find` takes it.
+
+    Raises:
+        RunError: no such run.
+    """
+    path = Path(text)
+    if text != "last" and (path.suffix == ".json" or path.is_file() or (path / "certificate.json").is_file()):
+        return path
+    return runs.find(text)
+
+
 def read(path: Path) -> dict[str, Any]:
     """A certificate. Raises UserError: not there, or not a certificate of this version."""
-    path = path / "certificate.json" if path.is_dir() else path
+    wanted = "expected a run, or its certificate.json"
+    if path.is_dir():
+        path, wanted = path / "certificate.json", f"'discover promote {runs.handle(path)}' makes it"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        wanted = "expected a run's folder, or its certificate.json"
         raise UserError(f"cannot read '{path}': {error.strerror}; {wanted}") from None
     except ValueError:
         data = None
@@ -287,16 +303,16 @@ def _gap(one: float, other: float) -> float:
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def run(path: Path, *, sample: int | None, seed: int, staff: Staff, as_json: bool) -> int:
-    """Checks a certificate, and says what came of it: the exit code is 0 where it holds, 1 where it does not, 130
-    where nobody knows, since it was stopped.
+def run(text: str, *, sample: int | None, seed: int, staff: Staff, as_json: bool) -> int:
+    """Checks a certificate, named as `find` takes it, and says what came of it: the exit code is 0 where it holds, 1
+    where it does not, 130 where nobody knows, since it was stopped.
 
     Raises:
         UserError: a mistake of the user's.
     """
     console = Console(stderr=as_json)
     torch.set_num_threads(1)
-    data = read(path)
+    data = read(find(text))
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

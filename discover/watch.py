@@ -81,7 +81,11 @@ def _print_summary(run: Run, finished: Finished, console: Console) -> None:
             f"  discover show {run.handle}@1 --latex",
             f"  discover register {run.handle} --name my_rule",
             f"  discover export {run.handle}@1 -o my_rule.py",
+            f"  discover report {run.handle}",
         ]
+        tasks = run.configuration.space.tasks
+        if tasks.select and tasks.final:
+            lines += [f"  discover promote {run.handle}"]
     if not finished.interrupted:
         lines += [f"  discover resume {run.handle} --time 10m"]
     for line in lines:

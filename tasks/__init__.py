@@ -6,8 +6,20 @@
 (2410, 64, 60)
 """
 
-from tasks.library import check, load, names, spelling
+from tasks.library import check, check_name, load, names, spelling
 from tasks.references import Reference, reference
 from tasks.task import Batch, Parameter, Role, Task
 
-__all__ = ["Batch", "Parameter", "Reference", "Role", "Task", "check", "load", "names", "reference", "spelling"]
+__all__ = [
+    "Batch",
+    "Parameter",
+    "Reference",
+    "Role",
+    "Task",
+    "check",
+    "check_name",
+    "load",
+    "names",
+    "reference",
+    "spelling",
+]

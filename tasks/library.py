@@ -60,9 +60,20 @@ def load(name: str) -> Task:
         ValueError: no such task, file, name or option, a value that cannot be, or the task breaks the contract; says
             what, and what was expected.
     """
+    return _make(*_read(name))
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a name that `load` would refuse: no such task, file, name or option, or a value that cannot
+    be. The task is not made and its data are not read; a user's file is executed."""
+    _read(name)
+
+
+def _read(name: str) -> tuple[str, options.Values, options.Values]:
+    """What is to be made: a task, its own options, the common ones."""
     base, given = options.parse(name)
     own, common = options.convert(_maker(base), given, base)
-    return _make(base, own, common)
+    return base, own, common
 
 
 def spelling(task: Task) -> str:

@@ -75,6 +75,7 @@ def test_a_wrong_rule_file_is_refused_with_file_and_line(
     assert [path.name for path in Path().iterdir()] == ["x.rule"]
 
 
+CONTRADICTION = "--workers 0 trains in this process, --ray-address on a cluster; give one of the two"
 MISTAKES = {
     "no such command": ("serach", "No such command 'serach'"),
     "no such option": ("search --spaces x", "--spaces"),
@@ -87,6 +88,12 @@ MISTAKES = {
     ),
     "too small": ("search --space tiny.yaml --candidates 0", "--candidates"),
     "negative workers": ("search --space tiny.yaml --workers -1", "--workers"),
+    "a cluster, and this process": ("search --space tiny.yaml --workers 0 --ray-address auto", CONTRADICTION),
+    "the same on resume": ("resume last --workers 0 --ray-address auto", CONTRADICTION),
+    "the same in a comparison": ("compare lion --workers 0 --ray-address auto", CONTRADICTION),
+    "the same in a calibration": ("calibrate --space lion_like --workers 0 --ray-address auto", CONTRADICTION),
+    "the same in a promotion": ("promote last --workers 0 --ray-address auto", CONTRADICTION),
+    "the same in verifying": ("verify last --workers 0 --ray-address auto", CONTRADICTION),
     "negative seed": ("search --space tiny.yaml --seed -1", "--seed"),
     "bad duration": ("search --space tiny.yaml --time 10x", "'10x' is not a duration; write 90s, 10m, 2h or 1h30m"),
     "bad duration on resume": ("resume last --time soon", "'soon' is not a duration"),
@@ -217,6 +224,7 @@ def test_every_rule_has_a_formula_with_balanced_braces(rule: str, capsys: pytest
 def test_show_gives_facts_to_people_and_to_machines(capsys: pytest.CaptureFixture[str]) -> None:
     facts = json.loads(run(capsys, "show", "adamw", "--json")[1])
     assert (facts["state_bytes"], facts["degree"], facts["odd"]) == (8.0, 0.0, True)
+    assert facts["length"] == 13
     assert dsl.parse(facts["text"]) == dsl.load("adamw")
     assert re.search(r"^state_bytes +8\.0$", run(capsys, "show", "adamw", "--properties")[1], re.MULTILINE)
 
@@ -254,6 +262,22 @@ def test_lists_are_the_same_for_people_and_machines(what: str, capsys: pytest.Ca
     assert len(out.splitlines()) >= len(rows) + 1
     for row in rows:
         assert next(iter(row.values())) in out
+
+
+def test_a_list_of_runs_says_how_and_on_what_each_searched_where_there_is_room(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made("runs/alpha", trained=4)
+    (row,) = json.loads(run(capsys, "list", "runs", "--json")[1])
+    tasks = ["digits_mlp", "digits_autoencoder(horizon=60)", "bytes_mlp(horizon=120)"]
+    assert (row["algorithm"], row["tasks"]) == ("evolution", tasks)
+    assert "evolution" in (wide := run(capsys, "list", "runs")[1])
+    assert ", ".join(tasks) in wide
+    monkeypatch.setenv("COLUMNS", "110")
+    assert "evolution" in (middle := run(capsys, "list", "runs")[1])
+    assert "digits_mlp" not in middle
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "evolution" not in run(capsys, "list", "runs")[1]
 
 
 def test_an_empty_list_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,7 +328,7 @@ def test_a_search_prints_its_counts_and_its_best_rule_as_json(capsys: pytest.Cap
 
 
 def test_a_search_shows_its_progress_its_leaderboard_and_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("tiny.yaml").write_text(TINY)
+    Path("tiny.yaml").write_text(TINY.replace("]}", "], select: [quadratic], final: [digits_mlp]}", 1))
     code, out, err = run(capsys, "search", "--space", "tiny.yaml", "--candidates", "8", "--workers", "0", "--out", "o")
     assert (code, err) == (0, "")
     for text in (
@@ -315,8 +339,8 @@ def test_a_search_shows_its_progress_its_leaderboard_and_what_to_do_next(capsys:
         "where the time",
     ):
         assert text in out
-    for command in ("discover show o@1 --latex", "discover register o --name", "discover resume o --time 10m"):
-        assert command in out
+    for command in ("show o@1 --latex", "register o --name my_rule", "report o", "promote o", "resume o --time 10m"):
+        assert f"\n  discover {command}\n" in out
     code, out, _ = run(capsys, "resume", "o", "--candidates", "16")
     assert code == 0
     assert "goes on after " in out

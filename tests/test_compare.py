@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,18 @@ import numpy as np
 import pytest
 import torch
 
+import dsl
 from discover import cli, compare, pictures, tuning, verdict
 from discover.compare import Options, carry_out, judged, select
+from discover.contenders import contender
 from discover.errors import UserError
 from discover.keeper import Keeper, StoppedError
+from discover.registry import register
 from discover.storage import Store
 from discover.studies import Tuned
 from discover.verdict import Verdict, judge, percent, words
 from discover.workshop import Workshop
+from tests.test_runs import made as made_run
 
 ROOT = Path(__file__).parent.parent
 POINTS = (10, 20)
@@ -258,6 +264,36 @@ def test_another_baseline_and_a_class_of_torch_are_taken(capsys: pytest.CaptureF
     assert data["baseline"] == "sgd"
     assert data["overall"]["torch.optim:SGD"]["call"] == "not shown"
     assert re.match(r"torch.optim:SGD and sgd: no difference shown; its loss is [+-]0.00 %", data["words"][0])
+    there = data["contenders"]
+    assert dsl.parse(there["sgd"]["text"]) == dsl.load("sgd")
+    assert there["sgd"]["from"] == {"built in": "sgd"}
+    package = {"class": "torch.optim:SGD", "package": f"torch {metadata.version('torch')}"}
+    assert there["torch.optim:SGD"] == {"text": "torch.optim:SGD", "from": package}
+
+
+def test_a_contender_says_where_it_comes_from(home: Path) -> None:
+    made_run("runs/alpha", trained=4)
+    register(dsl.load("lion"), "my_lion")
+    Path("x.rule").write_text(dsl.format(dsl.load("lion")))
+    for text, origin in (
+        ("last@2", {"run": "alpha", "rank": 2, "candidate": 3}),
+        ("x.rule", {"file": str(home / "cwd" / "x.rule")}),
+        ("my_lion", {"registered": "my_lion"}),
+        ("clip_global(adamw)", {"composition": "clip_global(adamw)"}),
+    ):
+        assert contender(text).origin == origin
+        assert contender(contender(text).name).fingerprint == contender(text).fingerprint
+    Path("own.py").write_text("import torch\nclass Mine(torch.optim.SGD): ...\n")
+    origin = dict(contender("own.py:Mine").origin)
+    assert origin["class"] == "own.py:Mine"
+    assert origin["package"] == hashlib.sha256(Path("own.py").read_bytes()).hexdigest()
+
+
+def test_the_two_means_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, f"compare sgd --task breast_cancer {FEW} --out o")
+    assert code == 0
+    assert "vs: the loss relative to adamw's, by the same means." in out
+    assert "In the sentences above: the interquartile mean" in out
 
 
 def test_a_comparison_that_was_stopped_goes_on_to_the_same_verdict() -> None:

@@ -212,7 +212,7 @@ def test_variants_in_a_space_are_checked_and_keep_their_weights(tmp_path: Path) 
     assert (space.tasks.search, space.weights) == (("digits_mlp(batch_size=32)",), {"digits_mlp(batch_size=32)": 0.5})
     path.write_text(text.replace("digits_mlp", "digits_mpl"))
     with pytest.raises(ValueError, match="unknown task 'digits_mpl"):
-        Space.load(str(path)).check_tasks(tasks.names(), "x")
+        Space.load(str(path)).check_tasks(tasks.check_name, "x")
 
 
 # ---- classes and the list ---------------------------------------------------------------------------------------

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+import runpy
+from pathlib import Path
 
 import pytest
 
+import benchmarks
 import dsl
 from benchmarks import planted
 from benchmarks.rediscovery import PLANTED
@@ -32,3 +36,18 @@ def test_what_is_planted_is_best_and_of_the_family(name: str) -> None:
     best = {rule: min(losses[i * len(RATES) : (i + 1) * len(RATES)]) for i, rule in enumerate(RULES)}
     assert BEST[name].startswith(family)
     assert all(math.log(best[rule] / best[BEST[name]]) > 0.7 for rule in RULES if rule != BEST[name]), best
+
+
+@pytest.mark.parametrize("name", ["arms", "planted"])
+def test_a_library_among_the_benchmarks_says_that_it_is_one(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(benchmarks.__path__[0] + f"/{name}.py", run_name="__main__")
+    said = capsys.readouterr().out
+    assert said.startswith("a library: ")
+    assert said.count("\n") == 1
+    for program in re.findall(r"benchmarks\.(\w+)", said):
+        assert name in Path(benchmarks.__path__[0], f"{program}.py").read_text()
+
+
+def test_every_benchmark_answers_when_it_is_run() -> None:
+    for path in Path(benchmarks.__path__[0]).glob("[a-z]*.py"):
+        assert 'if __name__ == "__main__":' in path.read_text(), path.name

@@ -413,7 +413,7 @@ def test_a_mistake_in_the_space_is_one_line(line: str, message: str) -> None:
 
 
 def test_an_own_task_leaves_the_sets_that_hold_a_variant_of_it() -> None:
-    Path("tiny.yaml").write_text(SPACE)
+    Path("tiny.yaml").write_text(SPACE.replace("BASELINE", "adamw"))
     space = Space.load("tiny.yaml").with_tasks(["breast_cancer(horizon=9)"])
     assert space.tasks.select == ()
 
@@ -437,7 +437,9 @@ def test_mistakes_on_the_command_line_are_one_line(capsys: pytest.CaptureFixture
     for line, words in (
         ("promote nowhere", "no run 'nowhere'"),
         ("promote found --top 9", "--top 9: 8 tunings of rungs[0] cannot tell"),
-        ("verify found", "cannot read 'found/certificate.json'"),
+        ("verify found", "cannot read 'found/certificate.json': No such file or directory; 'discover promote found'"),
+        ("verify fuond", "no run 'fuond'"),
+        ("verify none.json", "cannot read 'none.json': No such file or directory; expected a run, or its certificate"),
         ("verify found/manifest.json", "is not a certificate"),
     ):
         code, _, err = command(capsys, line)
@@ -462,6 +464,20 @@ def promoted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         assert a_run([adam()])
         assert cli.main(["promote", "found", "--workers", "0"]) == 0
         return read(folder / "found")
+
+
+@pytest.mark.parametrize("named", ["last", "fou", "found", "runs/found", "runs/found/certificate.json", "copy"])
+def test_a_certificate_is_found_by_its_run_its_file_or_its_folder(
+    named: str, promoted: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs").mkdir()
+    folder = a_run([adam()]).rename("runs/found")
+    for place in (folder, Path("copy")):
+        place.mkdir(exist_ok=True)
+        (place / "certificate.json").write_text(json.dumps(promoted))
+    code, out, err = command(capsys, f"verify {named} --sample 1 --json")
+    assert code == 0, err
+    assert json.loads(out)["holds"]
 
 
 def test_a_certificate_holds_all_of_it_and_a_sample(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +16,9 @@ from discover.durations import format_duration, parse_duration
 from discover.errors import SpaceError, UserError
 from discover.space import DIRECTORY, Rung, Space, names
 from discover.yaml_reader import read_yaml
+from tasks import library
+
+ROOT = Path(__file__).parent.parent
 
 SMALL = """\
 operators: [add, sign]
@@ -53,6 +59,14 @@ BAD = {
     "not finite": ("learning_rates: {factor: .inf}", "learning_rates.factor: expected a finite number, not inf"),
     "no such choice": ("compile: maybe", "compile: expected auto, always or never, not 'maybe'"),
     "no such extent": ("slots: [diagonals(m)]", "slots: 'diagonals(m)': unknown extent 'diagonals'"),
+    "a slot named as the gradient": ("slots: [m, g]", "slots: 'g' is the gradient; a slot needs a name of its own"),
+    "a slot named as the step": ("slots: [rows(t)]", "slots: 't' is built into the language"),
+    "a slot named as a hyperparameter": ("slots: [lr]", "slots: 'lr' is a hyperparameter of every program"),
+    "a slot named as the ancestor's": ("slots: [beta1]", "slots: 'beta1' is a hyperparameter of the ancestor adamw"),
+    "a slot named as an operator": ("slots: [sign]", "slots: 'sign' is an operator"),
+    "a slot named as a word": ("slots: [lambda]", "slots: 'lambda' is a word of Python"),
+    "a slot named as a value in between": ("slots: [x1]", "slots: 'x1' is what a value in between is called"),
+    "a slot twice": ("slots: [m, rows(m)]", "slots: 'm' is listed twice"),
     "no fitness": ("objectives: [state_bytes]", "objectives: expected fitness first, not state_bytes"),
     "islands": ("evolution: {population: 2, islands: 3}", "3 islands are more than the population of 2"),
     "interval upside down": ("loss_scales: [10.0, 1.0]", "loss_scales: expected [lowest, highest], not [10, 1]"),
@@ -71,6 +85,53 @@ BAD = {
         "tasks: 'a' is in search and in final; the three sets must be disjoint",
     ),
     "rung on another set": ("rungs: [{tasks: [c]}]", "rungs[0].tasks: 'c' is not among tasks.search"),
+    "a search task misspelt": (
+        "tasks: {search: [digits_mpl]}\nrungs: [{tasks: [digits_mlp]}]",
+        "tasks.search: unknown task 'digits_mpl'; did you mean 'digits_mlp'?",
+    ),
+    "a search task's variant misspelt": (
+        "tasks: {search: [digits_mpl(horizon=9)]}\nrungs: [{tasks: [digits_mlp(horizon=9)]}]",
+        "tasks.search: unknown task 'digits_mpl(horizon=9)'; did you mean 'digits_mlp(horizon=9)'?",
+    ),
+    "a select task misspelt": (
+        "tasks: {search: [a], select: [digits_cn]}\npromote: {incumbents: {tasks: [digits_cnn]}}",
+        "tasks.select: unknown task 'digits_cn'; did you mean 'digits_cnn'?",
+    ),
+    "a rung's task misspelt": (
+        "tasks: {search: [digits_mlp]}\nrungs: [{tasks: [digits_mpl]}]",
+        "rungs[0].tasks: 'digits_mpl' is not among tasks.search; did you mean 'digits_mlp'?",
+    ),
+    "unknown baseline": (
+        "promote: {baselines: [adamw, lionn]}",
+        "promote.baselines: unknown rule 'lionn'; did you mean 'lion'?",
+    ),
+    "unknown baseline of a rung": (
+        "promote: {rungs: [{}, {baselines: [lionn]}]}",
+        "promote.rungs[1].baselines: unknown rule 'lionn'; did you mean 'lion'?",
+    ),
+    "unknown baseline of the end": ("promote: {final: {baselines: [lionn]}}", "promote.final.baselines: unknown rule"),
+    "a wrapper as a baseline": ("promote: {baselines: [clip_global]}", "takes a rule; write clip_global(adamw)"),
+    "a file that is no baseline": (
+        "promote: {baselines: [x.rule]}",
+        "promote.baselines: cannot read rule file",
+    ),
+    "a run that is no baseline": ("promote: {baselines: [x@1]}", "promote.baselines: no run 'x'"),
+    "a baseline of no package": (
+        "promote: {baselines: ['torhc.optim:SGD']}",
+        "promote.baselines: torhc.optim:SGD: there is no module 'torhc' here; did you mean 'torch'?",
+    ),
+    "a baseline of no module": (
+        "promote: {baselines: ['torch.optm:SGD']}",
+        "there is no module 'torch.optm' here; did you mean 'optim'?",
+    ),
+    "no such class as a baseline": (
+        "promote: {baselines: ['torch.optim:AdamWW']}",
+        "promote.baselines: torch.optim:AdamWW: torch.optim has no 'AdamWW'; did you mean 'AdamW'?",
+    ),
+    "a baseline in no file": (
+        "promote: {baselines: ['x.py:C']}",
+        "promote.baselines: cannot read 'x.py'",
+    ),
     "weight of another task": (
         "weights: {aa: 2.0}",
         "weights: 'aa' is not among tasks.search; did you mean 'a'?",
@@ -125,10 +186,44 @@ def test_missing_files_and_names_are_refused() -> None:
         Space.load("small.yaml")
 
 
-def test_unknown_tasks_are_named_with_a_suggestion() -> None:
-    with pytest.raises(SpaceError, match=r"x: tasks\.select: unknown task 'c'"):
-        load(SMALL).check_tasks(["a", "b", "d"], "x")
-    load(SMALL).check_tasks("abcd", "x")
+TASKS = {
+    "unknown": ("select: [digits_cn]", "tasks.select: unknown task 'digits_cn'; did you mean 'digits_cnn'?"),
+    "option": ("final: [digits_cnn(horizn=3)]", "tasks.final: digits_cnn: unknown option 'horizn'; did you mean 'hor"),
+    "value": ("select: [digits_cnn(horizon=x)]", "tasks.select: digits_cnn: horizon: expected a whole number, not 'x'"),
+    "file": ("final: ['x.py:Net']", "tasks.final: x.py: no such file"),
+}
+
+
+@pytest.mark.parametrize(("part", "message"), TASKS.values(), ids=TASKS)
+def test_tasks_of_all_sets_are_looked_at_and_none_is_made(part: str, message: str, monkeypatch: Any) -> None:
+    import tasks
+
+    monkeypatch.setattr(library, "_construct", lambda *_: pytest.fail("made"))
+    text = f"operators: [add]\ntasks: {{search: [digits_mlp], {part}}}\nrungs: [{{tasks: [digits_mlp]}}]\n"
+    with pytest.raises(SpaceError, match=re.escape(f"x: {message}")):
+        load(text).check_tasks(tasks.check_name, "x")
+
+
+def test_tasks_of_promotion_are_looked_at() -> None:
+    import tasks
+
+    text = SMALL.replace("[a]", "[digits_mlp]").replace("[a, b]", "[digits_mlp]").replace("[c]", "[digits_cnn]")
+    text = text.replace("[d]", "[gpt]") + "promote: {incumbents: {tasks: [digits_cnn(horizn=3)]}}\n"
+    with pytest.raises(SpaceError, match=r"x: promote\.incumbents\.tasks: digits_cnn: unknown option 'horizn'"):
+        load(text).check_tasks(tasks.check_name, "x")
+
+
+BASELINES = ("sgd", "clip_global(adamw)", "mine.rule", "mine.py:Mine", "star.py:Any", "torch.optim:AdamW", "torch._C:X")
+
+
+def test_what_may_be_a_baseline_is_not_imported_to_find_out() -> None:
+    Path("mine.rule").write_text("def mine(p, g, *, lr=0.1):\n    p = p - lr * g\n")
+    Path("mine.py").write_text("raise SystemExit\nclass Mine: ...\n")
+    Path("star.py").write_text("raise SystemExit\nfrom somewhere import *\n")
+    Path("small.yaml").write_text(SMALL + f"promote: {{baselines: {[*BASELINES]}}}\n")
+    script = "import sys; from discover.space import Space; Space.load('small.yaml'); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # What is right ----------------------------------------------------------------------------------------
@@ -141,7 +236,7 @@ def test_every_space_that_comes_with_the_engine_loads_and_knows_its_tasks(name: 
     space = Space.load(name)
     assert space.name == name
     assert space.description
-    space.check_tasks(tasks.names(), name)
+    space.check_tasks(tasks.check_name, name)
 
 
 def missing(model: type[BaseModel], data: Any, where: str = "") -> list[str]:
