@@ -126,7 +126,7 @@ class Gradient:
         once = fill(0, 0, 0) if shared and pieces == 1 else None
 
         def run(flat: Tensor, start: int) -> tuple[Tensor, Tensor]:
-            count = len(flat)
+            count = flat.shape[0]
             if count > self.tile or flat.shape[1:] != first.shape[1:] or not _alike(flat, first):
                 raise self._wrong("flat", flat, (min(count, self.tile), *first.shape[1:]), first)
             full = _full(flat, first)
@@ -268,7 +268,7 @@ def _piece(task: Task) -> int:
 
 def _full(x: Tensor, buffer: Tensor) -> Tensor:
     """`x` as a tile: itself, or a copy in `buffer` with its first lane repeated to the end."""
-    if len(x) == len(buffer) and x.is_contiguous() and x.data_ptr() % _ALIGNMENT == 0:
+    if x.shape[0] == buffer.shape[0] and x.is_contiguous() and x.data_ptr() % _ALIGNMENT == 0:
         return x
     buffer[: len(x)] = x
     buffer[len(x) :] = x[0]

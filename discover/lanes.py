@@ -333,7 +333,7 @@ class Training:
         """Loss and gradient of some rows, as their rules see it."""
         if not self.scaled:
             return at(self.buffer[rows], rows.start)
-        scale, gain = (x if len(x) == 1 else x[rows] for x in (self.scale, self.gain))
+        scale, gain = (x if x.shape[0] == 1 else x[rows] for x in (self.scale, self.gain))
         loss, grad = at(self.buffer[rows] * scale, rows.start)
         return loss, grad.mul_(gain)
 

@@ -331,6 +331,12 @@ class NativeRules:
                 value = parameters[mine] if init == "p" else torch.tensor(float(init))
                 self.state[slot, mine] = value
             self._numbers[:, mine, : len(code.numbers)] = _numbers(code, [hypers[row] for row in mine], ratios)
+        self._fixed = [array.ctypes.data for array in (self._code, self._starts, self._bounds)]
+        self._locate()
+
+    def _locate(self) -> None:
+        """Notes where in memory lies what `keep` moves; to ask numpy at each step takes longer than some steps."""
+        self._at = self._rows.ctypes.data, self.state.data_ptr(), self._numbers.ctypes.data
 
     def step(self, parameters: Tensor, gradients: Tensor, t: int, start: int = 0) -> None:
         """Step t, from 1, of k rows from row `start` on: parameters [k, N] change in place; gradients [k, N] are only
@@ -339,16 +345,16 @@ class NativeRules:
         rows, n = self.state.shape[1:]
         if not 0 <= start < rows:
             raise ValueError(f"start is {start}, expected a row from 0 to {rows - 1}")
-        lanes = min(len(parameters), rows - start)
+        lanes = min(parameters.shape[0], rows - start)
         _check("parameters", parameters, (lanes, n))
         _check("gradients", gradients, (lanes, n))
         if not 1 <= t <= len(self._numbers):
             raise ValueError(f"step {t}: there are ratios for steps 1 to {len(self._numbers)}")
+        (code, starts, bounds), (rules, state, numbers) = self._fixed, self._at
         self._library.step(
-            *(_at(array) for array in (self._code, self._starts, self._rows[start:], self._bounds)),
-            *(lanes, rows, n, self._slots, self._width, len(self._bounds) - 1),
-            *(parameters.data_ptr(), gradients.data_ptr(), self.state.data_ptr() + 4 * start * n),
-            _at(self._numbers[t - 1, start:]),
+            *(code, starts, rules + 4 * start, bounds, lanes, rows, n, self._slots, self._width, len(self._bounds) - 1),
+            *(parameters.data_ptr(), gradients.data_ptr(), state + 4 * start * n),
+            numbers + 4 * ((t - 1) * rows + start) * self._width,
         )
 
     def keep(self, rows: Tensor) -> None:
@@ -356,6 +362,7 @@ class NativeRules:
         self.state = self.state[:, rows].contiguous()
         self._rows = np.ascontiguousarray(self._rows[rows.numpy()])
         self._numbers = np.ascontiguousarray(self._numbers[:, rows.numpy()])
+        self._locate()
 
     def evaluation(self, parameters: Tensor) -> Tensor:
         """The point to evaluate of every row, [K, N]."""
@@ -456,7 +463,3 @@ def _compile(source: Path, path: Path) -> None:
                 f"{compiler()} failed: {done.stderr.strip().splitlines()[0] if done.stderr else done.returncode}"
             )
         os.replace(made, path)
-
-
-def _at(array: Any) -> int:
-    return int(array.ctypes.data)
