@@ -31,7 +31,7 @@ from discover.connection import alive, answers, connect, head_of
 from discover.errors import ClusterError, first_line
 from discover.placement import fit
 from discover.records import Incident, IncidentKind
-from discover.workers import OUT_OF_MEMORY, TIMED_OUT, UNBOUNDED, WORKER_LOST, Crew, Done, Request, Work
+from discover.workers import FAULTY, OUT_OF_MEMORY, TIMED_OUT, UNBOUNDED, WORKER_LOST, Crew, Done, Request, Work
 
 ATTEMPTS = 3
 """How many workers may die under a unit before it is given up; and how many may fail to start before the first does."""
@@ -264,7 +264,8 @@ class RayWorkers:
             failed = isinstance(result, str)
             self._done.append(Done(job.key, None, result) if failed else Done(job.key, result))
             if failed and result != OUT_OF_MEMORY:
-                self._note("fault", f"{job.unit}: {result}", job)
+                self.notes.append(FAULTY.format(result))
+                self._note("fault", self._on(worker, f"{job.unit}: {result}"), job)
             elif failed:
                 if self.crew.memory < UNBOUNDED:
                     allowed = f"the {self.crew.memory / 1e9:g} GB of unit.memory"

@@ -67,9 +67,7 @@ def search(
         ClusterError: no cluster at the address, or it is gone; ArchiveError: the disk is full or gone.
     """
     progress = Progress(plan)
-    stored = archive.totals().generations
-    for generation in archive.generations():
-        progress.remember(generation)
+    stored, ahead = archive.totals().generations, archive.generations()
     clock = _Clock()
     said: set[str] = set()
     asked = _crew(plan, workers, ray_address, runtime_env)
@@ -93,11 +91,14 @@ def search(
             return plateau is None or progress.trained - progress.trained_at_best < plateau
 
         def launch(number: int) -> None:
-            """Proposes a generation, unless the archive holds it already. Once none is allowed, there is no other: what
-            is in flight then may better the best, but generations have no gaps."""
+            """Proposes a generation, or remembers it if the archive holds it already. Once none is allowed, there is no
+            other: what is in flight then may better the best, but generations have no gaps."""
             nonlocal over
-            over = over or (number >= stored and not allowed())
-            if number < stored or over:
+            if number < stored:
+                progress.remember(next(ahead))
+                return
+            over = over or not allowed()
+            if over:
                 return
             with clock("propose"):
                 live = progress.propose(number, clock, flight.take_in_what_is_done)
@@ -130,7 +131,8 @@ def search(
                     best = next(iter(archive.leaderboard(1)), None)
                 with clock("report"):
                     yield GenerationDone(generation.record, archive.totals(), best, time.monotonic() - began)
-                collect()
+                with clock("absorb"):
+                    collect()
                 launch(live.number + plan.space.lag)
                 continue
             with clock("training" if workers == 0 else "idle"):

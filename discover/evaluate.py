@@ -13,6 +13,7 @@ scale of the instance's parameters (the RMS of them, where each tensor has its o
 from __future__ import annotations
 
 import math
+import re
 import socket
 import time
 import traceback
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.random import Generator
 
 from discover import lanes, native
-from discover.errors import first_line, is_shortage
+from discover.errors import UserError, first_line, is_shortage
 from discover.gradient import Gradient, build
 from discover.strides import measured, sees_more_than_an_element
 from dsl import Program, parse
@@ -34,6 +35,9 @@ from tasks.options import with_options
 
 Ends = tuple[float, float]
 """Lowest and highest of what is drawn between them."""
+
+FAULT = "fault"
+"""How the reason begins why a unit has no result, where an exception was raised that nobody foresaw."""
 
 LOSS_FLOOR = 1e-12
 
@@ -121,15 +125,19 @@ class Unit:
         return replace(self, instance=replace(self.instance, task=here(self.instance.task)))
 
     def carry_out(self) -> UnitResult | str:
-        """Its result. An exception that nobody foresaw is the fault of a program, and comes as text, until AdamW alone
-        meets it: then it is the task's or ours."""
+        """Its result. An exception that nobody foresaw is laid to the programs and comes as text, but for what cannot
+        be theirs: memory, files, packages, the task. What AdamW alone meets is everybody's."""
         try:
             return evaluate(self)
+        except (MemoryError, OSError, ImportError, UserError):
+            raise
         except Exception as error:
             if is_shortage(error) or [entry.candidate for entry in self.entries] == [None]:
                 raise
+            _gradient(self.instance.variant, self.compiled)  # raises what is the task's
             last = traceback.extract_tb(error.__traceback__)[-1]
-            return f"fault in {Path(last.filename).name}, line {last.lineno}: {first_line(error)}"
+            said = re.sub(r"0x[0-9a-f]+", "0x...", first_line(error))  # the same wherever it is trained
+            return f"{FAULT} in {Path(last.filename).name}, line {last.lineno}: {said}"
 
     def __str__(self) -> str:
         """In a line: the candidates of a small one by id."""

@@ -55,7 +55,7 @@ class Gate:
         probes: what it must do on a few random gradients.
         probed: does on these gradients what numpy does, faster, or gives None (`discover.probes`); no verdict depends
             on it.
-        weight_decay: that rules are trained with, `probed` as well; None for their own.
+        weight_decay: that rules are trained with; None for their own.
     """
 
     def __init__(
@@ -91,28 +91,26 @@ class Gate:
     def _alone(self, program: Program) -> New | Rejected:
         """The verdict where nothing was let in before. The hashes come last: about half of all programs need none."""
         try:
-            probed = self._probed(dsl.check(program))
-            facts = properties.of(program, probed.held if probed else None)
-            if wanting := self._wanting(facts):
-                return Rejected(wanting)
-            pace = 1 / facts.scale
-            changes = probed.changes(pace) if probed else None
-            behaviour = dsl.behaviour_hash(program, changes, weight_decay=self.weight_decay, pace=pace)
-            return New(program, dsl.structure_hash(program), behaviour, facts)
+            dsl.check(program)
         except RuleError as error:
             return Rejected("gradient unused" if "not used" in error.message else "ill typed")
+        probed = self._probed(program)
+        facts = properties.of(program, probed.held if probed else None)
+        if wanting := self._wanting(facts):
+            return Rejected(wanting)
+        changes = probed.changes(self.weight_decay, facts.scale) if probed else None
+        behaviour = dsl.behaviour_hash(program, changes, weight_decay=self.weight_decay, scale=facts.scale)
+        return New(program, dsl.structure_hash(program), behaviour, facts)
 
     def remember(self, candidate: int, structure: str, behaviour: str) -> None:
         """Makes later programs of this structure or behaviour duplicates of the candidate."""
         self._structures.setdefault(structure, (candidate, behaviour))
         self._behaviours.setdefault(behaviour, candidate)
 
-    def forget(self, candidate: int, structure: str, behaviour: str) -> None:
-        """Lets a program be tried again whose candidate came to no result by no fault of its own."""
-        if self._structures.get(structure, (None,))[0] == candidate:
-            del self._structures[structure]
-        if self._behaviours.get(behaviour) == candidate:
-            del self._behaviours[behaviour]
+    def forget(self, candidate: int) -> None:
+        """Lets be tried again what came to no result by no fault of its own: the candidate, and its duplicates."""
+        self._structures = {key: each for key, each in self._structures.items() if each[0] != candidate}
+        self._behaviours = {key: each for key, each in self._behaviours.items() if each != candidate}
 
     def _wanting(self, facts: Properties) -> str:
         """What the program lacks; empty for nothing."""
@@ -125,7 +123,7 @@ class Gate:
             return "too many slots"
         if require.max_state_bytes is not None and facts.state_bytes > require.max_state_bytes:
             return "too much state"
-        if facts.scale < probes.min_update:
+        if not facts.moves or facts.scale < probes.min_update:
             return "does not move"
         if facts.scale > probes.max_update:
             return "moves too far"

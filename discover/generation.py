@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from discover.costs import blocks
-from discover.evaluate import Entry, Grid, Instance, Outcome, Unit, interpolated_best, score
+from discover.evaluate import FAULT, Entry, Grid, Instance, Outcome, Unit, interpolated_best, score
 from discover.records import Candidate, Confirmation, Evaluation, Generation, GenerationRecord, Kind, Status
 from discover.workers import Done, Request
 from dsl import Program
@@ -128,8 +128,8 @@ class Live:
         yield from self._go_on()
 
     def record(self, done: Done) -> Iterator[tuple[Key, Unit]]:
-        """Takes a unit's result; gives the units that it makes possible. A unit that failed is cut up into its entries,
-        so that only what is at fault fails."""
+        """Takes a unit's result; gives the units that it makes possible. A unit that failed is cut up, so that only
+        what is at fault fails: into its entries, or, where failing costs neither time nor workers, in halves."""
         key = done.key
         assert isinstance(key, Key)
         rung, index, unit = self._open.pop(key)
@@ -137,8 +137,9 @@ class Live:
         if done.result is not None:
             outcomes.update((outcome.candidate, outcome) for outcome in done.result.outcomes)
         elif len(unit.entries) > 1:
-            for entry in unit.entries:
-                yield self._opened(rung, index, (entry,))
+            size = math.ceil(len(unit.entries) / 2) if done.failure.startswith(FAULT) else 1
+            for block in blocks(unit.entries, size):
+                yield self._opened(rung, index, block)
         elif (candidate := unit.entries[0].candidate) is not None:
             outcomes[candidate] = Outcome(candidate, (), (), 0)
             self.failures[candidate] = done.failure

@@ -28,7 +28,10 @@ EVEN, GUARDS = ("abs", "square"), ("add", "max")
 """What makes a divisor of one sign, and what keeps it from 0."""
 
 _LEAST = 1e-3
-"""The smallest constant that a divisor is kept from 0 by; the largest is 1."""
+"""The smallest constant that is felt where it keeps a divisor from 0; the largest is 1."""
+
+_FELT, _NOT_FELT = 0.5, 1e-8
+"""How often a constant is felt, which makes a rule depend on the gradients' size; and AdamW's eps, which is not."""
 
 
 def quotient(
@@ -46,7 +49,8 @@ def quotient(
     even, guard = ([name for name in names if name in operators] for names in (EVEN, GUARDS))
     a = Name(tensors[int(rng.integers(len(tensors)))])
     size = Assign(next(fresh), Call(even[int(rng.integers(len(even)))], (a,)))
-    least = Number(float(f"{_LEAST ** rng.uniform():.3g}"))
+    felt = rng.random() < _FELT
+    least = Number(float(f"{_LEAST ** rng.uniform():.3g}") if felt else _NOT_FELT)
     safe = Assign(next(fresh), Call(guard[int(rng.integers(len(guard)))], (Name(size.target), least)))
     return [size, safe, Assign(next(fresh), Call("div", (current, Name(safe.target))))]
 

@@ -115,16 +115,16 @@ extern "C" {
 //
 // code: `count` instructions. Registers of `situations` x 15 doubles: 0 is p, 1 is g, then the slots, whose initial values
 //   the caller has written, then temporaries.
-// stores: what becomes the new p and each slot, as operands. numbers: a row for each, which operands below 0 count, `width` apart,
-//   of its values at each step.
+// stores: what becomes the new p and each slot, as operands. numbers: of each row `width`
+//   values, at each step one; an operand below 0 reads row rows[-1 - operand].
 // start: p at first. gradients, updates: [steps, situations, 15]; an update is old p - new p.
 // descent: -1: p goes where the rule takes it. Else p is put back before each step, but for this situation, which stands at
 //   `point`: its gradient is curvature * point, and the point goes a tenth of its size along the update.
-// pace: p is changed by so many times the update.
 // called: does instruction i, of kind kCalled, with the numbers of a step.
-void probe(const int32_t* code, int64_t count, const int32_t* stores, int64_t slots, const double* numbers, int64_t width,
-           int64_t steps, int64_t situations, const double* start, const double* gradients, double* registers,
-           double* updates, int64_t descent, const double* curvature, double* point, double pace, void (*called)(int64_t, int64_t)) {
+void probe(const int32_t* code, int64_t count, const int32_t* stores, int64_t slots, const int32_t* rows,
+           const double* numbers, int64_t width, int64_t steps, int64_t situations, const double* start,
+           const double* gradients, double* registers, double* updates, int64_t descent, const double* curvature,
+           double* point, void (*called)(int64_t, int64_t)) {
     const int64_t n = situations * kElements;
     double* const p = registers;
     double* const g = registers + n;
@@ -132,7 +132,7 @@ void probe(const int32_t* code, int64_t count, const int32_t* stores, int64_t sl
     std::copy(start, start + n, p);
     for (int64_t step = 0; step < steps; ++step) {
         auto operand = [&](int32_t index) -> Operand {
-            return index < 0 ? Operand{numbers + (-1 - index) * width + step, true} : Operand{registers + index * n, false};
+            return index < 0 ? Operand{numbers + rows[-1 - index] * width + step, true} : Operand{registers + index * n, false};
         };
         std::copy(gradients + step * n, gradients + (step + 1) * n, g);
         if (descent >= 0) {
@@ -147,9 +147,8 @@ void probe(const int32_t* code, int64_t count, const int32_t* stores, int64_t sl
         }
         for (int64_t k = 0; k <= slots; ++k) unary(fresh + k * n, operand(stores[k]), n, [](double x) { return x; });
         double* update = updates + step * n;
-        for (int64_t i = 0; i < n; ++i) update[i] = (p[i] - fresh[i]) * pace;
-        if (pace == 1.0) std::copy(fresh, fresh + n, p);
-        else for (int64_t i = 0; i < n; ++i) p[i] -= update[i];
+        for (int64_t i = 0; i < n; ++i) update[i] = p[i] - fresh[i];
+        std::copy(fresh, fresh + n, p);
         std::copy(fresh + n, fresh + (1 + slots) * n, registers + 2 * n);
         if (descent >= 0) {
             const double* along = update + descent * kElements;

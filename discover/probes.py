@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,42 +53,39 @@ _PADDING = ((0, 0, 0), (0, 0), (0,), ())
 
 _ELEMENTS = properties.ROWS * properties.COLS
 _REGISTERS, _SLOTS, _SITUATIONS = 128, 15, 8
-_ROWS = 4096
-"""Of numbers, at first."""
+_ROWS, _SCRATCH = 4096, 4 * _REGISTERS
+"""Of numbers: at first; and how many of them one rule alone may have, by what its instructions and stores may read."""
 _SOURCE = Path(__file__).with_name("probes.cpp")
 _HELD, _FREE = properties.STEPS, len(behaviour.STEPS)
 
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What a rule does: `held` in place, and its `changes` of p where it runs free at some pace (`behaviour_hash`)."""
+    """What a rule does: `held` in place; and its `changes` of p where it runs free, at a weight decay and a scale of
+    learning rates (`dsl.behaviour_hash`), asked for where that matters."""
 
     held: Held
-    changes: Callable[[float], Array]
+    changes: Callable[[float | None, float], Array]
 
 
 class Probes:
     """Runs rules on the fixed inputs of both probes: what `dsl.properties.of` and `dsl.behaviour_hash` are read from.
 
-    Args:
-        weight_decay: of rules that run free; None for their own.
-
     Raises:
         NativeError: the C++ cannot be had here.
     """
 
-    def __init__(self, weight_decay: float | None = None) -> None:
-        self._decay = weight_decay
+    def __init__(self) -> None:
         held, free = properties.inputs(), behaviour.inputs()
         self._held = _Run(0, held.p, held.g, properties.DESCENT, held.curvature)
         self._free = _Run(_HELD, free.parameters, free.gradients, -1, free.curvature)
         self._pool: Pool | None = None
         self._steps: dict[int, _Step | str | None] = {}
         """What the C++ does for a value of the pool, see `_step`."""
-        self._rows: dict[tuple[int, float], int] = {}
-        """A value of the pool that is a number, and the default weight decay -> its row of the table."""
+        self._rows: dict[int, int] = {}
+        """A value of the pool that is a number -> its row of the table, from `_SCRATCH` on."""
         self._table = np.zeros((_ROWS, _HELD + _FREE))
-        """Numbers, at each step of both probes."""
+        """Numbers, at each step of both probes; first those that one rule alone has, at its own learning rates."""
 
     def __call__(self, program: Program) -> Probed | None:
         """What the rule does, until the next one is asked for; None for what the C++ cannot do.
@@ -103,12 +100,20 @@ class Probes:
         if code is None:
             return None
         point = self._held.start[properties.DESCENT].copy()
-        updates = self._held.updates(code, self._table, point, 1.0)
+        rows = array("i", [self._row(line.pool, index) for index in code.numbers])
+        updates = self._held.updates(code, rows, self._table, point)
         finite = bool(np.isfinite(self._held.slots(len(code.starts))[:, properties.ZERO]).all())
-        return Probed(Held([updates], finite, [point]), partial(self._changes, code, point))
+        own = program.defaults.get("weight_decay", 0.0)
 
-    def _changes(self, code: _Code, point: Array, pace: float) -> Array:
-        return self._free.updates(code, self._table, point, pace)
+        def changes(weight_decay: float | None, scale: float) -> Array:
+            given = _inputs(own if weight_decay is None else weight_decay, scale)
+            asked = line.pool.bits.get("lr", 0) | line.pool.bits.get("weight_decay", 0)
+            for place, index in enumerate(code.numbers):
+                if line.pool.reads[index] & asked:
+                    self._table[place], rows[place] = self._number(line.pool, index, given, asked), place
+            return self._free.updates(code, rows, self._table, point)
+
+        return Probed(Held([updates], finite, [point]), changes)
 
     def _code(self, line: Pooled, program: Program) -> _Code | None:
         if line.pool is not self._pool:
@@ -119,40 +124,42 @@ class Probes:
                 known[index] = _step(line.pool, index)
         steps = [step for step in map(known.__getitem__, live) if not isinstance(step, str)]
         slots = line.kept(program.slots)
-        if (
-            len(steps) < len(live)
-            or len(slots) > _SLOTS
-            or len(steps) + 2 > _REGISTERS
-            or any(slot.init == "eye" for slot in slots)
-        ):
+        if len(steps) < len(live) or len(steps) + 2 > _REGISTERS or len(slots) > _SLOTS:
+            return None
+        if any(slot.init == "eye" for slot in slots):
             return None
         if any(hyper.name not in ("lr", "weight_decay") for hyper in program.hypers):
             return None
-        decay = program.defaults.get("weight_decay", 0.0) if self._decay is None else self._decay
-        return _Code(line, slots, steps, lambda index: self._row(line.pool, index, decay))
+        return _Code(line, slots, steps)
 
-    def _row(self, pool: Pool, index: int, decay: float) -> int:
+    def _row(self, pool: Pool, index: int) -> int:
         """Where the table has a number."""
-        key = (index, decay)
-        if key not in self._rows:
-            value = self._number(pool, index, decay)
-            if len(self._rows) == len(self._table):
+        if index not in self._rows:
+            value, row = self._number(pool, index, _inputs(0.0, 1.0), 0), _SCRATCH + len(self._rows)
+            if row == len(self._table):
                 self._table = np.concatenate([self._table, np.zeros_like(self._table)])
-            self._table[len(self._rows)] = value
-            self._rows[key] = len(self._rows)
-        return self._rows[key]
+            self._table[row], self._rows[index] = value, row
+        return self._rows[index]
 
-    def _number(self, pool: Pool, index: int, decay: float) -> Array:
-        """A number at each step of the one probe and then of the other."""
+    def _number(self, pool: Pool, index: int, given: Mapping[str, Array], asked: int) -> Array:
+        """A number at each step of the one probe and then of the other: from what is `given`, where it reads an input
+        that is `asked` for, as bits; else from the table."""
         node = pool.nodes[index]
         if node.op == CONSTANT:
             return np.full(_HELD + _FREE, node.payload)
         if node.op == INPUT:
-            return _inputs(decay)[str(node.payload)]
+            return given[str(node.payload)]
+        args = [
+            self._number(pool, arg, given, asked)
+            if pool.reads[arg] & asked
+            else self._table[self._row(pool, arg)].copy()
+            for arg in node.args
+        ]
         ref = OPS[node.op].ref
         assert ref is not None
-        args = [self._table[row] for row in [self._row(pool, arg, decay) for arg in node.args]]
-        with np.errstate(all="ignore"):  # one at a time: numpy's power rounds differently on arrays
+        with np.errstate(all="ignore"):
+            if node.op in _EXACT:
+                return np.asarray(ref(*args))
             return np.array([ref(*each) for each in zip(*args, strict=True)], np.float64)
 
 
@@ -180,14 +187,14 @@ class _Run:
         self._before = (_HELD + _FREE, len(gradients), len(start), start_at, gradients_at, registers_at, updates_at)
         self._after = (descent, curvature_at)
 
-    def updates(self, code: _Code, numbers: Array, point: Array, pace: float) -> Array:
-        """What p is changed by at each step; `point` moves along it."""
+    def updates(self, code: _Code, rows: array[int], numbers: Array, point: Array) -> Array:
+        """Old p - new p at each step; `point` moves along it."""
         for register, init in enumerate(code.starts, start=2):
             self._registers[register] = self.start.reshape(-1) if init == "p" else init
         mine = numbers[:, self._first :]
-        called = _callback(code.calls(self._registers, mine)) if code.called else _NOTHING
-        words, stores = code.words.buffer_info()[0], code.stores.buffer_info()[0]
-        at = mine.ctypes.data, *self._before, *self._after, point.ctypes.data, pace
+        called = _callback(code.calls(self._registers, rows, mine)) if code.called else _NOTHING
+        words, stores, read = (each.buffer_info()[0] for each in (code.words, code.stores, rows))
+        at = read, mine.ctypes.data, *self._before, *self._after, point.ctypes.data
         self._probe(words, code.count, stores, len(code.starts), *at, called)
         if code.raised:
             raise code.raised[0]
@@ -198,12 +205,16 @@ class _Run:
         return self._registers[2 : 2 + count].reshape(count, len(self.start), _ELEMENTS)
 
 
-@cache
-def _inputs(decay: float) -> dict[str, Array]:
+_EXACT = frozenset({"add", "sub", "mul", "div", "neg"})
+"""Operators that round alike on one number and on many; numpy's power, for one, does not."""
+
+
+@lru_cache(maxsize=64)
+def _inputs(decay: float, scale: float) -> dict[str, Array]:
     held, ratios = np.ones(_HELD), np.array(behaviour.RATIOS)
     return {
         "t": np.concatenate([np.arange(1.0, _HELD + 1), np.array(behaviour.STEPS, np.float64)]),
-        "lr": np.concatenate([held, behaviour.LR * ratios]),
+        "lr": np.concatenate([held, behaviour.LR * ratios / scale]),
         "lr_ratio": np.concatenate([held, ratios]),
         "examples": np.full(_HELD + _FREE, float(behaviour.Surrogate.EXAMPLES)),
         "weight_decay": np.concatenate([0.0 * held, np.full(_FREE, decay)]),
@@ -230,23 +241,23 @@ class _Code:
 
     Attributes:
         words: [instructions, 5]; stores: the new p and slots; starts: what slots are at first.
-        called: what numpy is called back for.
+        numbers: positions in the pool, by which operands below 0 count; called: what numpy is called back for.
     """
 
-    def __init__(
-        self, line: Pooled, slots: Sequence[Slot], steps: Sequence[_Step | None], row: Callable[[int], int]
-    ) -> None:
+    def __init__(self, line: Pooled, slots: Sequence[Slot], steps: Sequence[_Step | None]) -> None:
         self.starts = [slot.init for slot in slots]
         self.called: list[tuple[int, str, int, tuple[int, ...]]] = []
         self.raised: list[BaseException] = []
         """By what numpy was called for: it goes on where the C++ has returned."""
         place = {"p": 0, "g": 1} | {slot.name: 2 + number for number, slot in enumerate(slots)}
         at: dict[int, int] = {}
-        """Of each value the operand that reads it: a register, or -1 - its row where it is a number."""
+        """Of each value the operand that reads it: a register, or -1 - its place among the numbers."""
+        self.numbers: list[int] = []
 
         def operand(index: int) -> int:
             if index not in at:
-                at[index] = -1 - row(index)
+                self.numbers.append(index)
+                at[index] = -len(self.numbers)
             return at[index]
 
         words: list[int] = []
@@ -268,7 +279,7 @@ class _Code:
         outputs = [line.outputs["p"], *(line.outputs[slot.name] for slot in slots)]
         self.stores = array("i", [operand(index) for index in outputs])
 
-    def calls(self, registers: Array, numbers: Array) -> Callable[[int, int], None]:
+    def calls(self, registers: Array, rows: array[int], numbers: Array) -> Callable[[int, int], None]:
         """Does what numpy is called back for."""
         doing = {number: (OPS[op].ref, registers[into], operands) for number, op, into, operands in self.called}
 
@@ -276,7 +287,7 @@ class _Code:
             ref, into, operands = doing[number]
             assert ref is not None
             try:
-                given = [registers[each] if each >= 0 else numbers[-1 - each, step] for each in operands]
+                given = [registers[each] if each >= 0 else numbers[rows[-1 - each], step] for each in operands]
                 with np.errstate(all="ignore"):
                     into[:] = ref(*given)
             except BaseException as error:  # C++ has nowhere to put it: a second Ctrl-C, for example
@@ -316,16 +327,16 @@ def _library() -> Any:
     loaded = built(_SOURCE)
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     loaded.probe.argtypes = [
-        *(pointer, size, pointer, size, pointer, size, size, size),
-        *(pointer, pointer, pointer, pointer, size, pointer, pointer, ctypes.c_double, _callback),
+        *(pointer, size, pointer, size, pointer, pointer, size, size, size),
+        *(pointer, pointer, pointer, pointer, size, pointer, pointer, _callback),
     ]
     loaded.probe.restype = None
     return loaded
 
 
-def runner(native: bool, weight_decay: float | None = None) -> Callable[[Program], Probed | None]:
+def runner(native: bool) -> Callable[[Program], Probed | None]:
     """The probes in C++ where that is wanted and can be had; else what leaves them to numpy, which says the same."""
     try:
-        return Probes(weight_decay) if native else lambda program: None
+        return Probes() if native else lambda program: None
     except NativeError:
         return lambda program: None

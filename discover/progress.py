@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 import dsl
-from discover.evaluate import Entry
+from discover.evaluate import FAULT, Entry
 from discover.front import undominated
 from discover.gate import Duplicate, Gate, Rejected
 from discover.generation import Admitted, Live, Standing, Terms, weighted_mean
@@ -41,8 +41,8 @@ class Progress:
         self.best: float | None = None
         """The best fitness so far that fresh scores let one believe, and how many had been trained by then."""
         self.trained_at_best = 0
-        decay = plan.space.weight_decay
-        self._gate = Gate(plan.space.require, plan.space.probes, runner(plan.native, decay), decay)
+        space = plan.space
+        self._gate = Gate(space.require, space.probes, runner(plan.native), space.weight_decay)
         self._fitness: dict[int, float] = {-1 - index: 0.0 for index in range(len(plan.ancestors))}
         self._level: float | None = None
         self._elite: dict[int, str] = {}
@@ -62,7 +62,7 @@ class Progress:
         """Proposes a generation from what has been absorbed; ones in flight have no influence but as duplicates.
 
         Args:
-            clock: gives a context that measures a phase: "gate" is what of this is not proposing.
+            clock: gives a context that measures a phase: "gate", the part of this that judges proposals.
             between: is called between proposals, so that workers need not wait for a large generation.
         """
         per_generation = self.plan.space.proposals_per_generation
@@ -139,10 +139,8 @@ class Progress:
         return Entry(candidate, text, facts.scale / self.plan.reference_scale, facts.degree or 0.0)
 
     def remember(self, generation: Generation) -> None:
-        """Makes later proposals that do the same as an archived one duplicates; before anything is proposed."""
+        """Makes later proposals that do as an archived one does duplicates, in place of proposing the generation."""
         for candidate in generation.candidates if self.plan.space.cache else ():
-            if candidate.status in ("timed_out", "worker_lost"):
-                continue
             original = candidate.id if candidate.duplicate_of is None else candidate.duplicate_of
             self._gate.remember(original, candidate.structure, candidate.behaviour)
 
@@ -182,8 +180,8 @@ class Progress:
 
     def _absorb_candidate(self, candidate: Candidate, luck: float) -> None:
         program = self._programs.pop(candidate.id, None)
-        if candidate.status in ("timed_out", "worker_lost"):
-            self._gate.forget(candidate.id, candidate.structure, candidate.behaviour)
+        if candidate.status in ("timed_out", "worker_lost") and not candidate.reason.startswith(FAULT):
+            self._gate.forget(candidate.id)
         original = candidate.id if candidate.duplicate_of is None else candidate.duplicate_of
         if candidate.status == "trained" and candidate.fitness is not None:
             self._fitness[candidate.id] = candidate.fitness - luck

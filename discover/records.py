@@ -41,7 +41,8 @@ class Candidate:
         parents: the ids of the candidates it was made from.
         text: the program as a rule file.
         structure: hash of its canonical form.
-        behaviour: hash of its outputs on fixed inputs.
+        behaviour: hash of what it does on fixed inputs, as the gate takes it: at the space's weight decay and learning
+            rates in units of its step.
         status: what became of it.
         reason: one line for a status other than "trained".
         duplicate_of: the id of the earlier candidate that does the same, for a duplicate.

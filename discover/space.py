@@ -35,7 +35,7 @@ from discover.keys import (
     suggest,
 )
 from discover.promotion_keys import Promote, base_of
-from discover.space_errors import in_words, stranger
+from discover.space_errors import in_words, not_listed
 from discover.yaml_reader import read_yaml
 from dsl.program import Program
 
@@ -286,7 +286,7 @@ class Space(Keys):
         for where, task, part in self.promote.tasks_of():
             known = [base_of(name) for name in getattr(self.tasks, part)]
             if base_of(task) not in known:
-                raise ValueError(stranger(where, task, part, getattr(self.tasks, part)))
+                raise ValueError(not_listed(where, task, part, getattr(self.tasks, part)))
         return self
 
     @model_validator(mode="after")
@@ -308,14 +308,14 @@ class Space(Keys):
         for number, rung in enumerate(self.rungs):
             for task in rung.tasks:
                 if task not in self.tasks.search:
-                    raise ValueError(stranger(f"rungs[{number}].tasks", task, "search", self.tasks.search))
+                    raise ValueError(not_listed(f"rungs[{number}].tasks", task, "search", self.tasks.search))
         return self
 
     @model_validator(mode="after")
     def _weights_are_of_search_tasks(self) -> Self:
         for task in self.weights:
             if task not in self.tasks.search:
-                raise ValueError(stranger("weights", task, "search", self.tasks.search))
+                raise ValueError(not_listed("weights", task, "search", self.tasks.search))
         return self
 
     @classmethod
@@ -334,13 +334,15 @@ class Space(Keys):
         if not isinstance(data, dict):
             raise SpaceError(f"{path}: expected 'key: value' lines, with operators, tasks and rungs at least")
         loaded = cls.of({"name": path.stem, **data}, str(path))
-        where = "ancestor"
         try:
             hypers = {name: program.name for program in loaded.ancestors() for name in program.defaults}
-            for where, baseline in loaded.promote.baselines_of():  # noqa: B007 (the message says where)
+        except dsl.RuleError as error:
+            raise SpaceError(f"{path}: ancestor: {error}") from None
+        for where, baseline in loaded.promote.baselines_of():
+            try:
                 check_name(baseline)
-        except (dsl.RuleError, UserError) as error:
-            raise SpaceError(f"{path}: {where}: {error}") from None
+            except (dsl.RuleError, UserError) as error:
+                raise SpaceError(f"{path}: {where}: {error}") from None
         for _, slot in map(slot_of, loaded.slots):
             if slot in hypers:
                 raise SpaceError(f"{path}: slots: '{slot}' is a hyperparameter of the ancestor {hypers[slot]}")

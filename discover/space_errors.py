@@ -65,9 +65,9 @@ def in_words(errors: ValidationError, model: type[BaseModel]) -> str:
     return f"{where}: {words}{more}" if where else f"{words}{more}"
 
 
-def stranger(where: str, task: str, part: str, listed: Sequence[str]) -> str:
-    """What is wrong where a task is named that is not among those of its set. One of two names is: where this one is a
-    task's, and the one of the set that is near it is none's, it is that one."""
+def not_listed(where: str, task: str, part: str, listed: Sequence[str]) -> str:
+    """What is wrong where a task is named that its set does not list. If there is such a task, and none of the name
+    that is nearest to it in the set, the mistake is the set's."""
     import tasks  # and with it torch, which a space without mistakes does not wait for
 
     near = difflib.get_close_matches(task, listed, n=1)

@@ -21,6 +21,9 @@ TIMED_OUT: Final = "timed out"
 OUT_OF_MEMORY: Final = "out of memory"
 """Why a unit has no result."""
 
+FAULTY: Final = "the engine stumbled over a program: {}; the others of that unit are trained without it"
+"""A note."""
+
 UNBOUNDED: Final = 2**50
 """Bytes that are no bound."""
 
@@ -123,6 +126,7 @@ class InProcess:
         *_, key, unit = heapq.heappop(self._waiting)
         result = unit.carry_out()
         if isinstance(result, str):
+            self.notes.append(FAULTY.format(result))
             self.incidents.append(Incident("fault", f"{unit}: {result}", getattr(key, "generation", None)))
             return Done(key, None, result)
         self._present += result.load_seconds + result.seconds

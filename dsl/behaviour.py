@@ -35,16 +35,16 @@ _FLOOR = 1e-12
 
 
 def behaviour_hash(
-    program: Program, changes: Array | None = None, *, weight_decay: float | None = None, pace: float = 1.0
+    program: Program, changes: Array | None = None, *, weight_decay: float | None = None, scale: float = 1.0
 ) -> str:
     """A digest of what the program does at its default hyperparameters, the same on every machine.
 
     Args:
-        changes: what p is changed by at each step, [steps, situations, rows, cols], where that is known and is the same
-            for every kind of parameter.
+        changes: old p - new p at each step, [steps, situations, rows, cols], where that is known and is the same for
+            every kind of parameter.
         weight_decay: in the place of the rule's own, where it has one.
-        pace: p is changed by so many times what the rule asks for. At a pace of 1 / `Properties.scale` two rules are
-            equal where the one asks for a multiple of the other, which is the same to who chooses the learning rate.
+        scale: learning rates are divided by it. By the rule's own `Properties.scale`, and with one weight decay for
+            all, those are equal that a training cannot tell apart which does the same: a step and its multiples.
     """
     if changes is not None:
         digest = _digest(_rounded(changes, inputs().direction))
@@ -61,14 +61,12 @@ def behaviour_hash(
     numbers: list[list[str]] = [[] for _ in kinds]
     for number, (t, ratio) in enumerate(zip(STEPS, RATIOS, strict=True)):
         before = [unit.p for unit in machine.units]
-        surrogate.step([shaped(probe.gradients[number], facts) for facts in kinds], t, LR * ratio, ratio)
+        surrogate.step([shaped(probe.gradients[number], facts) for facts in kinds], t, LR * ratio / scale, ratio)
         for unit, old, facts, text in zip(machine.units, before, kinds, numbers, strict=True):
             direction = shaped(probe.direction, facts)
             with np.errstate(all="ignore"):
                 results = [unit.p, unit.result] if program.result else [unit.p]
-                paced = np.stack([(old - new) * pace for new in results])
-                text += _rounded(paced, direction)
-                unit.p = old - paced[0] if pace != 1 else unit.p
+                text += _rounded(np.stack([old - new for new in results]), direction)
     digests = {facts: _digest(text) for facts, text in zip(kinds, numbers, strict=True)}
     return combine({facts: digests.get(facts, digests[kinds[0]]) for facts in graphs})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from dsl.ops import OPS
-from dsl.parse import clean
+from dsl.parse import docstring_text
 from dsl.program import (
     And,
     Assign,
@@ -59,7 +59,7 @@ def _docstring(doc: str) -> list[str]:
     escaped = re.sub(r'"(?="|\Z)', r"\"", doc.replace("\\", "\\\\"))
     escaped = "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in escaped)
     first, *rest = (f"    {line}" if line else "" for line in escaped.split("\n"))
-    if clean(doc.replace("\n", "\n    ")) != doc:  # its own indentation shows only below the quotes
+    if docstring_text(doc.replace("\n", "\n    ")) != doc:  # its own indentation shows only below the quotes
         return ['    """', first, *rest, '    """']
     opened = f'    """{first.strip()}'
     return [opened, *rest, '    """'] if rest else [f'{opened}"""']

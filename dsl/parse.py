@@ -73,7 +73,7 @@ def parse(text: str, filename: str = "<rule>") -> Program:
     return _Parser(filename).program(text)
 
 
-def clean(docstring: str) -> str:
+def docstring_text(docstring: str) -> str:
     """A docstring's text as programs hold it: without its indentation (PEP 257), spaces at the ends of lines and
     empty lines around it; `format` gives it back as it is."""
     return "\n".join(line.rstrip() for line in inspect.cleandoc(docstring).split("\n")).strip("\n")
@@ -128,7 +128,7 @@ class _Parser:
             and isinstance(first.value, ast.Constant)
             and isinstance(first.value.value, str)
         ):
-            doc = clean(first.value.value)
+            doc = docstring_text(first.value.value)
             body = body[1:]
         result = None
         if body and isinstance(last := body[-1], ast.Return):

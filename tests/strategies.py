@@ -7,7 +7,7 @@ from hypothesis.strategies import SearchStrategy
 
 from dsl.check import check
 from dsl.ops import OPS
-from dsl.parse import clean
+from dsl.parse import docstring_text
 from dsl.program import (
     ROLES,
     And,
@@ -43,7 +43,7 @@ numbers = st.one_of(
     st.sampled_from([0.0, -0.0, 1e-8]),
 )
 names = st.sampled_from(["p", "g", "t", "lr_ratio", *SLOTS, *HYPERS, *TEMPORARIES])
-docs = st.one_of(st.text(max_size=60), st.text(alphabet=' \n\t\x85\\"ab', max_size=30)).map(clean)
+docs = st.one_of(st.text(max_size=60), st.text(alphabet=' \n\t\x85\\"ab', max_size=30)).map(docstring_text)
 
 
 def expressions(leaves: SearchStrategy[Expr]) -> SearchStrategy[Expr]:

@@ -41,7 +41,7 @@ def agrees(run: Probes, program: Program) -> bool:
     found = run(program)
     if found is None:
         return False
-    held, changes = found.held, found.changes(1.0)
+    held, changes = found.held, found.changes(None, 1.0)
     alone = properties.hold(program)
     for updates, end in zip(alone.updates, alone.ends, strict=True):
         np.testing.assert_array_equal(bits(held.updates[0]).ravel(), bits(updates).ravel())
@@ -49,7 +49,8 @@ def agrees(run: Probes, program: Program) -> bool:
     assert held.finite == alone.finite
     assert repr(properties.of(program, held)) == repr(properties.of(program))
     assert dsl.behaviour_hash(program, changes) == dsl.behaviour_hash(program)
-    assert dsl.behaviour_hash(program, found.changes(3.0)) == dsl.behaviour_hash(program, pace=3.0)
+    other = dsl.behaviour_hash(program, weight_decay=0.3, scale=7.0)
+    assert dsl.behaviour_hash(program, found.changes(0.3, 7.0)) == other
     return True
 
 
@@ -151,6 +152,9 @@ ALIKE = {
     "a multiple, and weight decay": ("lr * (m + weight_decay * p)", "lr * (2 * m + weight_decay * p)", True, False),
     "another power": ("lr * m", "lr * m * abs(m)", False, False),
     "p itself": ("lr * m", "lr * (m + 1e-3 * p)", False, False),
+    "another power of lr": ("lr * lr * m", "lr * lr * (8 * m)", False, False),
+    "a decay of its own": ("lr * m + 0.1 * lr_ratio * p", "lr * (2 * m) + 0.2 * lr_ratio * p", False, False),
+    "weight decay as a number": ("lr * m", "lr * m * (1 + weight_decay)", True, False),
 }
 
 
@@ -169,7 +173,7 @@ def test_what_a_search_cannot_tell_apart_is_trained_once(case: str, native: bool
     )
     free = Require(odd=False, homogeneous=False)
     for decay, wanted in ((0.0, alike), (0.1, alike_with_decay)):
-        gate = Gate(free, Wanted(), probes.runner(native, decay), decay)
+        gate = Gate(free, Wanted(), probes.runner(native), decay)
         first = gate.examine(one)
         assert isinstance(first, New)
         gate.remember(7, first.structure, first.behaviour)

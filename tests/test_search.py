@@ -295,6 +295,32 @@ def test_a_candidate_that_our_code_stumbles_over_costs_itself_alone_and_is_told(
         searched(space, tmp_path / "again", candidates=10)
 
 
+def test_what_came_to_no_result_is_forgotten_alike_by_a_search_that_was_stopped(
+    space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third of all candidates time out, and are proposed again; duplicates of them too."""
+    from discover import workers
+
+    def fail_often(self: workers.InProcess, wait: bool = True) -> workers.Done | None:
+        if not wait:
+            return None
+        *_, key, unit = heapq.heappop(self._waiting)
+        failing = any(entry.candidate is not None and entry.candidate % 3 == 0 for entry in unit.entries)
+        return workers.Done(key, None, "timed out") if failing else workers.Done(key, _evaluate(unit))
+
+    monkeypatch.setattr(workers.InProcess, "next", fail_often)
+    searched(space, tmp_path / "whole", candidates=150)
+    found = [c for g in generations(tmp_path / "whole") for c in g.candidates]
+    lost = {c.id: c.behaviour for c in found if c.status == "timed_out"}
+    assert any(c.behaviour in lost.values() for c in found if c.status == "trained")
+    asked = iter([False] * 160 + [True] * 1000)
+    searched(space, tmp_path / "stopped", candidates=150, stop=lambda: next(asked))
+    assert 1 < _stored(tmp_path / "stopped") < _stored(tmp_path / "whole")
+    with runs.resume(str(tmp_path / "stopped")) as run:
+        _ = list(session.search(run))
+    assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
+
+
 def _evaluate(unit: Unit) -> UnitResult:
     from discover.evaluate import evaluate
 
