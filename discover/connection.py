@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,11 +50,21 @@ def connect(crew: Crew) -> Any:
         with _packed() as packed:
             if crew.address is not None:
                 options["runtime_env"] = {"working_dir": packed} if crew.runtime_env is None else {**crew.runtime_env}
-            ray.init(**options)
+            with _own_signals():
+                ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = first_line(error).partition(": ")[2]
         raise ClusterError(f"--ray-address {crew.address}: no Ray cluster there ({first})") from None
     return ray
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Leaves SIGTERM to whoever had it: Ray takes it for itself, and would end the driver where it stands."""
+    mine = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread() and mine is not None:
+        signal.signal(signal.SIGTERM, mine)
 
 
 @contextmanager

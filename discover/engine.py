@@ -180,6 +180,8 @@ def _collecting_rarely() -> Iterator[Callable[[], None]]:
         yield collect
     finally:
         if running:
+            gc.freeze()
+            gc.unfreeze()  # all that is there counts as old now, and is not looked through at once
             gc.enable()
 
 

@@ -372,13 +372,14 @@ def test_own_tasks_are_searched_on(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_search_ends_cleanly_and_says_how_to_go_on(sent: signal.Signals) -> None:
+@pytest.mark.parametrize("sent,workers", [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGTERM, 1)])
+def test_an_interrupted_search_ends_cleanly_and_says_how_to_go_on(sent: signal.Signals, workers: int) -> None:
+    """With a worker too: Ray has a handler of its own."""
     Path("tiny.yaml").write_text(TINY)
     command = [sys.executable, "-u", "-m", "discover.cli", "search", "--space", "tiny.yaml", "--time", "10m"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [*command, "--workers", "0", "--out", "out"], stdout=subprocess.PIPE, env=environment, text=True
+        [*command, "--workers", str(workers), "--out", "out"], stdout=subprocess.PIPE, env=environment, text=True
     ) as search:
         assert search.stdout is not None
         for line in search.stdout:
