@@ -372,7 +372,7 @@ def test_own_tasks_are_searched_on(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent,workers", [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGTERM, 1)])
+@pytest.mark.parametrize(("sent", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGTERM, 1)])
 def test_an_interrupted_search_ends_cleanly_and_says_how_to_go_on(sent: signal.Signals, workers: int) -> None:
     """With a worker too: Ray has a handler of its own."""
     Path("tiny.yaml").write_text(TINY)
