@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import dsl
 from discover.probes import Probed
 from discover.space import Probes, Require
 from dsl import Program, RuleError, properties
+from dsl.behaviour import changes, growth
 from dsl.dead import strip_dead
 from dsl.properties import Properties
 
@@ -98,9 +100,10 @@ class Gate:
         facts = properties.of(program, probed.held if probed else None)
         if wanting := self._wanting(facts):
             return Rejected(wanting)
-        changes = probed.changes(self.weight_decay, facts.scale) if probed else None
-        behaviour = dsl.behaviour_hash(program, changes, weight_decay=self.weight_decay, scale=facts.scale)
-        return New(program, dsl.structure_hash(program), behaviour, facts)
+        found = (probed.changes if probed else partial(changes, program))(self.weight_decay, facts.scale)
+        if not growth(found) <= self.probes.max_growth:
+            return Rejected("grows with time")
+        return New(program, dsl.structure_hash(program), dsl.behaviour_hash(program, found), facts)
 
     def remember(self, candidate: int, structure: str, behaviour: str) -> None:
         """Makes later programs of this structure or behaviour duplicates of the candidate."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from discover.native import NativeError, built
 from dsl import behaviour, properties
+from dsl.behaviour import Changes
 from dsl.graph import CONSTANT, INPUT
 from dsl.ops import OPS
 from dsl.pool import Pool, Pooled, pooled
@@ -61,11 +62,11 @@ _HELD, _FREE = properties.STEPS, len(behaviour.STEPS)
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What a rule does: `held` in place; and its `changes` of p where it runs free, at a weight decay and a scale of
-    learning rates (`dsl.behaviour_hash`), asked for where that matters."""
+    """What a rule does: `held` in place; and what it changes where it runs free, at a weight decay and a scale of
+    learning rates (`dsl.behaviour.changes`), asked for where that matters."""
 
     held: Held
-    changes: Callable[[float | None, float], Array]
+    changes: Callable[[float | None, float], Changes]
 
 
 class Probes:
@@ -103,17 +104,17 @@ class Probes:
         rows = array("i", [self._row(line.pool, index) for index in code.numbers])
         updates = self._held.updates(code, rows, self._table, point)
         finite = bool(np.isfinite(self._held.slots(len(code.starts))[:, properties.ZERO]).all())
-        own = program.defaults.get("weight_decay", 0.0)
+        held, own = Held([updates], finite, [point]), program.defaults.get("weight_decay", 0.0)
 
-        def changes(weight_decay: float | None, scale: float) -> Array:
+        def changes(weight_decay: float | None, scale: float) -> Changes:
             given = _inputs(own if weight_decay is None else weight_decay, scale)
             asked = line.pool.bits.get("lr", 0) | line.pool.bits.get("weight_decay", 0)
             for place, index in enumerate(code.numbers):
                 if line.pool.reads[index] & asked:
                     self._table[place], rows[place] = self._number(line.pool, index, given, asked), place
-            return self._free.updates(code, rows, self._table, point)
+            return {held.kinds[0]: self._free.updates(code, rows, self._table, point)}
 
-        return Probed(Held([updates], finite, [point]), changes)
+        return Probed(held, changes)
 
     def _code(self, line: Pooled, program: Program) -> _Code | None:
         if line.pool is not self._pool:

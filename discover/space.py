@@ -178,6 +178,7 @@ class Probes(Keys):
     min_cosine: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.1
     min_update: Weight = 1e-8
     max_update: Positive = 1e8
+    max_growth: Positive = 100.0
 
 
 class Budget(Keys):

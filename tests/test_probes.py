@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 import dsl
 from discover import native, probes
-from discover.gate import Duplicate, Gate, New
+from discover.gate import Duplicate, Gate, New, Rejected
 from discover.probes import CALLED, OPERATIONS, Probes
 from discover.space import Probes as Wanted
 from discover.space import Require
@@ -143,6 +143,29 @@ def test_the_cpp_has_the_operations_in_the_table_s_order() -> None:
     assert [each.strip() for each in listed[1].split(",")] == [*names, "kCalled"]
     assert f"kElements = {properties.ROWS * properties.COLS};" in text
     assert behaviour.ROWS * behaviour.COLS == properties.ROWS * properties.COLS
+
+
+BOMBS = {
+    "1.03 ** t": "p = p - lr * 1.03 ** t * g",
+    "in a role": "if role('head'):\n        p = p - lr * sqrt(1 / 0.95 ** t) * g\n    else:\n        p = p - lr * g",
+    "in the state": "m = m + t * t * g\n    p = p - lr * m",
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("case", BOMBS)
+def test_a_schedule_that_only_a_short_training_survives_is_rejected(case: str, native: bool) -> None:
+    gate = Gate(Require(), Wanted(), probes.runner(native), 0.0)
+    program = dsl.parse(f"def f(p, g, m: zeros, *, lr=1):\n    {BOMBS[case]}\n")
+    assert gate.examine(program) == Rejected("grows with time")
+
+
+def test_no_known_rule_grows_with_time() -> None:
+    for name in dsl.names():
+        rule = dsl.load(name)
+        found = behaviour.changes(dsl.load(f"{name}(adamw)") if rule.rules else rule)
+        assert behaviour.growth(found) < 10, name
 
 
 ALIKE = {
