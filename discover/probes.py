@@ -11,7 +11,7 @@ import ctypes
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -210,16 +210,18 @@ _EXACT = frozenset({"add", "sub", "mul", "div", "neg"})
 """Operators that round alike on one number and on many; numpy's power, for one, does not."""
 
 
-@lru_cache(maxsize=64)
 def _inputs(decay: float, scale: float) -> dict[str, Array]:
-    held, ratios = np.ones(_HELD), np.array(behaviour.RATIOS)
-    return {
-        "t": np.concatenate([np.arange(1.0, _HELD + 1), np.array(behaviour.STEPS, np.float64)]),
-        "lr": np.concatenate([held, behaviour.LR * ratios / scale]),
-        "lr_ratio": np.concatenate([held, ratios]),
-        "examples": np.full(_HELD + _FREE, float(behaviour.Surrogate.EXAMPLES)),
-        "weight_decay": np.concatenate([0.0 * held, np.full(_FREE, decay)]),
-    }
+    """What inputs are at each step of the one probe and then of the other."""
+    rates = np.concatenate([_HELD_RATES, _FREE_RATES / scale])
+    return {**_FIXED, "lr": rates, "weight_decay": np.array([0.0] * _HELD + [decay] * _FREE)}
+
+
+_HELD_RATES, _FREE_RATES = np.ones(_HELD), behaviour.LR * np.array(behaviour.RATIOS)
+_FIXED: dict[str, Array] = {
+    "t": np.concatenate([np.arange(1.0, _HELD + 1), np.array(behaviour.STEPS, np.float64)]),
+    "lr_ratio": np.concatenate([_HELD_RATES, np.array(behaviour.RATIOS)]),
+    "examples": np.full(_HELD + _FREE, float(behaviour.Surrogate.EXAMPLES)),
+}
 
 
 @dataclass(frozen=True, slots=True)
