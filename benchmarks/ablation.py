@@ -11,6 +11,7 @@ are, so what an arm of these gains is transfer. What shows no gain here stays of
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from benchmarks import arms
 from discover.space import Space
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--instances", type=int, default=8, help="of each select task")
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--kept", type=Path, help="a file of what is done; the same command goes on where it was")
     parser.add_argument("--arms", nargs="*", help="these alone; by default all")
     asked = parser.parse_args()
     space = Space.load(asked.space)
@@ -61,6 +63,7 @@ def main() -> None:
         seeds=asked.seeds,
         instances=asked.instances,
         workers=asked.workers,
+        kept=asked.kept,
     )
 
 

@@ -7,12 +7,13 @@ those scores.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rich.table import Table
 
 import dsl
 import tasks
-from discover import native, runs, session
+from discover import gradient, native, runs, session
 from discover.archive import Archive
 from discover.evaluate import Entry, Grid, Unit, draw_instance, evaluate, interpolated_best, score
 from discover.records import believed
@@ -139,7 +140,9 @@ def scores(
         for _ in range(instances):
             horizon = tasks.load(name).horizon
             instance = draw_instance(name, horizon, space.loss_scales, space.parameter_scales, rng)
-            unit = Unit(instance, entries, grid, reference, space.weight_decay, False, native.available())
+            unit = Unit(
+                instance, entries, grid, reference, space.weight_decay, gradient.have_compiler(), native.available()
+            )
             best = [interpolated_best(o.learning_rates, o.losses) for o in evaluate(unit).outcomes]
             if best[0] is None:
                 continue
@@ -160,18 +163,35 @@ def run(
     instances: int,
     shares: Sequence[float] = (0.25, 0.5, 1.0),
     workers: int = 0,
+    kept: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Runs all arms with all seeds, and prints the mean score of the incumbents with intervals over seeds."""
+    """Runs all arms with all seeds, and prints the mean score of the incumbents with intervals over seeds.
+
+    Args:
+        model_steps: of an arm whose compute is 1; seeds: 0 to so many.
+        instances: of each select task, that incumbents are scored on.
+        shares: of the budget, after which incumbents are taken.
+        kept: a file, a line of JSON for each arm and seed that is done; those that it has already are not run again,
+            whatever version of the engine ran them.
+    """
     torch.set_num_threads(1)
     names = space.tasks.select or space.tasks.search
+    done = _read(kept)
     table = Table("arm", "compute", *(f"after {share:.0%}" for share in shares), "trained", "distinct", "seconds")
     total = time.monotonic()
     for arm in arms:
         found, rows = [], []
         for seed in range(seeds):
-            found.append(search(space, arm, model_steps=model_steps, seed=seed, shares=shares, workers=workers))
-            rows.append(scores(found[-1].incumbents, space, names, instances, seed))
+            asked = json.dumps([space.plain(), asdict(arm), model_steps, seed, list(shares), instances], sort_keys=True)
+            key = hashlib.sha256(asked.encode()).hexdigest()
+            if key in done:
+                found.append(Found(**done[key]["found"]))
+                rows.append(done[key]["scores"])
+            else:
+                found.append(search(space, arm, model_steps=model_steps, seed=seed, shares=shares, workers=workers))
+                rows.append(scores(found[-1].incumbents, space, names, instances, seed))
+                _keep(kept, {"key": key, "arm": arm.name, "seed": seed, "scores": rows[-1], "found": asdict(found[-1])})
             values = ", ".join(f"{value:+.4f}" for value in rows[-1])
             say(f"{arm.name}, seed {seed}: {values} ({found[-1].seconds:.0f} s)")
         cells = [_interval([row[index] for row in rows]) for index in range(len(shares))]
@@ -182,6 +202,19 @@ def run(
     console.print("95% intervals over seeds; AdamW, tuned on the same learning rates, is 0; higher is better")
     console.print(table)
     console.print(f"{time.monotonic() - total:.0f} s in all")
+
+
+def _read(kept: Path | None) -> dict[str, Any]:
+    if kept is None or not kept.exists():
+        return {}
+    lines = (json.loads(line) for line in kept.read_text().splitlines() if line.endswith("}"))
+    return {line["key"]: line for line in lines}
+
+
+def _keep(kept: Path | None, line: Mapping[str, Any]) -> None:
+    if kept is not None:
+        with kept.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def _interval(values: Sequence[float]) -> str:

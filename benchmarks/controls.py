@@ -9,6 +9,7 @@ times the compute). Prints for each what its incumbent scores on the space's sel
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from benchmarks import arms
 from discover.space import Space
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=8, help="of each select task")
     parser.add_argument("--control-compute", type=float, nargs="*", default=[1.0, 4.0])
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--kept", type=Path, help="a file of what is done; the same command goes on where it was")
     asked = parser.parse_args()
     each = [arms.Arm("evolution", "evolution")]
     each += [
@@ -39,6 +41,7 @@ def main() -> None:
         seeds=asked.seeds,
         instances=asked.instances,
         workers=asked.workers,
+        kept=asked.kept,
     )
 
 
