@@ -183,8 +183,8 @@ def run(
     for arm in arms:
         found, rows = [], []
         for seed in range(seeds):
-            asked = json.dumps([space.plain(), asdict(arm), model_steps, seed, list(shares), instances], sort_keys=True)
-            key = hashlib.sha256(asked.encode()).hexdigest()
+            what = changed(space, arm.changes).plain(), arm.algorithm or space.algorithm, arm.compute * model_steps
+            key = hashlib.sha256(json.dumps([what, seed, list(shares), instances]).encode()).hexdigest()[:16]
             if key in done:
                 found.append(Found(**done[key]["found"]))
                 rows.append(done[key]["scores"])
