@@ -24,7 +24,7 @@ from rich.table import Table
 
 import dsl
 import tasks
-from discover import gradient, native, runs, session
+from discover import artefact, native, runs, session
 from discover.archive import Archive
 from discover.evaluate import Entry, Grid, Unit, draw_instance, evaluate, interpolated_best, score
 from discover.records import believed
@@ -141,7 +141,7 @@ def scores(
             horizon = tasks.load(name).horizon
             instance = draw_instance(name, horizon, space.loss_scales, space.parameter_scales, rng)
             unit = Unit(
-                instance, entries, grid, reference, space.weight_decay, gradient.have_compiler(), native.available()
+                instance, entries, grid, reference, space.weight_decay, artefact.have_compiler(), native.available()
             )
             best = [interpolated_best(o.learning_rates, o.losses) for o in evaluate(unit).outcomes]
             if best[0] is None:

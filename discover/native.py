@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from discover.gradient import cache_directory, compiler, cpu
+from discover.artefact import cache_directory, compiler, cpu
 from dsl import Program
 from dsl.graph import CONSTANT, INPUT, Graph, Node, lower_all
 from dsl.ops import OPS

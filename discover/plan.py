@@ -12,7 +12,7 @@ from numpy.random import Generator, default_rng
 
 import dsl
 import tasks
-from discover import gradient, native
+from discover import artefact, gradient, native
 from discover.costs import unit_size
 from discover.evaluate import Entry, Grid, Instance, batch_sizes, draw_instance
 from discover.keys import slot_of
@@ -41,7 +41,7 @@ def compile_choice(space: Space, choice: str, seconds: float | None) -> dict[str
     if choice == "never":
         return dict.fromkeys(names)
     repays = choice == "always" or seconds is None or seconds >= REPAYS_SECONDS
-    made = COMPILE_FROM if repays and gradient.have_compiler() else None
+    made = COMPILE_FROM if repays and artefact.have_compiler() else None
     return {name: 0 if all(map(gradient.is_cached, _variants(space, name))) else made for name in names}
 
 

@@ -116,7 +116,7 @@ def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event
     Yields:
         Started, perhaps a Notice, then what the engine yields.
     """
-    from discover import engine, gradient
+    from discover import artefact, engine
 
     asked = run.configuration
     settled = _plan(asked)
@@ -137,7 +137,7 @@ def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event
         )
         slow = [f"gradients of {task}" for task, start in asked.compiled_from.items() if start is None]
         slow += [] if asked.native else ["rules"]
-        if slow and not gradient.have_compiler():
+        if slow and not artefact.have_compiler():
             yield Notice(f"no C++ compiler found: plain PyTorch, several times slower, for {', '.join(slow)}")
         events = engine.search(
             settled,

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 import tasks
-from discover import gradient
+from discover import artefact
 from discover.gradient import Gradient, build, is_cached
 from tasks import Batch, Parameter, Task
 
 ROOT = Path(__file__).parent.parent
 TILE = 4
 
-needs_compiler = pytest.mark.skipif(not gradient.have_compiler(), reason="needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(not artefact.have_compiler(), reason="needs a C++ compiler")
 
 
 class Tiny(Task):
@@ -67,7 +67,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compiled(cache: Path) -> Gradient:
-    if not gradient.have_compiler():
+    if not artefact.have_compiler():
         pytest.skip("needs a C++ compiler")
     return build(Tiny(), compile=True, tile=TILE, cache_dir=cache)
 
@@ -81,7 +81,7 @@ def either(request: pytest.FixtureRequest) -> Gradient:
 
 
 def in_fresh_process(code: str, cache: Path, **environment: str) -> subprocess.Popen[str]:
-    code = f"import tasks; from discover import gradient; from discover.gradient import *\n{code}"
+    code = f"import tasks; from discover import artefact; from discover.gradient import *\n{code}"
     return subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -241,30 +241,30 @@ def test_cache_knows_what_is_computed_not_how_it_is_written(compiled: Gradient, 
 
 
 @pytest.fixture
-def artefact(compiled: Gradient, cache: Path) -> Path:
+def package(compiled: Gradient, cache: Path) -> Path:
     (path,) = (cache / "gradients").glob("tiny-*.pt2")
     return path
 
 
 @pytest.fixture
-def compiles(artefact: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def compiles(package: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Where the compiler was asked to write; it takes no time here, as it copies the artefact that there is."""
     asked: list[Path] = []
-    good = artefact.read_bytes()
+    good = package.read_bytes()
 
     def compile_at_once(path: Path, eager: object, example: list[Tensor]) -> object:
         asked.append(path)
         path.write_bytes(good)
-        return gradient._load(path, example)
+        return artefact._load(path, example)
 
-    monkeypatch.setattr(gradient, "_compile", compile_at_once)
+    monkeypatch.setattr(artefact, "_compile", compile_at_once)
     return asked
 
 
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="products.cpp is for AVX-512 alone")
-def test_an_artefact_has_its_own_small_products(artefact: Path) -> None:
-    with zipfile.ZipFile(artefact) as package:
-        libraries = [package.read(name) for name in package.namelist() if name.endswith(".so")]
+def test_an_artefact_has_its_own_small_products(package: Path) -> None:
+    with zipfile.ZipFile(package) as opened:
+        libraries = [opened.read(name) for name in opened.namelist() if name.endswith(".so")]
     assert libraries
     assert all(b"discover_products" in library for library in libraries)
 
@@ -280,16 +280,16 @@ def test_cached_artefact_is_loaded_without_compiling(compiles: list[Path], cache
 
 @pytest.mark.parametrize("damage", [b"", b"not a package", None], ids=["empty", "text", "truncated"])
 def test_damaged_artefact_is_made_again(
-    compiles: list[Path], compiled: Gradient, artefact: Path, tmp_path: Path, damage: bytes | None
+    compiles: list[Path], compiled: Gradient, package: Path, tmp_path: Path, damage: bytes | None
 ) -> None:
-    copy = tmp_path / "gradients" / artefact.name
+    copy = tmp_path / "gradients" / package.name
     copy.parent.mkdir()
-    copy.write_bytes(artefact.read_bytes()[:-20_000] if damage is None else damage)
+    copy.write_bytes(package.read_bytes()[:-20_000] if damage is None else damage)
     made = build_tiny(tmp_path)
     assert made.compiled
     assert made.note == ""
     assert len(compiles) == 1
-    assert copy.read_bytes() == artefact.read_bytes()
+    assert copy.read_bytes() == package.read_bytes()
     flat, batch = lanes(made.task, 3)
     assert torch.equal(made(flat, batch)[1], compiled(flat, batch)[1])
     assert sorted(x.suffix for x in copy.parent.iterdir()) == [".lock", ".pt2"]  # nothing half made is left
@@ -306,7 +306,7 @@ def test_cache_that_cannot_be_written_costs_only_the_cache(compiles: list[Path],
 
 def test_without_compiler_it_runs_eager_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", "/nonexistent/g++")
-    assert not gradient.have_compiler()
+    assert not artefact.have_compiler()
     made = build_tiny(tmp_path)
     assert not made.compiled
     assert made.note == (
@@ -329,7 +329,7 @@ def test_task_that_cannot_be_compiled_runs_eager_and_says_why(
 
 
 @pytest.mark.slow
-def test_fresh_process_loads_the_artefact_without_a_compiler(artefact: Path, cache: Path) -> None:
+def test_fresh_process_loads_the_artefact_without_a_compiler(package: Path, cache: Path) -> None:
     process = in_fresh_process(
         f"import sys; task = tasks.load({f'{__file__}:Tiny'!r})\n"
         f"made = build(task, compile=True, tile={TILE})\n"
@@ -345,9 +345,9 @@ def test_fresh_process_loads_the_artefact_without_a_compiler(artefact: Path, cac
 @needs_compiler
 def test_two_processes_at_once_compile_once_and_silently(tmp_path: Path) -> None:
     code = (
-        f"task = tasks.load({f'{__file__}:Tiny'!r}); real = gradient._compile\n"
+        f"task = tasks.load({f'{__file__}:Tiny'!r}); real = artefact._compile\n"
         "def counting(*arguments): print('compiling'); return real(*arguments)\n"
-        "gradient._compile = counting\n"
+        "artefact._compile = counting\n"
         f"print(build(task, compile=True, tile={TILE}).compiled)"
     )
     results = [process.communicate(timeout=300) for process in [in_fresh_process(code, tmp_path) for _ in range(2)]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import tasks
-from discover import gradient, native, plan
+from discover import artefact, gradient, native, plan
 from discover.space import Space
 
 SPACE = Space.of(
@@ -35,14 +35,14 @@ CHOICES = {
 def test_artefacts_are_used_where_they_are_and_made_where_that_pays(
     choice: str, seconds: float | None, compiler: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gradient, "have_compiler", lambda: compiler)
+    monkeypatch.setattr(artefact, "have_compiler", lambda: compiler)
     monkeypatch.setattr(gradient, "is_cached", lambda task: task.name == "quadratic")
     cached, other = CHOICES[choice, seconds, compiler]
     assert plan.compile_choice(SPACE, choice, seconds) == {"quadratic": cached, "breast_cancer": other}
 
 
 def test_artefacts_are_there_if_they_are_for_each_batch_size_that_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradient, "have_compiler", lambda: True)
+    monkeypatch.setattr(artefact, "have_compiler", lambda: True)
     monkeypatch.setattr(gradient, "is_cached", lambda task: (task.name, task.batch_size) != ("quadratic", 8))
     own = Space.of({**SPACE.plain(), "batch_scales": [0.5, 2.0]}, "s")
     sizes = {name: tasks.load(name).batch_size for name in ("quadratic", "breast_cancer")}

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from discover import gradient
+from discover import artefact
 
 pytestmark = pytest.mark.skipif(
-    not gradient.have_compiler() or torch.backends.cpu.get_cpu_capability() != "AVX512",
+    not artefact.have_compiler() or torch.backends.cpu.get_cpu_capability() != "AVX512",
     reason="needs a C++ compiler and AVX-512, without which products.cpp is empty",
 )
 
@@ -47,8 +47,8 @@ Product = Callable[..., torch.Tensor]
 def product(tmp_path_factory: pytest.TempPathFactory) -> Product:
     folder = tmp_path_factory.mktemp("products")
     (folder / "harness.cpp").write_text(HARNESS)
-    command = [gradient.compiler(), "-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-shared", "-fPIC"]
-    include = f"-I{Path(gradient.__file__).parent}"
+    command = [artefact.compiler(), "-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-shared", "-fPIC"]
+    include = f"-I{Path(artefact.__file__).parent}"
     subprocess.run([*command, include, "harness.cpp", "-o", "harness.so"], cwd=folder, check=True)
     library = ctypes.CDLL(str(folder / "harness.so"))
 

@@ -29,7 +29,7 @@ import pytest
 import typer
 import yaml
 
-from discover import cli, gradient
+from discover import artefact, cli
 from discover.archive import Archive
 from discover.records import Generation
 
@@ -304,7 +304,7 @@ def allocation(ground: Ground) -> Ground:
     (ground.folder / "search.sbatch").write_text(block(SLURM, "bash"))
     (ground.folder / ".venv" / "bin").mkdir(parents=True)
     (ground.folder / ".venv" / "bin" / "activate").write_text("")
-    cache = gradient.cache_directory()
+    cache = artefact.cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     (ground.folder / ".cache").symlink_to(cache)  # compiled once a machine, here as there
     return ground

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import tasks
-from discover import gradient
+from discover import artefact, gradient
 from tasks import Task, bpe, data, layers
 from tasks.gpt import GPT, SIZES
 from tasks.tokens import MAGIC, Tokens, find
@@ -188,7 +188,7 @@ def test_validation_in_pieces_is_the_same() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not gradient.have_compiler(), reason="needs a C++ compiler")
+@pytest.mark.skipif(not artefact.have_compiler(), reason="needs a C++ compiler")
 def test_compiled_pieces_in_bfloat16_follow_eager_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(layers, "WRITTEN_OUT_TO", 0)  # as with a long context
     monkeypatch.setitem(SIZES, "100k", replace(SIZES["100k"], layers=1, width=16, context=16, microbatch=4))
