@@ -24,7 +24,8 @@ from torch import Tensor
 from discover.gradient import Gradient
 from discover.heap import keep_freed_memory
 from discover.lane_closure import TaskClosure
-from discover.native import Code, NativeRules, encode
+from discover.native import NativeRules
+from discover.native_code import Code, encode
 from dsl import Program
 from dsl.graph import needs
 from dsl.lane_rule import LaneRule

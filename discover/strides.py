@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from discover.native import NativeRules, encode
+from discover.native import NativeRules
+from discover.native_code import encode
 from dsl import Program
 from dsl.graph import lower_all
 from dsl.lane_rule import LaneRule

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import dsl
-from discover import native
+from discover import native, native_code
 from discover.mutate import CHANGES, Grammar, mutate
-from discover.native import OPERATIONS, REDUCTIONS, NativeRules, encode
+from discover.native import NativeRules
+from discover.native_code import OPERATIONS, REDUCTIONS, encode
 from discover.plan import genotype
 from dsl import Program, reference
 from dsl.ops import OPS
@@ -208,7 +209,7 @@ def chain(count: int, what: str) -> Program:
 
 
 @pytest.mark.parametrize(
-    ("what", "limit"), [("tanh(g * #)", native._REGISTERS), ("norm(tanh(g * #))", native._SCALARS)]
+    ("what", "limit"), [("tanh(g * #)", native_code.REGISTERS), ("norm(tanh(g * #))", native_code.SCALARS)]
 )
 def test_a_rule_beyond_the_limits_is_left_to_the_generated_code(what: str, limit: int) -> None:
     counts = [count for count in range(limit // 4, limit + 8, 3) if encode(chain(count, what)) is not None]
@@ -221,8 +222,8 @@ def test_a_rule_beyond_the_limits_is_left_to_the_generated_code(what: str, limit
 
 def test_the_limits_of_both_languages_are_the_same() -> None:
     source = native._SOURCE.read_text()
-    assert f"constexpr int kRegisters = {native._REGISTERS};" in source
-    assert f"constexpr int kScalars = {native._SCALARS};" in source
+    assert f"constexpr int kRegisters = {native_code.REGISTERS};" in source
+    assert f"constexpr int kScalars = {native_code.SCALARS};" in source
 
 
 BUFFER = torch.zeros(2, sum(SIZES))
