@@ -164,24 +164,29 @@ def search(
 
 @contextmanager
 def _collecting_rarely() -> Iterator[Callable[[], None]]:
-    """Holds off Python's search for cycles, and gives what does it where it is time to. Programs and values are trees
-    and make none; to look through all that a search remembers of them, again and again, takes as long as half of what
-    proposing and gating take."""
+    """Holds off Python's search for cycles, and gives what does it where it is time to, among what is new since then.
+    Programs and values are trees and make none; to look through all that a search remembers of them, again and again,
+    takes as long as half of what proposing and gating take, and once after ten minutes five seconds."""
     running, last = gc.isenabled(), time.monotonic()
+
+    def age() -> None:
+        """Counts all that is there as old, so that it is not looked through."""
+        gc.freeze()
+        gc.unfreeze()
 
     def collect() -> None:
         nonlocal last
         if time.monotonic() - last >= COLLECT_SECONDS:
-            gc.collect()
+            gc.collect(0)
+            age()
             last = time.monotonic()
 
     gc.disable()
     try:
         yield collect
     finally:
+        age()
         if running:
-            gc.freeze()
-            gc.unfreeze()  # all that is there counts as old now, and is not looked through at once
             gc.enable()
 
 
