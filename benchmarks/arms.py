@@ -205,16 +205,17 @@ def run(
 
 
 def _read(kept: Path | None) -> dict[str, Any]:
-    if kept is None or not kept.exists():
-        return {}
-    lines = (json.loads(line) for line in kept.read_text().splitlines() if line.endswith("}"))
-    return {line["key"]: line for line in lines}
+    """What is kept, by key; a line that a kill has cut short is not."""
+    lines = kept.read_text().splitlines() if kept is not None and kept.exists() else []
+    whole = (json.loads(line) for line in lines if line.endswith("}"))
+    return {line["key"]: line for line in whole}
 
 
 def _keep(kept: Path | None, line: Mapping[str, Any]) -> None:
     if kept is not None:
+        cut_short = kept.exists() and not kept.read_text().endswith("\n")
         with kept.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write("\n" * cut_short + json.dumps(line) + "\n")
 
 
 def _interval(values: Sequence[float]) -> str:
