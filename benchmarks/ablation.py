@@ -6,6 +6,8 @@ of single tensors, batch sizes, and, which are on, scales of loss and parameters
 are, so what an arm of these gains is transfer. What shows no gain here stays off, and can go.
 
     python -m benchmarks.ablation [--space lion_like] [--model-steps 20000000] [--seeds 5] [--arms "no cache" ...]
+
+Hours of work; with `--kept FILE`, which may be that of `benchmarks.controls`, the same command goes on where it was.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ A claim of a search is made against these (Chen et al. 2023 beat random search a
 times the compute). Prints for each what its incumbent scores on the space's select tasks against compute.
 
     python -m benchmarks.controls [--space lion_like] [--model-steps 20000000] [--seeds 5] [--control-compute 1 4]
+
+Hours of work; with `--kept FILE` the same command goes on where it was.
 """
 
 from __future__ import annotations
