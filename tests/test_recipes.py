@@ -83,7 +83,7 @@ class Ground:
         for each in Path("/proc").iterdir():
             with suppress(OSError):  # it is none, or is gone
                 pairs = [pair.partition(b"=") for pair in (each / "environ").read_bytes().split(b"\0")]
-                environment = {key.decode(): value.decode() for key, _, value in pairs}
+                environment = {key.decode(errors="replace"): value.decode(errors="replace") for key, _, value in pairs}
                 if environment.get("RAY_TMPDIR") == self.ray and (each / "cmdline").read_bytes().startswith(name):
                     found[int(each.name)] = environment
         return found
