@@ -204,7 +204,7 @@ class RayWorkers:
         for worker in [each for load in pool.loads[1:] for each in load if pool.mean and each.since < late]:
             _, job = worker.jobs[0]
             elsewhere = next((each for each in pool.loads[0] if each.node != worker.node), None)
-            if elsewhere and not job.over and job.running == 1:
+            if elsewhere and not job.over and job.running == 1 and not job.attempts:
                 self._give(elsewhere, job)
                 return True
         return False
@@ -352,10 +352,10 @@ class RayWorkers:
         self._remove(worker)
         for place, (_, job) in enumerate(worker.jobs):
             job.running -= 1
+            job.attempts += place == 0
             if job.over or job.running:
                 continue
             if place == 0:
-                job.attempts += 1
                 if reason == TIMED_OUT or job.attempts >= ATTEMPTS:
                     job.over = True
                     self._note("unit given up", f"{reason}: {job.unit!s}", job)

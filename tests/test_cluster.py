@@ -87,7 +87,7 @@ rungs:
 confirm: {every: 2, top: 2, most: 3}
 unit: {candidates: 4, time_limit: LIMIT, memory: 0.3}
 require: {odd: false, homogeneous: false}
-probes: {min_cosine: -1.0, max_update: 1.0e+300}
+probes: {min_cosine: -1.0, max_update: 1.0e+300, max_growth: 1.0e+300}
 loss_scales: [1.0, 1.0]
 parameter_scales: [1.0, 1.0]
 compile: never

@@ -92,13 +92,13 @@ def test_a_target_ends_a_search_when_it_is_believed(tmp_path: Path) -> None:
 
 def test_a_plateau_ends_a_search(tmp_path: Path) -> None:
     name = tiny(tmp_path)
-    _, whole = searched(name, tmp_path / "whole", candidates=45)
+    _, whole = searched(name, tmp_path / "whole", candidates=70)
     since, best, after = 0, -1e9, []
     for generation, now in zip(whole, best_so_far(whole), strict=True):
         since, best = (0, now) if now > best else (since + generation.record.trained, best)
         after.append(since)
     last = next(number for number, since in enumerate(after) if since >= 10)
-    _, found = searched(name, tmp_path / "out", candidates=45, plateau=10)
+    _, found = searched(name, tmp_path / "out", candidates=70, plateau=10)
     assert found == whole[: last + 2]  # and the one generation that was in flight beside it
     assert len(found) < len(whole)
 
@@ -270,7 +270,7 @@ def test_each_space_runs_and_trains(name: str, tmp_path: Path) -> None:
     """With everything that is its own, on a few steps of one task that has matrices."""
     plain = Space.load(name).plain()
     plain |= {"tasks": {"search": ["digits_mlp"]}, "weights": {}, "proposals_per_generation": 16, "compile": "never"}
-    plain |= {"rungs": [{"tasks": ["digits_mlp"], "steps": 5}], "confirm": {"every": 2, "top": 1}}
+    plain |= {"rungs": [{"tasks": ["digits_mlp"], "steps": 5}], "confirm": {"every": plain["lag"], "top": 1}}
     plain |= {
         "learning_rates": {"points": 3, "factor": 3.0},
         "promote": Space.model_fields["promote"].default.model_dump(),
