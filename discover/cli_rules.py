@@ -97,14 +97,10 @@ def export(
     print(f"wrote {output}")
 
 
-def _rule(rule: str) -> Program:
-    if "@" in rule and not rule.endswith(".rule"):
-        from discover.runs import rule_of
+def _rule(text: str) -> Program:
+    from discover.rule_names import rule_of
 
-        return rule_of(rule)
-    import dsl
-
-    return dsl.load(rule)
+    return rule_of(text)
 
 
 def _composed(program: Program) -> Program:

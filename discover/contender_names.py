@@ -5,16 +5,15 @@ mistake in a space shows before the search, and a list of spaces does not wait.
 from __future__ import annotations
 
 import importlib.util
-import os
 import pkgutil
 import re
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
 
 import dsl
 from discover.errors import UserError
+from discover.rule_names import rule_of
 from dsl.parse import suggest
 from dsl.program import Program
 
@@ -29,7 +28,7 @@ def check_name(text: str) -> None:
         UserError, RuleError: no such rule, file or module, or a name that the module's text does not have.
     """
     if ":" not in text:
-        return require_rate(text, rule_of(text)[0])
+        return require_rate(text, dsl.check(rule_of(text)))
     where, _, name = text.rpartition(":")
     file = Path(where) if where.endswith(".py") else _file_of(where, text)
     if file is None:
@@ -43,26 +42,6 @@ def check_name(text: str) -> None:
     if name not in words and not _MADE_WHILE_IT_RUNS.search(source):
         raise UserError(f"{text}: {where} has no '{name}'{suggest(name, sorted(words))}")
     return None
-
-
-def rule_of(text: str) -> tuple[Program, dict[str, Any]]:
-    """The rule that a name, a file, a composition or RUN@K is, and where it comes from, as plain data.
-
-    Raises:
-        RuleError, RunError: there is none, or it is not well formed, or a wrapper alone.
-    """
-    if "@" in text and not text.endswith(".rule"):
-        from discover import runs
-
-        folder, place = runs.place_of(text)
-        found = {"run": folder.name, "rank": place.rank, "candidate": place.candidate.id}
-        return dsl.check(runs.program_of(place, folder.name)), found
-    program = dsl.check(dsl.load(text))
-    if text.endswith(".rule") or os.sep in text:
-        return program, {"file": str(Path(text).absolute())}
-    if "(" in text:
-        return program, {"composition": text}
-    return program, {"built in" if text in dsl.names() else "registered": text}
 
 
 def require_rate(name: str, program: Program) -> None:

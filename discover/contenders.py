@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 import dsl
-from discover.contender_names import require_rate, rule_of
+from discover import rule_names
+from discover.contender_names import require_rate
 from discover.errors import UserError
 from discover.optimizer import RuleOptimizer, class_of
 from dsl import Program
@@ -128,8 +129,8 @@ def contender(text: str) -> Contender:
         UserError, RuleError: there is none of this name, or it cannot be compared; says what was expected.
     """
     if ":" not in text:
-        program, origin = rule_of(text)
-        return RuleContender(text, program, origin)
+        program, origin = rule_names.found(text)
+        return RuleContender(text, dsl.check(program), origin)
     where, _, attribute = text.rpartition(":")
     module = _file(Path(where)) if where.endswith(".py") else _module(where, text)
     made = getattr(module, attribute, None)

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from discover import workers as workers_module
 from discover.archive import Archive
+from discover.errors import RunError
 from discover.events import Event, Finished, GenerationDone, Notice
 from discover.front import front
 from discover.generation import Live
@@ -64,7 +65,8 @@ def search(
         A GenerationDone for each generation that is in the archive, a Notice for each thing worth knowing, Finished.
 
     Raises:
-        ClusterError: no cluster at the address, or it is gone; ArchiveError: the disk is full or gone.
+        ClusterError: no cluster at the address, or it is gone; ArchiveError: the disk is full or gone; RunError: our
+            code stumbles over every program.
     """
     progress = Progress(plan)
     stored, ahead = archive.totals().generations, archive.generations()
@@ -131,6 +133,8 @@ def search(
                     best = next(iter(archive.leaderboard(1)), None)
                 with clock("report"):
                     yield GenerationDone(generation.record, archive.totals(), best, time.monotonic() - began)
+                if progress.fault:
+                    raise RunError(f"no program could be trained: {progress.fault}")
                 with clock("absorb"):
                     collect()
                 launch(live.number + plan.space.lag)

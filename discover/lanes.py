@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +24,9 @@ from torch import Tensor
 from discover.gradient import Gradient
 from discover.heap import keep_freed_memory
 from discover.lane_closure import TaskClosure
-from discover.native import NativeRules
-from discover.native_code import Code, encode
+from discover.lane_parts import Generated, Native, Part, parts_of
+from discover.native_code import encode
 from dsl import Program
-from dsl.graph import needs
-from dsl.lane_rule import LaneRule
 from tasks import Batch, Task
 
 LOST_ABOVE = 3.0
@@ -94,9 +92,6 @@ class Trace:
     curve: tuple[float, ...] = ()
 
 
-_SEEDS = 2**24
-"""Seeds of a rule's own draws are smaller, so that every dtype holds them exactly."""
-
 At = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """Loss and gradient of some lanes, see `Gradient.at`."""
 
@@ -106,67 +101,6 @@ Prune = Callable[[int, Mapping[int, float]], Collection[int]]
 
 def _tiles(start: int, stop: int, size: int) -> Iterator[slice]:
     return (slice(row, min(row + size, stop)) for row in range(start, stop, size))
-
-
-class _Part(Protocol):
-    """Some rows of the buffer, side by side, and the rules that step them."""
-
-    start: int
-    stop: int
-
-    def keep(self, rows: Tensor) -> None: ...
-
-    def evaluation(self, parameters: Tensor) -> Tensor: ...
-
-    def state(self) -> list[Tensor]: ...
-
-
-@dataclass(slots=True)
-class _Generated:
-    """The lanes of one program, stepped by its generated kernel."""
-
-    rule: LaneRule
-    lr: Tensor
-    hypers: dict[str, float | Tensor]
-    ratios: Sequence[float]
-    start: int
-    stop: int
-    asks: bool = False
-    """Whether the rule needs a closure."""
-
-    def step(self, parameters: Tensor, gradients: Tensor, t: int) -> None:
-        ratio = self.ratios[t - 1]
-        self.hypers["lr"] = self.lr * ratio
-        self.rule.step(parameters, gradients, t, self.hypers, lr_ratio=ratio)
-
-    def keep(self, rows: Tensor) -> None:
-        self.rule.keep(rows)
-        self.lr = self.lr[rows]
-        self.hypers = {name: v[rows] if isinstance(v, Tensor) else v for name, v in self.hypers.items()}
-
-    def evaluation(self, parameters: Tensor) -> Tensor:
-        return self.rule.evaluation(parameters)
-
-    def state(self) -> list[Tensor]:
-        return [unit.state[name] for unit in self.rule.units for name in sorted(unit.state)]
-
-
-@dataclass(slots=True)
-class _Native:
-    """The lanes of all elementwise programs, stepped by one call."""
-
-    rules: NativeRules
-    start: int
-    stop: int
-
-    def keep(self, rows: Tensor) -> None:
-        self.rules.keep(rows)
-
-    def evaluation(self, parameters: Tensor) -> Tensor:
-        return self.rules.evaluation(parameters)
-
-    def state(self) -> list[Tensor]:
-        return [self.rules.state]
 
 
 def train(
@@ -260,7 +194,7 @@ class Training:
         self.of_seed = torch.tensor([self.seeds.index(lane.seed) for lane in rows])
         self.first_loss = torch.zeros(len(rows))
         self.ratios = [task.lr_ratio(t, steps) for t in range(1, steps + 1)]
-        self.parts = self._parts(programs, codes, rows)
+        self.parts = parts_of(task, programs, codes, rows, self.buffer, self.ratios)
 
     def run(self, pulse: Callable[[Training], None] | None = None) -> list[Trace]:
         """All steps that are left, then validation."""
@@ -285,7 +219,7 @@ class Training:
         lost: dict[int, str] = {}
         others = len(self.order)
         for part in self.parts:
-            if not isinstance(part, _Native):
+            if not isinstance(part, Native):
                 others = min(others, part.start)
                 continue
             for rows in _tiles(part.start, part.stop, self.gradient.tile):
@@ -348,7 +282,7 @@ class Training:
         has no value, and why."""
         failed: dict[int, str] = {}
         for part in self.parts:
-            if not isinstance(part, _Generated):
+            if not isinstance(part, Generated):
                 continue
             if part.asks:
                 part.rule.closure = self._closure(part, t)
@@ -358,7 +292,7 @@ class Training:
                 failed |= dict.fromkeys(range(part.start, part.stop), f"{type(error).__name__}: {error}")
         return failed
 
-    def _closure(self, part: _Part, t: int) -> TaskClosure:
+    def _closure(self, part: Part, t: int) -> TaskClosure:
         """Answers what a rule asks for beside the gradient, on the step's batch."""
         rows = slice(part.start, part.stop)
         batch = self._batch(t)
@@ -436,37 +370,6 @@ class Training:
             full = torch.cat([rows, rows[:1].expand(tile - len(rows), -1)])
             losses += self.task.validation_loss(self.task.split(full))[: len(rows)].tolist()
         return losses
-
-    def _parts(self, programs: Sequence[Program], codes: Sequence[Code | None], rows: Sequence[Lane]) -> list[_Part]:
-        hypers = [{**programs[lane.program].defaults, **lane.hypers} for lane in rows]
-        parts: list[_Part] = []
-        encoded = [index for index, code in enumerate(codes) if code is not None]
-        stop = sum(codes[lane.program] is not None for lane in rows)
-        if stop:
-            owners = [encoded.index(lane.program) for lane in rows[:stop]]
-            encodings = [code for code in codes if code is not None]
-            sizes = [parameter.size for parameter in self.task.parameters]
-            parts.append(
-                _Native(NativeRules(encodings, owners, hypers[:stop], self.buffer[:stop], sizes, self.ratios), 0, stop)
-            )
-        layout = [(parameter.shape, parameter.role) for parameter in self.task.parameters]
-        while (start := stop) < len(rows):
-            program = programs[rows[start].program]
-            stop = next((r for r in range(start, len(rows)) if rows[r].program != rows[start].program), len(rows))
-            rule = LaneRule(program, layout, lanes=stop - start, device=self.buffer.device, dtype=self.buffer.dtype)
-            rule.examples = self.task.batch_size
-            own = rows[start].hypers
-            mine: dict[str, float | Tensor] = {
-                name: self._tensor([each[name] for each in hypers[start:stop]]) if name in own else default
-                for name, default in program.defaults.items()
-            }
-            if "seed" in program.defaults and "seed" not in own:  # what a rule draws is a lane's own
-                mine["seed"] = self._tensor([float(each.seed % _SEEDS) for each in rows[start:stop]])
-            rule.start(self.buffer[start:stop], mine)
-            lr = self._tensor([each.get("lr", 1.0) for each in hypers[start:stop]])
-            asks = bool(needs(program).closure)
-            parts.append(_Generated(rule, lr, mine, self.ratios, start, stop, asks))
-        return parts
 
     def _tensor(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=self.gradient.dtype, device=self.gradient.device)

@@ -14,6 +14,7 @@ from typing import Any
 
 import dsl
 from discover.optimizer import RuleOptimizer, class_name, class_of
+from discover.rule_names import rule_of
 from dsl.library import registered_names
 from dsl.program import Program, RuleError
 
@@ -55,11 +56,7 @@ def available() -> list[str]:
 def _program(rule: str | Program) -> Program:
     if isinstance(rule, Program):
         return dsl.check(rule) if not rule.rules else rule
-    if "@" in rule:
-        from discover.runs import rule_of
-
-        return rule_of(rule)
-    return dsl.load(rule)
+    return rule_of(rule)
 
 
 def __getattr__(name: str) -> Any:

@@ -151,9 +151,7 @@ class Probes:
         if node.op == INPUT:
             return given[str(node.payload)]
         args = [
-            self._number(pool, arg, given, asked)
-            if pool.reads[arg] & asked
-            else self._table[self._row(pool, arg)].copy()
+            self._number(pool, arg, given, asked) if pool.reads[arg] & asked else self._table[self._row(pool, arg)]
             for arg in node.args
         ]
         ref = OPS[node.op].ref

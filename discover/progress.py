@@ -38,6 +38,8 @@ class Progress:
         self.model_steps = 0
         self.barren = 0
         """Generations in a row that had nothing new to train."""
+        self.fault: str | None = ""
+        """What our code stumbled over in every program so far; empty before the first, None once one was trained."""
         self.best: float | None = None
         """The best fitness so far that fresh scores let one believe, and how many had been trained by then."""
         self.trained_at_best = 0
@@ -180,8 +182,11 @@ class Progress:
 
     def _absorb_candidate(self, candidate: Candidate, luck: float) -> None:
         program = self._programs.pop(candidate.id, None)
-        if candidate.status in ("timed_out", "worker_lost") and not candidate.reason.startswith(FAULT):
+        faulty = candidate.reason.startswith(FAULT)
+        if candidate.status in ("timed_out", "worker_lost") and not faulty:
             self._gate.forget(candidate.id)
+        if candidate.status != "duplicate" and self.fault is not None:
+            self.fault = candidate.reason if faulty else None
         original = candidate.id if candidate.duplicate_of is None else candidate.duplicate_of
         if candidate.status == "trained" and candidate.fitness is not None:
             self._fitness[candidate.id] = candidate.fitness - luck

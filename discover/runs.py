@@ -299,12 +299,6 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
-def rule_of(reference: str) -> Program:
-    """The rule at a place of a run's leaderboard; see `place_of`."""
-    folder, ranked = place_of(reference)
-    return program_of(ranked, folder.name)
-
-
 def place_of(reference: str) -> tuple[Path, Ranked]:
     """A run's folder, and a place of its leaderboard.
 

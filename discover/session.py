@@ -15,12 +15,12 @@ import dsl
 from discover.errors import UserError
 from discover.events import Event, Finished, GenerationDone, Notice, Started
 from discover.manifest import Configuration
+from discover.rule_names import rule_of
 from discover.runs import Run
 from discover.space import Space
 
 if TYPE_CHECKING:
     from discover.plan import Plan
-    from dsl.program import Program
 
 
 def configure(
@@ -77,7 +77,7 @@ def configure(
     choice = compile or loaded.compile
     configuration = Configuration(
         space=loaded,
-        ancestors=tuple(dsl.format(_rule(rule)) for rule in loaded.ancestor),
+        ancestors=tuple(dsl.format(dsl.check(rule_of(rule))) for rule in loaded.ancestor),
         algorithm=algorithm,
         seed=seed,
         compiled_from=plan.compile_choice(loaded, choice, budget["seconds"]),
@@ -96,14 +96,6 @@ def _check_algorithm(asked: Configuration) -> None:
     from discover.progress import Progress
 
     Progress(_plan(asked))
-
-
-def _rule(rule: str) -> Program:
-    if "@" in rule and not rule.endswith(".rule"):
-        from discover.runs import rule_of
-
-        return rule_of(rule)
-    return dsl.check(dsl.load(rule))
 
 
 def _times(value: float | None, factor: float) -> float | None:

@@ -237,10 +237,16 @@ def done(ground: Ground) -> list[list[str]]:
 
 def alive(ground: Ground) -> int:
     """How many nodes a driver on the head sees that is told no address, and that there is a token neither."""
-    code = "import ray; ray.init('auto', log_to_driver=False); print(sum(each['Alive'] for each in ray.nodes()))"
+    seen = ground.folder / "nodes"  # a file: Ray prints on the standard output too, of daemons that end
+    code = f"""
+import pathlib, ray
+ray.init("auto", log_to_driver=False)
+pathlib.Path({str(seen)!r}).write_text(str(sum(each["Alive"] for each in ray.nodes())))
+"""
+    seen.unlink(missing_ok=True)
     environment = {**ground.environment, "HOME": str(ground.folder / "hosts" / "127.0.0.1")}
-    asked = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    return int(asked.stdout or 0)
+    subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    return int(seen.read_text()) if seen.exists() else 0
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

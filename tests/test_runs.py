@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import dsl
-from discover import registry, runs
+from discover import registry, rule_names, runs
 from discover.archive import Archive
 from discover.errors import RunError, UserError
 from discover.manifest import Configuration, read_manifest
@@ -255,14 +255,14 @@ def test_other_versions_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_rank_is_a_program_that_says_where_it_comes_from() -> None:
     made("runs/alpha", trained=4)
-    program = runs.rule_of("alpha@1")
+    program = rule_names.rule_of("alpha@1")
     assert dsl.format(program) == (
         "def rule_1(p, g, *, lr=0.1):\n"
         '    """Found by discover: run alpha, rank 1, fitness +0.250 +- 0.012 (4 fresh evaluations)."""\n'
         "    p = p - lr * g\n"
     )
-    assert runs.rule_of("last@2").name == "rule_3"
-    assert "not confirmed" in runs.rule_of("last@2").doc
+    assert rule_names.rule_of("last@2").name == "rule_3"
+    assert "not confirmed" in rule_names.rule_of("last@2").doc
 
 
 def test_places_that_are_not_there_are_refused() -> None:
@@ -277,7 +277,7 @@ def test_places_that_are_not_there_are_refused() -> None:
         ("gamma@1", "no run 'gamma'"),
     ):
         with pytest.raises(RunError, match=message):
-            runs.rule_of(text)
+            rule_names.rule_of(text)
 
 
 def test_the_best_rule_is_a_rule_file() -> None:

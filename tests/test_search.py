@@ -18,6 +18,7 @@ import pytest
 from discover import runs, session
 from discover.archive import Archive
 from discover.cluster import RayWorkers
+from discover.errors import RunError
 from discover.evaluate import Unit, UnitResult
 from discover.events import Finished, GenerationDone
 from discover.records import Generation
@@ -286,6 +287,16 @@ def test_a_candidate_that_our_code_stumbles_over_costs_itself_alone_and_is_told(
     assert first.items() <= {c.id: c.fitness for c in out.candidates}.items()
     with Archive.read(tmp_path / "out" / runs.ARCHIVE) as archive:
         assert {(i.kind, i.generation) for i in archive.incidents()} == {("fault", 0)}
+
+    def all_but_adamw(unit: Unit) -> UnitResult:
+        if [entry.candidate for entry in unit.entries] == [None]:
+            return train(unit)
+        raise LookupError("unforeseen")
+
+    monkeypatch.setattr(evaluate, "evaluate", all_but_adamw)
+    with pytest.raises(RunError, match=r"no program could be trained: fault in .* LookupError: unforeseen"):
+        searched(space, tmp_path / "none", candidates=10)
+    assert _stored(tmp_path / "none") == 1
 
     def always(unit: Unit) -> UnitResult:
         raise LookupError("unforeseen")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import dsl
-from discover import runs, session, space
+from discover import rule_names, runs, session, space
 from discover.archive import Archive
 from discover.errors import UserError
 from discover.events import Finished
@@ -304,4 +304,4 @@ def test_a_search_starts_from_what_an_earlier_one_found(tmp_path: Path, monkeypa
     assert last.totals.trained >= 10
     manifest = read_manifest(tmp_path / "second").configuration
     assert manifest.space.ancestor == (reference,)
-    assert dsl.parse(manifest.ancestors[0]).slots == runs.rule_of(reference).slots
+    assert dsl.parse(manifest.ancestors[0]).slots == rule_names.rule_of(reference).slots
