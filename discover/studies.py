@@ -27,7 +27,7 @@ from discover.pruners import Pruner, least_seeds
 from discover.ranges import Dimension, dimensions, rounded
 from discover.trainers import Ground, capped_log, model_steps
 
-FORMAT = 1
+FORMAT = 2
 """Part of every study's key: raise it when tuning changes, so that old results are not taken for new ones."""
 
 EXTENSION = 3.0
@@ -38,6 +38,9 @@ NOTHING = 1e-3
 
 NO_DECAY = 1 / 3
 """Share of the trials with weight decay 0."""
+
+MOVED = 3
+"""Own hyperparameters that a trial moves at once, as many as AdamW has: a dozen at once never meet a good setting."""
 
 _SEEDS_APART = 1000
 _FRESH = 500
@@ -52,7 +55,8 @@ class Budget:
         trials: settings.
         seeds: tuning seeds of each.
         fresh: seeds to score the best setting on.
-        own: also tune hyperparameters other than lr and weight_decay, in the second half of the trials.
+        own: also tune hyperparameters other than lr and weight_decay, in the second half of the trials: three at once,
+            the others as in the best trial so far.
         pruner: which trials are dropped before their end, see `discover.pruning`.
     """
 
@@ -207,17 +211,28 @@ class Study:
         study = optuna.create_study(study_name=name, sampler=self._sampler(number), pruner=pruner)
         study.add_trials(self.trials)
         dims = self._extended()
-        for place in range(number, number + count):
-            if place < self._designed:
-                study.enqueue_trial(self._design(place, dims))
+        common = [each for each in dims if each.name in ("lr", "weight_decay")]
         asked = []
         for place in range(number, number + count):
+            if place < self._designed:
+                study.enqueue_trial(self._design(place, common))
+                chosen = common
+            else:
+                kept, moved = self._neighbourhood(place, [each for each in dims if each not in common])
+                study.enqueue_trial(kept)
+                chosen = [each for each in dims if each in common or each in moved or each.label in kept]
             trial = study.ask()
-            for dimension in dims:
-                if dimension.name in ("lr", "weight_decay") or place >= self._designed:
-                    _suggest(trial, dimension)
+            for dimension in chosen:
+                _suggest(trial, dimension)
             asked.append(trial)
         return asked
+
+    def _neighbourhood(self, place: int, own: Sequence[Dimension]) -> tuple[dict[str, float], list[Dimension]]:
+        """What a trial leaves as the best before it has it, where that is no default, and what it moves."""
+        best = _best(self.trials).params
+        drawn = np.random.default_rng([self.seed, place]).permutation(len(own))[:MOVED]
+        moved = [own[index] for index in sorted(drawn)]
+        return {each.label: best[each.label] for each in own if each.label in best and each not in moved}, moved
 
     @property
     def _designed(self) -> int:
@@ -229,13 +244,13 @@ class Study:
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, constant_liar=True)
 
-    def _design(self, place: int, dims: Sequence[Dimension]) -> dict[str, Any]:
+    def _design(self, place: int, common: Sequence[Dimension]) -> dict[str, Any]:
         """A point of a scrambled Sobol sequence in lr and weight decay."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a length that is no power of 2
             points = qmc.Sobol(2, rng=np.random.default_rng(self.seed)).random(place + 1)
         chosen: dict[str, Any] = {}
-        for dimension, u in zip([d for d in dims if d.name in ("lr", "weight_decay")], points[-1], strict=False):
+        for dimension, u in zip(common, points[-1], strict=False):
             if dimension.zero:
                 chosen[dimension.switch] = bool(u >= NO_DECAY)
                 u = max(0.0, (u - NO_DECAY) / (1 - NO_DECAY))

@@ -156,6 +156,7 @@ SSH = r"""
     if "ray start" in command:
         if not os.path.exists(f"{hosts}/{host}/env"):
             os.symlink(os.environ["ENV"], f"{hosts}/{host}/env")
+        command = command.replace("ray start", f"ray start --node-ip-address={host}")  # else all are this machine's
         sys.exit(subprocess.call(["bash", "-c", command], env={**os.environ, "HOME": f"{hosts}/{host}"}))
 """
 

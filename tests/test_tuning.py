@@ -168,6 +168,24 @@ def test_own_hyperparameters_are_tuned_in_the_second_half_if_asked(tmp_path: Pat
     assert set(found.hypers) <= set(named("adamw").defaults)
 
 
+def test_a_trial_moves_three_own_hyperparameters_at_once_and_leaves_the_others_as_in_the_best(tmp_path: Path) -> None:
+    budget = Budget(trials=24, seeds=1, fresh=2, own=True)
+    tuned("muon", budget, url=url(tmp_path))
+    ((_, stored),) = trials(url(tmp_path)).items()
+    own = [each.label for each in dimensions(named("muon"), ground(), own=True)[2:]]
+    assert len(own) == 5
+    moved = set()
+    for place in range(12, 24):
+        before = stored[: place - place % budget.batch]
+        best = min(before, key=lambda trial: trial.value).params
+        mine = {label: value for label, value in stored[place].params.items() if label in own}
+        changed = {label for label in mine if mine[label] != best.get(label)}
+        assert len(changed) == 3
+        assert mine.keys() == changed | (best.keys() & set(own))
+        moved |= changed
+    assert moved == set(own)
+
+
 # Determinism, reuse, kills ------------------------------------------------------------------------------------------
 
 
