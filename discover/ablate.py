@@ -8,21 +8,22 @@ tunings), or if it changes nothing that the rule does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import dsl
 from discover import statistics
 from discover.contenders import RuleContender
 from discover.contest import Terms, differences, hold
+from discover.mutate import Path, straight_lines, unfolded, with_line
 from discover.workshop import Workshop
 from dsl import Program, properties
 from dsl.behaviour import behaviour_hash
 from dsl.dead import strip_dead
 from dsl.flatten import flatten, tidy
-from dsl.format import format_expr
+from dsl.format import format_expr, format_test
 from dsl.graph import lower_all
-from dsl.program import BUILTINS, Assign, Call, Expr, If, Name, RuleError, reads
+from dsl.program import BUILTINS, Assign, Call, Expr, If, Name, RuleError, Statement, map_names, reads
 
 GIVEN = ("lr", "weight_decay")
 """Statements that these enter stay as they are: a rule keeps its step size and its decay."""
@@ -138,14 +139,49 @@ def removals(program: Program) -> Iterator[tuple[str, Program]]:
     """The program less one operation each: its value is replaced by one of its arguments, later statements first.
 
     Left out are operations on lr and weight decay, and what would not be a rule any more: not well formed, or without
-    its gradient. Programs with static ifs are left whole.
+    its gradient. Where a program has static ifs, each of its straight lines is gone through as a program of its own.
     """
-    if any(isinstance(statement, If) for statement in program.body):
-        return
     flat = flatten(program)
-    body = [statement for statement in flat.body if isinstance(statement, Assign)]
-    bound, numbers = _bound(body), _numbers(flat, body)
+    flat = _apart(replace(flat, body=unfolded(flat.body)))
     seen: set[str] = set()
+    for path, line in straight_lines(flat.body):
+        where = _where(flat.body, path)
+        for words, changed in _shorter(flat, [each for each in line if isinstance(each, Assign)]):
+            variant = _usable(with_line(flat, path, replace(flat, body=changed)))
+            if variant is not None and (text := dsl.format(variant)) not in seen:
+                seen.add(text)
+                yield where + words, variant
+
+
+def _apart(program: Program) -> Program:
+    """The program with temporaries of each straight line under names of their own, so that `tidy` can put them away."""
+    lines = list(straight_lines(program.body))
+    kept = {"p", "g", *(slot.name for slot in program.slots)}
+    for number, (path, line) in enumerate(lines if len(lines) > 1 else ()):
+        body = [each for each in line if isinstance(each, Assign)]
+        own = {each.target: f"{each.target}_{number}" for each in body if each.target not in kept}
+
+        def named(name: str, own: Mapping[str, str] = own) -> Name:
+            return Name(own.get(name, name))
+
+        renamed = [replace(each, target=named(each.target).id, value=map_names(each.value, named)) for each in body]
+        program = with_line(program, path, replace(program, body=tuple(renamed)))
+    return program
+
+
+def _where(body: tuple[Statement, ...], path: Path) -> str:
+    """The way to a straight line, in words."""
+    if not path:
+        return ""
+    statement = body[0]
+    assert isinstance(statement, If)
+    test, block = format_test(statement.test), statement.body if path[0] else statement.orelse
+    return f"{test if path[0] else f'not ({test})'}: {_where(block, path[1:])}"
+
+
+def _shorter(flat: Program, body: Sequence[Assign]) -> Iterator[tuple[str, tuple[Assign, ...]]]:
+    """A straight line less one operation each."""
+    bound, numbers = _bound(body), _numbers(flat, body)
     for index in reversed(range(len(body))):
         statement = body[index]
         if index in bound or not isinstance(statement.value, Call):
@@ -153,12 +189,8 @@ def removals(program: Program) -> Iterator[tuple[str, Program]]:
         for arg in statement.value.args:
             if not isinstance(arg, Name) or arg.id in numbers or arg.id == statement.target:
                 continue
-            changed = (*body[:index], replace(statement, value=arg), *body[index + 1 :])
-            variant = _usable(replace(flat, body=changed))
-            if variant is not None and (text := dsl.format(variant)) not in seen:
-                seen.add(text)
-                shown = _shown(program, statement.value, body)
-                yield f"{shown} -> {_shown(program, arg, body)}", variant
+            shown, less = _shown(flat, statement.value, body), _shown(flat, arg, body)
+            yield f"{shown} -> {less}", (*body[:index], replace(statement, value=arg), *body[index + 1 :])
 
 
 def _bound(body: Sequence[Assign]) -> set[int]:
@@ -217,7 +249,7 @@ def rounded(program: Program, digits: int) -> Program:
         changed,
         hypers=tuple(
             replace(h, range=replace(h.range, low=min(h.range.low, h.default), high=max(h.range.high, h.default)))
-            if h.range
+            if h.range and h.name in values
             else h
             for h in changed.hypers
         ),
