@@ -53,7 +53,7 @@ def statistics_of(contest: Contest) -> dict[str, Any]:
                 "adjusted": contest.adjusted,
                 "passed": list(contest.passed),
                 "versus": {
-                    name: {baseline: _versus(contest, name, baseline) for baseline in contest.baselines}
+                    name: {known: _versus(contest, name, known) for known in contest.known}
                     for name in contest.candidates
                 },
                 "profile": _profile(contest),
@@ -88,7 +88,7 @@ def _profile(contest: Contest) -> dict[str, Any]:
     """For each contender the share of runs within each factor of the baseline's mean loss, with its band."""
     reference = contest.baselines[0]
     rows: dict[str, Any] = {"factors": list(FACTORS)}
-    for name in (*contest.baselines, *contest.candidates):
+    for name in (*contest.known, *contest.candidates):
         strata = [np.exp(log_losses(row[name]) - log_losses(row[reference]).mean()) for row in contest.results.values()]
         found = statistics.score_profile(strata, FACTORS, np.random.default_rng(0), resamples=RESAMPLES)
         rows[name] = [each.tolist() for each in found]
@@ -121,17 +121,22 @@ def statement(data: Mapping[str, Any]) -> str:
     final = contests[-1]
     (name,) = final.candidates
     rate = f"error rate {final.terms.error_rate:g}"
-    size = "; ".join(
-        f"{percent(own['overall']['difference']['value'])} loss ({percent(own['overall']['difference']['low'])} to"
-        f" {percent(own['overall']['difference']['high'])}) against {baseline}, ahead in {own['won']} of"
-        f" {own['tunings']} tunings"
-        for baseline, own in data["statistics"][-1]["versus"][name].items()
-    )
+    versus = data["statistics"][-1]["versus"][name]
+    size = "; ".join(_size(each, versus[each]) for each in final.baselines)
+    beside = f" Beside them: {'; '.join(_size(each, versus[each]) for each in final.beside)}." if final.beside else ""
     count = len(final.terms.tasks)
     where = f"on {count} task{'s' if count > 1 else ''} that neither search nor selection saw"
     if data["outcome"] == "better":
-        return f"{name} is better than {_all(final.baselines)} {where} ({rate}): {size}."
-    return f"{name} was not shown to be better than {_all(final.baselines)} {where} ({rate}): {size}."
+        return f"{name} is better than {_all(final.baselines)} {where} ({rate}): {size}.{beside}"
+    return f"{name} was not shown to be better than {_all(final.baselines)} {where} ({rate}): {size}.{beside}"
+
+
+def _size(baseline: str, own: Mapping[str, Any]) -> str:
+    found = {key: percent(own["overall"]["difference"][key]) for key in ("value", "low", "high")}
+    return (
+        f"{found['value']} loss ({found['low']} to {found['high']}) against {baseline}, ahead in {own['won']} of"
+        f" {own['tunings']} tunings"
+    )
 
 
 def _all(names: Sequence[str]) -> str:
@@ -195,10 +200,12 @@ def _contests(data: Mapping[str, Any]) -> Iterator[str]:
     for contest, found in zip(data["contests"], data["statistics"], strict=True):
         for name, row in found["versus"].items():
             for baseline, own in row.items():
-                passed = "yes" if name in found["passed"] else "no"
+                p, passed = f"{found['adjusted'][name]:.2g}", "yes" if name in found["passed"] else "no"
+                if baseline in contest.get("beside", ()):
+                    p, passed = "", "not asked"
                 yield (
                     f"| {contest['terms']['name']} | {name} | {baseline} | {own['won']} of {own['tunings']} |"
-                    f" {percent(own['difference'])} | {found['adjusted'][name]:.2g} | {passed} |"
+                    f" {percent(own['difference'])} | {p} | {passed} |"
                 )
     yield ""
     for contest in data["contests"]:

@@ -95,14 +95,16 @@ def _lineage(archive: Archive, state: Mapping[str, Any]) -> list[dict[str, Any]]
     return found[::-1]
 
 
-def _pruning(promotion: Promotion) -> list[str]:
-    return ["--prune", promotion.state["pruner"]] if promotion.state["pruner"] != "none" else []
+def _options(promotion: Promotion) -> list[str]:
+    state = promotion.state
+    pruned = ["--prune", state["pruner"]] if state["pruner"] != "none" else []
+    return ["--top", str(state["top"]), *pruned, *(["--space", state["by"]["space"]] if state.get("by") else [])]
 
 
 def _commands(promotion: Promotion) -> list[str]:
     run = handle(promotion.folder)
     return [
         shlex.join(promotion.manifest.command),
-        shlex.join(["discover", "promote", run, "--top", str(promotion.state["top"]), *_pruning(promotion)]),
+        shlex.join(["discover", "promote", run, *_options(promotion)]),
         shlex.join(["discover", "verify", str(promotion.folder / CERTIFICATE)]),
     ]

@@ -129,6 +129,14 @@ def promote(
         Prune | None,
         Option(help="How trials are dropped before their end. [default: the space's]", show_default=False),
     ] = None,
+    space: Annotated[
+        str | None,
+        Option(
+            metavar="NAME|FILE.yaml",
+            help="A space whose promote section, select and final tasks to go by. [default: the run's own]",
+            show_default=False,
+        ),
+    ] = None,
     storage: Annotated[
         str | None, Option(metavar="URL", help="Optuna storage of the studies; by default a file of the user's.")
     ] = None,
@@ -141,7 +149,15 @@ def promote(
     from discover.promote import run as carry_out
 
     staff = staff_of(workers, ray_address, runtime_env)
-    carry_out(run, top=top, pruner=None if prune is None else prune.value, storage=storage, staff=staff, as_json=json)
+    carry_out(
+        run,
+        top=top,
+        pruner=None if prune is None else prune.value,
+        by=space,
+        storage=storage,
+        staff=staff,
+        as_json=json,
+    )
 
 
 def verify(

@@ -95,6 +95,7 @@ class Contest:
 
     Attributes:
         candidates, baselines: names.
+        beside: names of others that are tuned alike and shown, but need not be beaten.
         results: candidates that are decided early have fewer tunings than the others.
         built: task -> how it was trained, see `Workshop.how`.
     """
@@ -102,8 +103,14 @@ class Contest:
     terms: Terms
     candidates: tuple[str, ...]
     baselines: tuple[str, ...]
+    beside: tuple[str, ...] = ()
     results: Results = field(default_factory=dict)
     built: dict[str, dict[str, bool | None]] = field(default_factory=dict)
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """All that candidates are compared with."""
+        return (*self.baselines, *self.beside)
 
     @property
     def p(self) -> dict[str, float]:
@@ -144,6 +151,7 @@ class Contest:
             "terms": {**asdict(self.terms), "tasks": dict(self.terms.tasks)},
             "candidates": list(self.candidates),
             "baselines": list(self.baselines),
+            "beside": list(self.beside),
             "built": self.built,
             "results": rows,
         }
@@ -157,7 +165,8 @@ class Contest:
         }
         request = tuple((name, quantity) for name, quantity in data["terms"].get("request", CORE))
         terms = Terms(**{**data["terms"], "request": request})
-        return cls(terms, tuple(data["candidates"]), tuple(data["baselines"]), rows, dict(data["built"]))
+        candidates, baselines, beside = (tuple(data.get(key, ())) for key in ("candidates", "baselines", "beside"))
+        return cls(terms, candidates, baselines, beside, rows, dict(data["built"]))
 
 
 def load(task: str) -> Task:
@@ -168,21 +177,32 @@ def load(task: str) -> Task:
         raise UserError(str(error)) from None
 
 
-def hold(terms: Terms, candidates: Sequence[Contender], baselines: Sequence[Contender], workshop: Workshop) -> Contest:
+def hold(
+    terms: Terms,
+    candidates: Sequence[Contender],
+    baselines: Sequence[Contender],
+    workshop: Workshop,
+    beside: Sequence[Contender] = (),
+) -> Contest:
     """Holds a contest to its end: every candidate has passed or can no longer pass, or `terms.most` tunings are done.
+    Those beside it are tuned as often, and decide nothing.
 
     Raises:
         StoppedError: asked to stop; what was trained is in the store, and the same call goes on.
         UserError: losses that cannot be compared; ClusterError: the workers' cluster is gone.
     """
-    contest = Contest(terms, tuple(c.name for c in candidates), tuple(b.name for b in baselines))
+    contest = Contest(terms, _names(candidates), _names(baselines), _names(beside))
     count, playing = terms.least, list(candidates)
     while True:
-        _tune(contest, [*baselines, *playing], count, workshop)
+        _tune(contest, [*baselines, *beside, *playing], count, workshop)
         playing = [one for one in playing if _open(contest, one.name)]
         if not playing or count >= terms.most:
             return contest
         count = min(terms.most, count + max(1, terms.least // 4))
+
+
+def _names(contenders: Sequence[Contender]) -> tuple[str, ...]:
+    return tuple(one.name for one in contenders)
 
 
 def _tune(contest: Contest, contenders: Sequence[Contender], count: int, workshop: Workshop) -> None:

@@ -17,6 +17,9 @@ from discover.contest import Contest, differences
 from discover.records import Candidate, Confirmation, Generation, believed
 from discover.statistics import Array
 
+SURE = 2.0
+"""Standard errors by which a curve must fall to be seen to fall."""
+
 
 @dataclass(frozen=True, slots=True)
 class Leader:
@@ -116,10 +119,10 @@ def _error(values: Array) -> float:
 
 
 def choose(points: Sequence[Point]) -> Point:
-    """The one-standard-error rule: the earliest leader that is below the best one by no more than the standard error of
-    that difference."""
+    """The latest leader that is not below the best one by more than `SURE` standard errors of that difference: earlier
+    only where the curve has surely fallen, since noise alone would otherwise throw most of a search away."""
     best = max(point.score for point in points)
-    return next(point for point in points if best - point.score <= point.apart or point.score == best)
+    return next(point for point in reversed(points) if best - point.score <= SURE * point.apart or point.score == best)
 
 
 def checkpoint(archive: Archive, last: int | None) -> list[Candidate]:

@@ -92,7 +92,8 @@ def _choose_checkpoint(promotion: Promotion, workshop: Workshop) -> None:
         workshop.say(line)
     with Archive.read(promotion.folder / ARCHIVE) as archive:
         ranked = incumbents.checkpoint(archive, chosen.generation)
-    state["candidates"], state["left_out"] = _distinct(ranked, settings)
+    known = [*map(contender, settings.baselines), *_beside(promotion)]
+    state["candidates"], state["left_out"] = _distinct(ranked, settings, known)
     for line in state["left_out"]:
         workshop.say(line)
     promotion.keep()
@@ -109,14 +110,21 @@ def _curve_lines(points: Sequence[incumbents.Point], chosen: incumbents.Point) -
         )
 
 
-def _distinct(ranked: Sequence[Candidate], settings: Promote) -> tuple[list[dict[str, Any]], list[str]]:
-    """The first candidates that differ in more than what is tuned anyhow, from each other and from the baselines."""
+def _beside(promotion: Promotion) -> list[Contender]:
+    """What is shown beside a winner: where the search began, and what the space names."""
+    programs = map(dsl.parse, promotion.manifest.configuration.ancestors)
+    others: list[Contender] = [RuleContender(program.name, program) for program in programs]
+    others += map(contender, promotion.settings.beside)
+    asked = promotion.settings.final.baselines or promotion.settings.baselines
+    return list({one.name: one for one in others if one.name not in asked}.values())
+
+
+def _distinct(
+    ranked: Sequence[Candidate], settings: Promote, rules: Sequence[Contender]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The first candidates that differ in more than what is tuned anyhow, from each other and from known rules."""
     digest = shape_hash if settings.own else structure_hash
-    known: dict[str, str] = {}
-    for name in settings.baselines:
-        one = contender(name)
-        if isinstance(one, RuleContender):
-            known[digest(one.program)] = name
+    known = {digest(one.program): one.name for one in rules if isinstance(one, RuleContender)}
     found: list[dict[str, Any]] = []
     left_out = []
     for place, candidate in enumerate(ranked, start=1):
@@ -156,7 +164,7 @@ def _climb(promotion: Promotion, workshop: Workshop) -> str | None:
     """The rungs; who passed the last one first, if anybody did."""
     playing = {each["name"]: dsl.parse(each["text"]) for each in promotion.state["candidates"]}
     if not playing:
-        workshop.say("every candidate is a baseline but for its constants: there is nothing to promote")
+        workshop.say("every candidate is a known rule but for its constants: there is nothing to promote")
         return None
     passed: tuple[str, ...] = ()
     for number, rung in enumerate(promotion.settings.rungs):
@@ -235,7 +243,8 @@ def _finish(promotion: Promotion, workshop: Workshop) -> None:
     if "final" not in state["stages"]:
         workshop.say(f"final tasks: touched once, by {program.name} as recorded {state['final']['recorded']}")
     one = RuleContender(program.name, program)
-    contest = _held(promotion, terms, [one], settings.final.baselines or settings.baselines, workshop)
+    against = settings.final.baselines or settings.baselines
+    contest = _held(promotion, terms, [one], against, workshop, beside=_beside(promotion))
     for line in _contest_lines(contest):
         workshop.say(line)
 
@@ -284,6 +293,8 @@ def _held(
     candidates: Sequence[Contender],
     baselines: Sequence[str],
     workshop: Workshop,
+    *,
+    beside: Sequence[Contender] = (),
 ) -> Contest:
     """The contest, from promotion.json if it is there."""
     state = promotion.state
@@ -294,11 +305,11 @@ def _held(
         workshop.say(f"{terms.name}: {place}")
     began = time.perf_counter()
     against = [contender(name) for name in baselines]
+    everybody = [*against, *beside, *candidates]
     for task in terms.tasks:
-        for one in (*against, *candidates):
+        for one in everybody:
             check(one, load(task))
-    contest = hold(terms, candidates, against, workshop)
-    everybody = [*against, *candidates]
+    contest = hold(terms, candidates, against, workshop, beside)
     state["stages"][terms.name] = {
         **contest.plain(),
         "rules": {one.name: spelled(one) for one in everybody},
@@ -323,11 +334,20 @@ def _dimensions(one: Contender, terms: Terms, workshop: Workshop) -> int:
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def run(text: str, *, top: int | None, pruner: Pruner | None, storage: str | None, staff: Staff, as_json: bool) -> None:
+def run(
+    text: str,
+    *,
+    top: int | None,
+    pruner: Pruner | None,
+    by: str | None,
+    storage: str | None,
+    staff: Staff,
+    as_json: bool,
+) -> None:
     """Promotes, shows what came of it, and says where the certificate is.
 
     Args:
-        text, top, pruner: see `promotion.begin`.
+        text, top, pruner, by: see `promotion.begin`.
         storage: URL of an Optuna storage; None for the user's own file.
         staff: who trains.
         as_json: print the certificate on stdout, and what is shown to people on stderr.
@@ -341,8 +361,11 @@ def run(text: str, *, top: int | None, pruner: Pruner | None, storage: str | Non
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     torch.set_num_threads(1)
-    promotion = begin(text, top, pruner)
-    asked = promotion.settings
+    promotion = begin(text, top, pruner, by)
+    asked, earlier = promotion.settings, (promotion.state.get("by") or {}).get("space")
+    if by is not None and by != earlier:
+        whose = "the run's own space" if earlier is None else earlier
+        say(f"an earlier promotion of this run went by {whose}; it stays so: nothing is drawn again")
     if top is not None and top != asked.top:
         taken = f"took its first {asked.top} candidates"
         say(f"an earlier promotion of this run {taken}; it stays so: nothing is drawn again")

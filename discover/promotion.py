@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from discover.manifest import Manifest, read_json, read_manifest
 from discover.promotion_keys import Promote, least_tunings, pruners_fit
 from discover.pruners import Pruner
 from discover.runs import find, is_running
+from discover.space import Space
 
 FORMAT = 1
 """Version of promotion.json."""
@@ -27,8 +28,9 @@ class Promotion:
     """A promotion, as far as it is.
 
     Attributes:
-        state: what promotion.json holds.
+        manifest: of the run; its space's promote section and select and final tasks are those that were asked for.
         settings: of the space, with `top` and `pruner` as they were asked for.
+        state: what promotion.json holds.
     """
 
     folder: Path
@@ -46,12 +48,14 @@ class Promotion:
         return {"select": tasks.select, "final": tasks.final}
 
 
-def begin(text: str, top: int | None, pruner: Pruner | None = None) -> Promotion:
+def begin(text: str, top: int | None, pruner: Pruner | None = None, by: str | None = None) -> Promotion:
     """Finds the run, and what an earlier promotion of it came to.
 
     Args:
         text: as for `runs.find`.
         top, pruner: candidates, and of tunings; None for the space's. An earlier promotion's stay.
+        by: a space whose promote section and select and final tasks to go by; None for the run's own. An earlier
+            promotion's stay.
 
     Raises:
         RunError: no such run, it is being searched, or has trained nothing.
@@ -62,17 +66,20 @@ def begin(text: str, top: int | None, pruner: Pruner | None = None) -> Promotion
     manifest = read_manifest(folder)
     if is_running(folder):
         raise RunError(f"{folder}: is being searched; wait for its end, or stop it, and promote it then")
-    space = manifest.configuration.space
-    for part in ("select", "final"):
-        if not getattr(space.tasks, part):
-            raise UserError(
-                f"{folder}: its space has no tasks.{part}; promotion needs select and final tasks in the YAML"
-            )
     state: dict[str, Any] = {"format": FORMAT, "stages": {}, "seconds": {}}
     if (folder / PROMOTION).is_file():
         state = read_json(folder / PROMOTION)
         if state.get("format") != FORMAT:
             raise RunError(f"{folder / PROMOTION}: is of format {state.get('format')}; this version reads {FORMAT}")
+    else:
+        state["by"] = None if by is None else _terms_of(by)
+    space = _by(manifest.configuration.space, state.get("by"))
+    manifest = replace(manifest, configuration=replace(manifest.configuration, space=space))
+    for part in ("select", "final"):
+        if not getattr(space.tasks, part):
+            raise UserError(
+                f"{folder}: its space has no tasks.{part}; promotion needs select and final tasks in the YAML"
+            )
     count = state.setdefault("top", space.promote.top if top is None else top)
     for number, rung in enumerate(space.promote.rungs):
         least = least_tunings(rung.error_rate, count)
@@ -88,6 +95,22 @@ def begin(text: str, top: int | None, pruner: Pruner | None = None) -> Promotion
     except ValueError as error:
         raise UserError(f"--prune {chosen}: {error}") from None
     return Promotion(folder, manifest, settings, state, space.compile != "never")
+
+
+def _terms_of(by: str) -> dict[str, Any]:
+    """What a space asks of found rules, as promotion.json keeps it."""
+    plain = Space.load(by).plain()
+    tasks = {part: plain["tasks"][part] for part in ("select", "final")}
+    return {"space": by, "promote": plain["promote"], "tasks": tasks}
+
+
+def _by(space: Space, terms: Mapping[str, Any] | None) -> Space:
+    """A run's space that asks of found rules what another one does. Raises SpaceError where their tasks overlap."""
+    if terms is None:
+        return space
+    plain = space.plain()
+    plain |= {"promote": terms["promote"], "tasks": {**plain["tasks"], **terms["tasks"]}}
+    return Space.of(plain, f"{space.name} promoted by {terms['space']}")
 
 
 def _earlier(state: Mapping[str, Any]) -> Pruner | None:

@@ -96,6 +96,7 @@ class Promote(Keys):
     Attributes:
         top: how many candidates of the chosen checkpoint take part.
         baselines: what they must beat, all of them.
+        beside: what they are shown beside on the final tasks and need not beat; where the search began always is.
         own: whether all hyperparameters are tuned, of candidates (their lifted constants) and baselines alike, or lr
             and weight decay alone.
         pruner: which trials of a tuning are dropped before their end, see `discover.pruning`.
@@ -108,6 +109,7 @@ class Promote(Keys):
 
     top: Annotated[int, Field(ge=1)] = 4
     baselines: Annotated[Names, Field(min_length=1)] = ("adamw",)
+    beside: Names = ("momentum", "muon")
     own: bool = True
     pruner: Pruner = "none"
     checkpoints: Annotated[int, Field(ge=1)] = 6
@@ -133,6 +135,8 @@ class Promote(Keys):
         for where, names in parts.items():
             for name in names or ():
                 yield f"promote.{where}baselines", name
+        for name in self.beside:
+            yield "promote.beside", name
 
     def tasks_of(self) -> Iterator[tuple[str, str, str]]:
         """(where in the YAML, task, set it must belong to) for every task that is named."""

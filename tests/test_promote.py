@@ -46,6 +46,7 @@ def fitted(p, g, m: zeros, *, lr=0.001):
 """Momentum for as long as its search trained, which was 9 steps, and what nobody saw there afterwards."""
 
 SPACE = """\
+ancestor: sgd
 operators: [add, sign]
 tasks: {search: [quadratic], select: [breast_cancer], final: [diabetes_regression]}
 rungs: [{tasks: [quadratic]}]
@@ -53,6 +54,7 @@ compile: never
 promote:
   top: 2
   baselines: [BASELINE]
+  beside: []
   own: false
   incumbents: {steps: 8, trials: 3, tunings: 2, fresh: 1}
   rungs: [{steps: 12, trials: 4, fresh: 1, tunings: [7, 8]}]
@@ -85,7 +87,7 @@ def a_run(rules: Sequence[str], baseline: str = "crippled.rule", change: Callabl
     Path("tiny.yaml").write_text(change(SPACE.replace("BASELINE", baseline)))
     configuration = Configuration(
         space=Space.load("tiny.yaml"),
-        ancestors=(adam(),),
+        ancestors=(dsl.format(dsl.load("sgd")),),
         algorithm="evolution",
         seed=3,
         compiled_from={"quadratic": None},
@@ -132,12 +134,59 @@ def test_a_better_rule_is_promoted_simplified_and_certified(capsys: pytest.Captu
     final = Contest.of(data["contests"][-1])
     assert final.terms.tasks == {"diabetes_regression": 12}
     assert final.passed == ("candidate_1",)
+    assert final.known == ("crippled.rule", "sgd")  # where the search began
     assert dsl.parse(data["rule"]["text"]) == dsl.load(str(folder / "certified.rule"))
     assert "certified.rule --name my_rule" in out
     assert len(data["simplification"]) > 3
     text = (folder / "certificate.md").read_text()
     for part in ("probability of improvement", "speed-up", "lineage", "Digest", "error rate 0.05", "discover verify"):
         assert part in text
+
+
+def test_what_a_winner_is_shown_beside_need_not_be_beaten_and_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = a_run([adam()], change=lambda text: text.replace("beside: []", "beside: [nadam, crippled.rule]"))
+    code, out, err = command(capsys, "promote found")
+    assert code == 0, err
+    data = read(folder)
+    final = Contest.of(data["contests"][-1])
+    assert (final.baselines, final.beside) == (("crippled.rule",), ("sgd", "nadam"))
+    assert final.p_against("candidate_0", "nadam") > 0.05
+    assert final.passed == ("candidate_0",)
+    assert "Beside them: " in data["statement"]
+    assert "against nadam" in out
+    rows = [row for row in (folder / "certificate.md").read_text().splitlines() if row.startswith("| final |")]
+    assert [row.rstrip(" |").endswith("not asked") for row in rows] == [False, True, True]
+
+
+def test_another_space_says_what_is_asked_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = a_run([adam()])
+    theirs = yaml.safe_load(Path("tiny.yaml").read_text())
+    theirs["tasks"] = {"search": ["digits_mlp"], "select": ["diabetes_regression"], "final": ["breast_cancer"]}
+    theirs["rungs"] = [{"tasks": ["digits_mlp"]}]
+    theirs["promote"]["rungs"][0]["steps"] = 14
+    Path("theirs.yaml").write_text(yaml.safe_dump(theirs))
+    code, _, err = command(capsys, "promote found --space theirs.yaml")
+    assert code == 0, err
+    data = read(folder)
+    assert [list(each["terms"]["tasks"].items()) for each in data["contests"][1:]] == [
+        [("diabetes_regression", 14)],
+        [("breast_cancer", 12)],
+    ]
+    assert data["provenance"]["space"]["tasks"]["search"] == ["quadratic"]
+    assert data["commands"][1].endswith("--top 2 --space theirs.yaml")
+    _, out, _ = command(capsys, "promote found --space tiny.yaml")
+    assert "an earlier promotion of this run went by theirs.yaml; it stays so" in out
+
+
+def test_a_space_that_asks_for_a_searched_task_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    a_run([adam()])
+    theirs = yaml.safe_load(Path("tiny.yaml").read_text())
+    theirs["tasks"] = {"search": ["digits_mlp"], "select": ["quadratic"], "final": ["breast_cancer"]}
+    theirs["rungs"] = [{"tasks": ["digits_mlp"]}]
+    Path("theirs.yaml").write_text(yaml.safe_dump(theirs))
+    code, _, err = command(capsys, "promote found --space theirs.yaml")
+    assert code == 2
+    assert "promoted by theirs.yaml: tasks: 'quadratic' is in search and in select" in err
 
 
 def test_a_second_promotion_gives_the_same_certificate_and_says_so(
@@ -315,12 +364,14 @@ def test_the_last_standing_is_the_leaderboard_and_leaders_are_in_order(tmp_path:
     assert incumbents.thinned(led, 2)[-1] == led[-1]
 
 
-def test_the_checkpoint_is_the_earliest_within_a_standard_error_of_the_best() -> None:
+def test_the_checkpoint_is_the_last_leader_unless_the_curve_has_surely_fallen() -> None:
     def points(*pairs: tuple[float, float]) -> list[incumbents.Point]:
         return [incumbents.Point(n, n, 0.0, score, 1.0, apart) for n, (score, apart) in enumerate(pairs)]
 
-    assert incumbents.choose(points((0.0, 0.01), (0.10, 0.02), (0.11, 0.0), (0.05, 0.01))).generation == 1
-    assert incumbents.choose(points((0.0, 0.1), (0.10, 0.01), (0.14, 0.0))).generation == 2
+    fallen = points((0.0, 0.01), (0.10, 0.02), (0.11, 0.0), (0.05, 0.01))
+    assert incumbents.choose(fallen).generation == 2
+    assert incumbents.choose([*fallen[:3], points((0.05, 0.04))[0]]).generation == 0
+    assert incumbents.choose(points((0.12, 0.0), (0.0, 0.1), (0.1, 0.011))).generation == 2
 
 
 # Lifting and simplifying ----------------------------------------------------------------------------------------------
@@ -363,6 +414,14 @@ def test_simplifying_keeps_what_short_trainings_do_not_show(workshop: Workshop) 
     assert not any(trial.kept for trial in found.trials if " then" in trial.change)
 
 
+def test_a_rule_whose_weight_decay_is_tuned_to_nothing_keeps_its_range() -> None:
+    program = dsl.parse(
+        "def w(p, g, *, lr=0.1, weight_decay: log(1e-4, 1) = 0, c1: log(0.01, 1) = 0.123):\n"
+        "    p = p - lr * (c1 * g + weight_decay * p)\n"
+    )
+    assert dsl.parse(dsl.format(ablate.rounded(program, 1))).defaults == {"lr": 0.1, "weight_decay": 0, "c1": 0.1}
+
+
 def test_removals_are_rules_that_use_the_gradient_and_keep_step_and_decay() -> None:
     program = dsl.load("adamw")
     found = dict(ablate.removals(program))
@@ -370,6 +429,25 @@ def test_removals_are_rules_that_use_the_gradient_and_keep_step_and_decay() -> N
     for variant in found.values():
         assert behaviour_hash(variant) != behaviour_hash(program)
         assert {"lr", "weight_decay"} <= set(dsl.check(variant).defaults)
+
+
+def test_each_straight_line_of_a_rule_with_static_ifs_is_simplified() -> None:
+    program = dsl.parse(
+        "def w(p, g, m: zeros, v: zeros, *, lr=0.1):\n"
+        "    if matrix(p):\n        m = lerp(m, g, 0.1)\n        u = newton_schulz(m, 5)\n"
+        "    else:\n        v = lerp(v, square(g), 0.01)\n        u = g / (sqrt(v) + 1e-8)\n    p = p - lr * u\n"
+    )
+    found = dict(ablate.removals(program))
+    assert set(found) >= {
+        "matrix(p): lerp(m, g, 0.1) -> g",
+        "matrix(p): newton_schulz(m, 5) -> m",
+        "not (matrix(p)): g / (sqrt(v) + 1e-8) -> g",
+    }
+    assert len({behaviour_hash(each) for each in found.values()} | {behaviour_hash(program)}) == len(found) + 1
+    (without,) = [each for words, each in found.items() if words.endswith("+ 1e-8) -> g")]
+    assert [slot.name for slot in without.slots] == ["m"]
+    branch = "    if matrix(p):\n        m = lerp(m, g, 0.1)\n        p = p - lr * newton_schulz(m, 5)\n"
+    assert branch in dsl.format(without)
 
 
 # The space ------------------------------------------------------------------------------------------------------------
@@ -423,7 +501,7 @@ def test_a_rung_that_asks_for_a_gpu_is_trained_here_at_the_size_given_and_says_s
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     asked = "rungs: [{steps: 1.0, resources: {GPU: 1}, here: {steps: 9}, trials: 4, fresh: 1, tunings: [7, 8]}]"
-    folder = a_run([adam()], change=lambda text: text.replace(text.split("\n")[9].strip(), asked))
+    folder = a_run([adam()], change=lambda text: text.replace(text.split("\n")[11].strip(), asked))
     code, out, err = command(capsys, "promote found")
     assert code == 0, err
     assert "rung 1: no GPU on this machine: trained on the CPU, at the size given for it (`here`)" in out
