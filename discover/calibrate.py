@@ -34,6 +34,7 @@ from discover.fidelity import Fidelity
 from discover.keeper import StoppedError
 from discover.lanes import Lane
 from discover.pruners import Pruner
+from discover.sets import refuse_overlap
 from discover.space import Space
 from discover.storage import default_url
 from discover.studies import Budget, Tuned
@@ -351,6 +352,7 @@ def run(
     _ = options.budget  # its numbers are looked at before anything is trained
     loaded = Space.load(space)
     loaded.check_tasks(tasks.check_name, space)
+    refuse_overlap({"search": loaded.tasks.search, "select": loaded.tasks.select}, space)
     loaded = loaded.renamed({name: _load(name).spelling for rung in loaded.rungs for name in rung.tasks})
     asked = prepare(loaded, options)
     runs = len(asked.places) * len(asked.contenders) * options.tunings * options.budget.planned

@@ -28,7 +28,9 @@ def path_of(space: str) -> Path:
 
 
 def digest(space: Space) -> str:
-    """Equal for two spaces whose proxies, weights, limits and select tasks are the same, in whatever rungs."""
+    """Equal for two spaces whose proxies, weights, limits and select tasks are the same, in whatever rungs; the same
+    from whatever folder."""
+    space = space.absolute()
     trained = sorted((task, rung.steps, rung.seeds) for rung in space.rungs for task in rung.tasks)
     facts = (trained, sorted(space.weights.items()), space.score_limits, space.tasks.select)
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

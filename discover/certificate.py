@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from discover import statistics, verdict
+from discover import sets, statistics, verdict
 from discover.compare import _json_ready as json_ready
 from discover.contest import Contest, Results, differences, wins
 from discover.verdict import log_losses, percent
@@ -126,6 +126,8 @@ def statement(data: Mapping[str, Any]) -> str:
     beside = f" Beside them: {'; '.join(_size(each, versus[each]) for each in final.beside)}." if final.beside else ""
     count = len(final.terms.tasks)
     where = f"on {count} task{'s' if count > 1 else ''} that neither search nor selection saw"
+    if same := sets.shared(final.terms.tasks, data.get("seen", ()), data["data"], data.get("networks", {})):
+        where += f" ({same})"
     if data["outcome"] == "better":
         return f"{name} is better than {_all(final.baselines)} {where} ({rate}): {size}.{beside}"
     return f"{name} was not shown to be better than {_all(final.baselines)} {where} ({rate}): {size}.{beside}"

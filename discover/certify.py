@@ -20,6 +20,7 @@ from discover.files import write_whole
 from discover.manifest import host, versions
 from discover.promotion import CERTIFICATE, CERTIFIED, READABLE, Promotion
 from discover.runs import ARCHIVE, handle
+from discover.sets import facts_of
 from dsl.canonical import structure_hash
 
 
@@ -54,6 +55,8 @@ def certify(promotion: Promotion) -> dict[str, Any]:
     steps = {stage["terms"]["name"]: contest.model_steps for stage, contest in zip(stages, contests, strict=True)}
     if "simplify_model_steps" in state:
         steps["simplify"] = state["simplify_model_steps"]
+    trained = [task for contest in contests for task in contest.terms.tasks]
+    data_of, networks = facts_of(dict.fromkeys((*trained, *promotion.seen)))
     data: dict[str, Any] = {
         "format": certificate.FORMAT,
         "outcome": certificate.outcome(contests),
@@ -66,7 +69,10 @@ def certify(promotion: Promotion) -> dict[str, Any]:
         "statistics": [certificate.statistics_of(contest) for contest in contests],
         "simplification": state.get("simplification", []),
         "footprints": {task: {name: asdict(cost) for name, cost in row.items()} for task, row in prints.items()},
-        "data": {task: load(task).data_sha256 for contest in contests for task in contest.terms.tasks},
+        "seen": list(promotion.seen),
+        "data": data_of,
+        "networks": networks,
+        "files": state.get("files", {}),
         "provenance": provenance,
         "spent": {"model_steps": steps, "seconds": sum(state["seconds"].values()), "by_stage": state["seconds"]},
         "versions": versions(),
@@ -98,7 +104,9 @@ def _lineage(archive: Archive, state: Mapping[str, Any]) -> list[dict[str, Any]]
 def _options(promotion: Promotion) -> list[str]:
     state = promotion.state
     pruned = ["--prune", state["pruner"]] if state["pruner"] != "none" else []
-    return ["--top", str(state["top"]), *pruned, *(["--space", state["by"]["space"]] if state.get("by") else [])]
+    by = ["--space", state["by"]["space"]] if state.get("by") else []
+    further = [word for task in state["tasks"] for word in ("--task", task)]
+    return ["--top", str(state["top"]), *pruned, *by, *further]
 
 
 def _commands(promotion: Promotion) -> list[str]:

@@ -122,6 +122,14 @@ def calibrate(
 
 def promote(
     run: RunArgument,
+    task: Annotated[
+        list[str] | None,
+        Option(
+            metavar="TASK",
+            help="One more rung on this task (a name or FILE.py:NAME, both with (OPTION=VALUE, ...)), after those of"
+            " the space and as large as the last of them; may be repeated.",
+        ),
+    ] = None,
     top: Annotated[
         int | None, Option(min=1, help="How many candidates take part. [default: the space's]", show_default=False)
     ] = None,
@@ -154,6 +162,7 @@ def promote(
         top=top,
         pruner=None if prune is None else prune.value,
         by=space,
+        own_tasks=task or (),
         storage=storage,
         staff=staff,
         as_json=json,

@@ -99,6 +99,8 @@ def search(
         compile=compile,
         own_tasks=task or (),
     )
+    for line in session.left_out(space, configuration):
+        print(line, file=sys.stderr if json else sys.stdout)
     if trust := calibration.line(space, configuration.space):
         print(trust, file=sys.stderr if json else sys.stdout)
     with runs.create(configuration, out=out, command=["discover", *sys.argv[1:]]) as run:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from discover.errors import RunError
+from discover.own_files import digests, named
 from discover.space import Space
 
 FORMAT = 1
@@ -57,6 +58,11 @@ class Configuration:
     def plain(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__} | {"space": self.space.plain()}
 
+    def files(self) -> dict[str, str]:
+        """Digests of the user's files that results depend on, by absolute path. Ancestors are kept as text."""
+        space = {key: value for key, value in self.space.plain().items() if key != "ancestor"}
+        return digests([*named(space), *named(self.algorithm)])
+
     @classmethod
     def of(cls, data: Mapping[str, Any], source: str) -> Configuration:
         space = Space.of(data["space"], f"{source}: space")
@@ -69,6 +75,7 @@ class Manifest:
 
     Attributes:
         versions, host: where it was made. Results are bound to these versions in their last bits.
+        files: digests of the user's files that it was made with, see `Configuration.files`.
     """
 
     run: str
@@ -77,6 +84,7 @@ class Manifest:
     configuration: Configuration
     versions: Mapping[str, str] = field(default_factory=dict)
     host: Mapping[str, str | int | None] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
         data = {name: getattr(self, name) for name in self.__slots__}
@@ -102,6 +110,7 @@ def read_manifest(folder: Path) -> Manifest:
             configuration,
             data["versions"],
             data["host"],
+            data.get("files", {}),
         )
     except (KeyError, TypeError) as error:
         raise RunError(f"{path}: is damaged: {error}") from None

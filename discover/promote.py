@@ -39,6 +39,7 @@ from discover.pruners import Pruner
 from discover.ranges import dimensions
 from discover.records import Candidate
 from discover.runs import ARCHIVE
+from discover.sets import facts_of, shared
 from discover.storage import default_url
 from discover.workshop import Place, Staff, Workshop, interrupted, opened
 from dsl import Program
@@ -242,6 +243,8 @@ def _finish(promotion: Promotion, workshop: Workshop) -> None:
     terms = _terms(promotion, "final", settings.final, FINAL, "final", workshop)
     if "final" not in state["stages"]:
         workshop.say(f"final tasks: touched once, by {program.name} as recorded {state['final']['recorded']}")
+    if line := shared(terms.tasks, promotion.seen, *facts_of((*terms.tasks, *promotion.seen))):
+        workshop.say(f"final tasks: {line}")
     one = RuleContender(program.name, program)
     against = settings.final.baselines or settings.baselines
     contest = _held(promotion, terms, [one], against, workshop, beside=_beside(promotion))
@@ -340,6 +343,7 @@ def run(
     top: int | None,
     pruner: Pruner | None,
     by: str | None,
+    own_tasks: Sequence[str] = (),
     storage: str | None,
     staff: Staff,
     as_json: bool,
@@ -347,7 +351,7 @@ def run(
     """Promotes, shows what came of it, and says where the certificate is.
 
     Args:
-        text, top, pruner, by: see `promotion.begin`.
+        text, top, pruner, by, own_tasks: see `promotion.begin`.
         storage: URL of an Optuna storage; None for the user's own file.
         staff: who trains.
         as_json: print the certificate on stdout, and what is shown to people on stderr.
@@ -361,7 +365,7 @@ def run(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     torch.set_num_threads(1)
-    promotion = begin(text, top, pruner, by)
+    promotion = begin(text, top, pruner, by=by, own_tasks=own_tasks)
     asked, earlier = promotion.settings, (promotion.state.get("by") or {}).get("space")
     if by is not None and by != earlier:
         whose = "the run's own space" if earlier is None else earlier
@@ -371,10 +375,14 @@ def run(
         say(f"an earlier promotion of this run {taken}; it stays so: nothing is drawn again")
     if pruner is not None and pruner != asked.pruner:
         say(f"an earlier promotion of this run was pruned by '{asked.pruner}'; it stays so: nothing is drawn again")
+    for line in promotion.notes:
+        say(line)
     if (promotion.folder / CERTIFICATE).is_file():
         data = read_json(promotion.folder / CERTIFICATE)
         say("this run was promoted before; its certificate stands, and the final tasks are not touched again")
     else:
+        if promotion.state["tasks"]:
+            promotion.keep()  # so that it goes on with them, whenever it is stopped
         url = storage or default_url()
         try:
             with opened(url, staff, console, what="promoting") as workshop:

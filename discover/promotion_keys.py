@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -192,5 +193,7 @@ def least_tunings(error_rate: float, candidates: int) -> int:
 
 
 def base_of(task: str) -> str:
-    """A task without its options: what shares data and network."""
-    return task.partition("(")[0].strip()
+    """A task without its options: what shares data and network. Equal for all paths to one file, links included."""
+    stem, colon, rest = task.partition(".py:")
+    name = (rest if colon else stem).partition("(")[0].strip()
+    return f"{Path(f'{stem}.py').resolve()}:{name}" if colon else name

@@ -23,6 +23,7 @@ from discover.durations import format_duration
 from discover.errors import RunError, UserError
 from discover.files import free, write_whole
 from discover.manifest import MANIFEST, Configuration, Manifest, host, read_json, read_manifest, versions
+from discover.own_files import changed
 from discover.records import Ranked
 from dsl.flatten import tidy
 from dsl.parse import suggest
@@ -108,6 +109,7 @@ def create(configuration: Configuration, *, out: Path | None = None, command: Se
         configuration=configuration,
         versions=versions(),
         host=host(),
+        files=configuration.files(),
     )
     made = _missing_parents(folder)
     building = folder.with_name(f".{name}.{os.getpid()}")
@@ -191,6 +193,7 @@ def resume(
         for package, now in versions().items()
         if (before := manifest.versions.get(package, "absent")) != now
     ]
+    notes += changed(manifest.files, "the run was made")
     return Run(folder, replace(manifest, configuration=configuration), lock, notes)
 
 

@@ -55,16 +55,18 @@ def configure(
         ray_address, runtime_env: of a cluster, and how its workers get the code (`discover.workers.Crew`).
 
     Raises:
-        UserError: no such space, rule or task, or one that breaks its contract.
+        UserError: no such space, rule or task, one that breaks its contract, or a task that is in two sets.
     """
     loaded = Space.load(space)
     import tasks
-    from discover import plan
+    from discover import plan, sets
 
     loaded.check_tasks(tasks.check_name, space)
+    loaded = loaded.absolute()
     if own_tasks:
         loaded = loaded.with_tasks([_spelling(_absolute(task)) for task in own_tasks])
     loaded = loaded.renamed({name: _spelling(name) for rung in loaded.rungs for name in rung.tasks})
+    sets.refuse_overlap(loaded.tasks.sets, space)
     if warm_start:
         loaded = loaded.starting_from(warm_start)
     algorithm = _absolute(control or algorithm or loaded.algorithm)
@@ -89,6 +91,15 @@ def configure(
     )
     _check_algorithm(configuration)
     return configuration
+
+
+def left_out(space: str, configuration: Configuration) -> Iterator[str]:
+    """A line for each task that leaves a set of the space since it is searched on now."""
+    asked, now = Space.load(space).absolute().tasks.sets, configuration.space.tasks.sets
+    for part in ("select", "final"):
+        for task in asked[part]:
+            if task not in now[part]:
+                yield f"{task} is searched on now, under some options, and left out of tasks.{part}"
 
 
 def _check_algorithm(asked: Configuration) -> None:

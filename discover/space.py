@@ -34,6 +34,7 @@ from discover.keys import (
     slot_of,
     suggest,
 )
+from discover.own_files import anchored
 from discover.promotion_keys import Promote, base_of
 from discover.space_errors import in_words, not_listed
 from discover.yaml_reader import read_yaml
@@ -210,6 +211,11 @@ class TaskSplit(Keys):
     select: Names = ()
     final: Names = ()
 
+    @property
+    def sets(self) -> dict[str, Names]:
+        """What a set is called -> its tasks."""
+        return {"search": self.search, "select": self.select, "final": self.final}
+
     @model_validator(mode="after")
     def _disjoint(self) -> Self:
         for one, other in (("search", "select"), ("search", "final"), ("select", "final")):
@@ -331,7 +337,7 @@ class Space(Keys):
             SpaceError: "FILE: key: what was wrong; what was expected", one line.
         """
         path = _find(space)
-        data = _anchored(read_yaml(path), path.parent)
+        data = anchored(read_yaml(path), path.parent)
         if not isinstance(data, dict):
             raise SpaceError(f"{path}: expected 'key: value' lines, with operators, tasks and rungs at least")
         loaded = cls.of({"name": path.stem, **data}, str(path))
@@ -360,6 +366,10 @@ class Space(Keys):
     def plain(self) -> dict[str, Any]:
         """The space as plain data, every key included: what a manifest keeps."""
         return self.model_dump(mode="json")
+
+    def absolute(self) -> Space:
+        """The same space with absolute paths, which mean the same from every folder."""
+        return self.of(anchored(self.plain(), Path.cwd()), self.name)
 
     def ancestors(self) -> tuple[Program, ...]:
         """The programs that a search starts from. Raises RuleError for one that is missing, or not well formed."""
@@ -440,14 +450,3 @@ def _find(space: str) -> Path:
             f"unknown search space '{space}'{hint}; 'discover list spaces' shows them, or give a YAML file"
         )
     return _shown(DIRECTORY / f"{space}.yaml")
-
-
-def _anchored(data: Any, base: Path) -> Any:
-    """The data with paths of rule files and of tasks in Python files made relative to the file that names them."""
-    if isinstance(data, dict):
-        return {_anchored(key, base): _anchored(value, base) for key, value in data.items()}
-    if isinstance(data, list):
-        return [_anchored(value, base) for value in data]
-    if isinstance(data, str) and "\n" not in data and (data.endswith(".rule") or ".py:" in data):
-        return str(base / data)
-    return data

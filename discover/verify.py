@@ -27,6 +27,7 @@ from discover.contest import Contest, curve_of, load
 from discover.errors import UserError
 from discover.keeper import Keeper, StoppedError
 from discover.manifest import host, versions
+from discover.own_files import changed
 from discover.pieces import CORE, ONE_GPU, Site, Training, absolute, cpu
 from discover.storage import Store
 from discover.studies import Tuned
@@ -317,6 +318,8 @@ def run(text: str, *, sample: int | None, seed: int, staff: Staff, as_json: bool
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    for line in changed(data.get("files", {}), "the promotion"):
+        say(line)
     try:
         with opened(None, staff, console, what="training again") as workshop:
             found = verify(data, sample=sample, seed=seed, workshop=workshop)

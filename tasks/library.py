@@ -131,7 +131,7 @@ def _maker(base: str) -> type[Task] | Task:
 
 
 def _from_file(path: Path, attribute: str) -> type[Task] | Task:
-    module = _execute(path, path.resolve())
+    module = _execute(path)
     there = [name for name, value in vars(module).items() if _is_own_task(value, module)]
     listed = f"tasks there: {', '.join(there) or 'none'}"
     if not attribute:
@@ -149,9 +149,14 @@ def _is_own_task(value: object, module: ModuleType) -> bool:
     return is_class or isinstance(value, Task)
 
 
-@cache
-def _execute(path: Path, absolute: Path) -> ModuleType:
-    """The module that a file makes; once for a file, as its data may take long to load."""
+_EXECUTED: dict[Path, ModuleType] = {}
+
+
+def _execute(path: Path) -> ModuleType:
+    """The module that a file makes; once for a file, by whatever path, as its data may take long to load."""
+    absolute = path.resolve()
+    if absolute in _EXECUTED:
+        return _EXECUTED[absolute]
     if not path.is_file():
         raise ValueError(f"{path}: no such file; a task of your own is written path/file.py:NAME")
     digest = hashlib.sha256(str(absolute).encode()).hexdigest()[:12]
@@ -166,6 +171,7 @@ def _execute(path: Path, absolute: Path) -> ModuleType:
     except Exception as error:
         del sys.modules[name]
         raise ValueError(f"{path}: cannot be executed: {type(error).__name__}: {error}") from error
+    _EXECUTED[absolute] = module
     return module
 
 

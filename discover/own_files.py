@@ -1,0 +1,85 @@
+"""Files of the user's that a space or a run names, as FILE.rule or FILE.py:NAME: where they are, and what is in them.
+
+In a manifest their paths are absolute, so that a run means the same from every folder; beside them stands a digest of
+what was in them, so that a file that has changed since is said to have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+PROSE = "description"
+"""The key whose text is for people: no path, whatever it looks like."""
+
+
+def file_of(text: str) -> str | None:
+    """The file that a rule, a task or a class is read from, None where it comes from none of the user's.
+
+    >>> file_of("spaces/own.py:Net(horizon=8)"), file_of("mine.rule"), file_of("adamw")
+    ('spaces/own.py', 'mine.rule', None)
+    """
+    if "\n" in text:
+        return None
+    stem, colon, _ = text.partition(".py:")
+    return f"{stem}.py" if colon else text if text.endswith(".rule") else None
+
+
+def anchored(data: Any, base: Path) -> Any:
+    """Plain data with the paths of files in it, keys included, relative to `base`; absolute ones stay."""
+    if isinstance(data, dict):
+        return {anchored(key, base): value if key == PROSE else anchored(value, base) for key, value in data.items()}
+    if isinstance(data, list):
+        return [anchored(value, base) for value in data]
+    if isinstance(data, str) and (path := file_of(data)) is not None:
+        return _short(str(base / path)) + data[len(path) :]
+    return data
+
+
+def named(data: Any) -> Iterator[str]:
+    """The files that plain data name."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from named(key)
+            yield from named(None if key == PROSE else value)
+    elif isinstance(data, list | tuple):
+        for value in data:
+            yield from named(value)
+    elif isinstance(data, str) and (path := file_of(data)) is not None:
+        yield path
+
+
+def digests(paths: Iterable[str]) -> dict[str, str]:
+    """Absolute path -> SHA-256 of the file, for those that can be read."""
+    found = {str(Path(path).absolute()): _digest(path) for path in sorted(set(paths))}
+    return {path: digest for path, digest in found.items() if digest is not None}
+
+
+def changed(then: Mapping[str, str], since: str) -> Iterator[str]:
+    """A line for each file that is not what it was.
+
+    Args:
+        then: as `digests` gave it.
+        since: when that was, in words.
+    """
+    for path, digest in then.items():
+        if (now := _digest(path)) is None:
+            yield f"{path}: cannot be read any more; it was there when {since}"
+        elif now != digest:
+            yield f"{path}: has changed since {since}: results are not those of the file as it was"
+
+
+def _short(path: str) -> str:
+    """Without the steps back in it, where they lead to the same file: a link to a folder may be among them."""
+    short = os.path.normpath(path)
+    return short if os.path.realpath(short) == os.path.realpath(path) else path
+
+
+def _digest(path: str) -> str | None:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return None
