@@ -95,7 +95,7 @@ class Evolution:
 
     def tournament(self, rng: Generator, island: int = 0) -> Member:
         population = self.islands[island]
-        sample = [population[index] for index in rng.integers(len(population), size=self.settings.tournament)]
+        sample = [population[int(rng.integers(len(population)))] for _ in range(self.settings.tournament)]
         if self.objectives[1:]:
             return next(each for each in sample if not any(self._dominates(other, each) for other in sample))
         return max(sample, key=self._fitness)

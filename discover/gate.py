@@ -8,7 +8,7 @@ is one whose step is a multiple of another, since each candidate is trained at l
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import dsl
@@ -88,7 +88,7 @@ class Gate:
         of = self._behaviours.get(behaviour) if of is None else of
         if of is not None:
             return Duplicate(program, known.structure, behaviour, of)
-        return replace(known, program=program)
+        return New(program, known.structure, known.behaviour, known.properties)
 
     def _alone(self, program: Program) -> New | Rejected:
         """The verdict where nothing was let in before. The hashes come last: about half of all programs need none."""

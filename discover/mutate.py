@@ -251,7 +251,7 @@ class View:
             for name in self.grammar.slots
             if name in used and name not in declared
         )
-        return Mutation(replace(self.program, body=tuple(body), slots=slots), change)
+        return Mutation(self.program.with_body(tuple(body), slots), change)
 
     def with_arg(self, place: Place, arg: Expr, change: str) -> Mutation | None:
         body = list(self.body)

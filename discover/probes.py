@@ -80,9 +80,9 @@ class Probes:
         held, free = properties.inputs(), behaviour.inputs()
         self._held = _Run(0, held.p, held.g, properties.DESCENT, held.curvature)
         self._free = _Run(_HELD, free.parameters, free.gradients, -1, free.curvature)
+        self._given = _inputs(0.0, 1.0)
         self._pool: Pool | None = None
         self._steps: dict[int, _Step | str | None] = {}
-        """What the C++ does for a value of the pool, see `_step`."""
         self._rows: dict[int, int] = {}
         """A value of the pool that is a number -> its row of the table, from `_SCRATCH` on."""
         self._table = np.zeros((_ROWS, _HELD + _FREE))
@@ -100,11 +100,10 @@ class Probes:
         code = self._code(line, program)
         if code is None:
             return None
-        point = self._held.start[properties.DESCENT].copy()
         rows = array("i", [self._row(line.pool, index) for index in code.numbers])
-        updates = self._held.updates(code, rows, self._table, point)
+        updates = self._held.updates(code, rows, self._table)
         finite = bool(np.isfinite(self._held.slots(len(code.starts))[:, properties.ZERO]).all())
-        held, own = Held([updates], finite, [point]), program.defaults.get("weight_decay", 0.0)
+        held, own = Held([updates], finite, [self._held.point.copy()]), program.defaults.get("weight_decay", 0.0)
 
         def changes(weight_decay: float | None, scale: float) -> Changes:
             given = _inputs(own if weight_decay is None else weight_decay, scale)
@@ -112,18 +111,15 @@ class Probes:
             for place, index in enumerate(code.numbers):
                 if line.pool.reads[index] & asked:
                     self._table[place], rows[place] = self._number(line.pool, index, given, asked), place
-            return {held.kinds[0]: self._free.updates(code, rows, self._table, point)}
+            return {held.kinds[0]: self._free.updates(code, rows, self._table)}
 
         return Probed(held, changes)
 
     def _code(self, line: Pooled, program: Program) -> _Code | None:
         if line.pool is not self._pool:
-            self._pool, self._rows, self._steps = line.pool, {}, {}
-        known, live = self._steps, line.live()
-        for index in live:
-            if index not in known:
-                known[index] = _step(line.pool, index)
-        steps = [step for step in map(known.__getitem__, live) if not isinstance(step, str)]
+            self._pool, self._rows, self._steps = line.pool, {}, _Steps(line.pool)
+        live = line.live()
+        steps = [step for index in live if not isinstance(step := self._steps[index], str)]
         slots = line.kept(program.slots)
         if len(steps) < len(live) or len(steps) + 2 > _REGISTERS or len(slots) > _SLOTS:
             return None
@@ -136,7 +132,7 @@ class Probes:
     def _row(self, pool: Pool, index: int) -> int:
         """Where the table has a number."""
         if index not in self._rows:
-            value, row = self._number(pool, index, _inputs(0.0, 1.0), 0), _SCRATCH + len(self._rows)
+            value, row = self._number(pool, index, self._given, 0), _SCRATCH + len(self._rows)
             if row == len(self._table):
                 self._table = np.concatenate([self._table, np.zeros_like(self._table)])
             self._table[row], self._rows[index] = value, row
@@ -150,9 +146,10 @@ class Probes:
             return np.full(_HELD + _FREE, node.payload)
         if node.op == INPUT:
             return given[str(node.payload)]
+        rows = [None if pool.reads[arg] & asked else self._row(pool, arg) for arg in node.args]  # the table may grow
         args = [
-            self._number(pool, arg, given, asked) if pool.reads[arg] & asked else self._table[self._row(pool, arg)]
-            for arg in node.args
+            self._number(pool, arg, given, asked) if row is None else self._table[row]
+            for arg, row in zip(node.args, rows, strict=True)
         ]
         ref = OPS[node.op].ref
         assert ref is not None
@@ -169,6 +166,9 @@ class _Run:
         first: the column of the table of numbers that has the first step.
         start: p in each situation; gradients: [steps, situations, rows, cols].
         descent: the situation that goes along its update, on a quadratic of this curvature; -1: p goes in all of them.
+
+    Attributes:
+        point: where that situation has got to; no more than a place where there is none.
     """
 
     def __init__(self, first: int, start: Array, gradients: Array, descent: int, curvature: Array) -> None:
@@ -178,22 +178,24 @@ class _Run:
         self.start = np.ascontiguousarray(start)
         self._kept = [np.ascontiguousarray(gradients), np.ascontiguousarray(curvature)]
         self._updates = np.empty(gradients.shape)
+        self.point, self._begin = np.zeros(start.shape[1:]), start[descent]
         self._registers = np.zeros((_REGISTERS, start.size))
-        start_at, gradients_at, curvature_at, updates_at, registers_at = (
-            each.ctypes.data for each in (self.start, *self._kept, self._updates, self._registers)
+        start_at, gradients_at, curvature_at, updates_at, registers_at, point_at = (
+            each.ctypes.data for each in (self.start, *self._kept, self._updates, self._registers, self.point)
         )
         self._first = first
         self._before = (_HELD + _FREE, len(gradients), len(start), start_at, gradients_at, registers_at, updates_at)
-        self._after = (descent, curvature_at)
+        self._after = (descent, curvature_at, point_at)
 
-    def updates(self, code: _Code, rows: array[int], numbers: Array, point: Array) -> Array:
+    def updates(self, code: _Code, rows: array[int], numbers: Array) -> Array:
         """Old p - new p at each step; `point` moves along it."""
+        self.point[:] = self._begin
         for register, init in enumerate(code.starts, start=2):
             self._registers[register] = self.start.reshape(-1) if init == "p" else init
         mine = numbers[:, self._first :]
         called = _callback(code.calls(self._registers, rows, mine)) if code.called else _NOTHING
         words, stores, read = (each.buffer_info()[0] for each in (code.words, code.stores, rows))
-        at = read, mine.ctypes.data, *self._before, *self._after, point.ctypes.data
+        at = read, mine.ctypes.data, *self._before, *self._after
         self._probe(words, code.count, stores, len(code.starts), *at, called)
         if code.raised:
             raise code.raised[0]
@@ -237,6 +239,18 @@ class _Step:
     name: str
 
 
+class _Operands(dict[int, int]):
+    """Of each value the operand that reads it: a register; for any other value -1 - its place among the `numbers`."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def __missing__(self, index: int) -> int:
+        self.numbers.append(index)
+        self[index] = operand = -len(self.numbers)
+        return operand
+
+
 class _Code:
     """A straight line as the C++ reads it.
 
@@ -251,16 +265,7 @@ class _Code:
         self.raised: list[BaseException] = []
         """By what numpy was called for: it goes on where the C++ has returned."""
         place = {"p": 0, "g": 1} | {slot.name: 2 + number for number, slot in enumerate(slots)}
-        at: dict[int, int] = {}
-        """Of each value the operand that reads it: a register, or -1 - its place among the numbers."""
-        self.numbers: list[int] = []
-
-        def operand(index: int) -> int:
-            if index not in at:
-                self.numbers.append(index)
-                at[index] = -len(self.numbers)
-            return at[index]
-
+        at = _Operands()
         words: list[int] = []
         register = first = len(place)
         for index, step in zip(line.live(), steps, strict=True):
@@ -269,7 +274,7 @@ class _Code:
             if step.kind is None:
                 at[index] = place[step.name]
                 continue
-            operands = [operand(arg) for arg in step.args]
+            operands = [at[arg] for arg in step.args]
             if step.name:
                 self.called.append((register - first, step.name, register, tuple(operands)))
             words += (step.kind, register, *operands, *_PADDING[len(operands)])
@@ -278,7 +283,8 @@ class _Code:
         self.count = register - first
         self.words = array("i", words)
         outputs = [line.outputs["p"], *(line.outputs[slot.name] for slot in slots)]
-        self.stores = array("i", [operand(index) for index in outputs])
+        self.stores = array("i", [at[index] for index in outputs])
+        self.numbers = at.numbers
 
     def calls(self, registers: Array, rows: array[int], numbers: Array) -> Callable[[int, int], None]:
         """Does what numpy is called back for."""
@@ -317,6 +323,17 @@ def _step(pool: Pool, index: int) -> _Step | str | None:
     if node.op not in _KIND:
         return f"is {node.op}"
     return _Step(_KIND[node.op], node.args, node.op if node.op in CALLED else "")
+
+
+class _Steps(dict[int, _Step | str | None]):
+    """What the C++ does for each value of a pool, see `_step`."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._of = pool
+
+    def __missing__(self, index: int) -> _Step | str | None:
+        self[index] = found = _step(self._of, index)
+        return found
 
 
 _callback = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)

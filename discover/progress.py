@@ -6,7 +6,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 
 import numpy as np
 
@@ -78,7 +77,7 @@ class Progress:
             if isinstance(verdict, Rejected):
                 rejected[verdict.reason] += 1
                 continue
-            program = replace(verdict.program, name=f"rule_{proposal}")
+            program = verdict.program.renamed(f"rule_{proposal}")
             original = verdict.of if isinstance(verdict, Duplicate) else proposal
             if self.plan.space.cache:
                 self._gate.remember(original, verdict.structure, verdict.behaviour)

@@ -14,7 +14,7 @@ from hashlib import sha256
 from dsl.graph import CONSTANT, INPUT, Graph, Node, lower_all
 from dsl.ops import OPS
 from dsl.pool import Pool, Pooled, pooled
-from dsl.program import Facts, Program, Slot
+from dsl.program import USUAL, Facts, Program, Slot
 from dsl.simplify import simplify
 
 GIVEN = ("lr", "weight_decay")
@@ -93,7 +93,7 @@ def _words(facts: Facts) -> str:
     return f"{facts.matrix} {facts.role}" + ("" if facts.tall else " wide")
 
 
-_MATRIX, _VECTOR = Facts(True, "hidden"), Facts(False, "vector")
+_MATRIX, _VECTOR = USUAL
 
 
 def _places(graphs: Mapping[Facts, Graph]) -> dict[float, str]:
@@ -118,10 +118,10 @@ def _line_digest(line: Pooled, slots: Sequence[Slot], labels: Mapping[str, str])
     start = {slot.name: _start(slot) for slot in line.kept(slots)}
 
     def changes(names: Mapping[str, str]) -> dict[str, str]:
-        digest = _names_in(pool, labels, names)
+        digest = _Digests(pool, labels, names).of
         return {name: _change(line, name, digest) for name in names}
 
-    digest = _names_in(pool, labels, _told_apart(start, changes))
+    digest = _Digests(pool, labels, _told_apart(start, changes)).of
     result = digest(line.outputs["result"]) if "result" in line.outputs else ""
     return _hash("program", digest(line.outputs["p"]), result)
 
@@ -131,23 +131,25 @@ def _change(line: Pooled, name: str, digest: Callable[[int], str]) -> str:
     return "constant" if node.op == INPUT and node.payload == name else digest(line.outputs[name])
 
 
-def _names_in(pool: Pool, labels: Mapping[str, str], slots: Mapping[str, str]) -> Callable[[int], str]:
-    """Gives a value's digest where hyperparameters and slots have these names; each is found once in a pool."""
-    names, nodes, reads, bits = {**labels, **slots}, pool.nodes, pool.reads, 0
-    for name in slots:
-        bits |= pool.bits[name]
-    stateless = pool.names.setdefault(tuple(labels.items()), {})
-    stateful = pool.names.setdefault(tuple(names.items()), {}) if slots else stateless
+class _Digests:
+    """Of values in a pool, where hyperparameters and slots have these names; each is found once in a pool."""
 
-    def digest(index: int) -> str:
-        known = stateful if reads[index] & bits else stateless
+    __slots__ = ("_bits", "_names", "_nodes", "_reads", "_stateful", "_stateless")
+
+    def __init__(self, pool: Pool, labels: Mapping[str, str], slots: Mapping[str, str]) -> None:
+        self._names, self._nodes, self._reads, self._bits = {**labels, **slots}, pool.nodes, pool.reads, 0
+        for name in slots:
+            self._bits |= pool.bits[name]
+        self._stateless = pool.names.setdefault(tuple(labels.items()), {})
+        self._stateful = pool.names.setdefault(tuple(self._names.items()), {}) if slots else self._stateless
+
+    def of(self, index: int) -> str:
+        known = self._stateful if self._reads[index] & self._bits else self._stateless
         found = known.get(index)
         if found is None:
-            args = [(stateful if reads[arg] & bits else stateless).get(arg) or digest(arg) for arg in nodes[index].args]
-            found = known[index] = _node_digest(nodes[index], args, names, "", shape=False)
+            node = self._nodes[index]
+            found = known[index] = _node_digest(node, [self.of(arg) for arg in node.args], self._names, "", shape=False)
         return found
-
-    return digest
 
 
 def _told_apart(start: dict[str, str], changes: Callable[[Mapping[str, str]], Mapping[str, str]]) -> dict[str, str]:

@@ -43,7 +43,8 @@ def _stripped(program: Program, hypers: bool) -> Program:
     slots = tuple(slot for slot in program.slots if slot.name in needed)
     if (body, slots, kept) == (program.body, program.slots, program.hypers):
         return program
-    return replace(program, body=body, slots=slots, hypers=kept)
+    stripped = program.with_body(body, slots)
+    return replace(stripped, hypers=kept) if hypers else stripped
 
 
 def _live(body: tuple[Statement, ...], after: set[str]) -> tuple[tuple[Statement, ...], set[str]]:

@@ -81,12 +81,16 @@ class Graph:
         return users
 
 
+Key = tuple[str, tuple[int, ...], str | float | None, Type | None]
+"""What a value is found by: operator, arguments, payload; of an input its type too."""
+
+
 class Builder:
     """Makes a graph value by value; the same operator on the same arguments is the same value."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
-        self._index: dict[tuple[str, tuple[int, ...], str | float | None, Type | None], int] = {}
+        self._index: dict[Key, int] = {}
 
     def input(self, name: str, type: Type) -> int:
         return self._add(INPUT, (), name, type)
@@ -128,10 +132,12 @@ class Builder:
     def _add(self, op: str, args: tuple[int, ...], payload: str | float | None, type: Type) -> int:
         key = (op, args, repr(payload) if op == CONSTANT else payload, type if op == INPUT else None)
         found = self._index.get(key)
-        if found is None:
-            found = self._index[key] = len(self.nodes)
-            self.nodes.append(Node(op, args, payload, type))
-        return found
+        return self._new(key, Node(op, args, payload, type)) if found is None else found
+
+    def _new(self, key: Key, node: Node) -> int:
+        index = self._index[key] = len(self.nodes)
+        self.nodes.append(node)
+        return index
 
     def graph(
         self,

@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 
-from dsl.graph import INPUT, TOTALS, Builder, Lowering, passes
+from dsl.flatten import flatten
+from dsl.graph import INPUT, TOTALS, Builder, Key, Lowering, Node, passes
 from dsl.ops import OPS, Op
 from dsl.parse import definition
-from dsl.program import Assign, Call, Expr, Facts, If, Name, Number, Program, RuleError, Slot, Statement
+from dsl.program import Assign, Call, Expr, Facts, If, Name, Number, Program, RuleError, Slot, Statement, assignments
 from dsl.simplify import ELEMENTWISE, Simplifier, table
 from dsl.types import FULL, MismatchError, Type
 
@@ -66,25 +67,24 @@ class Pool(Builder):
 
     def apply(self, op: Op, args: tuple[int, ...], place: float | None = None) -> int:
         payload = place if op.combine else None
-        found = self._index.get((op.name, args, payload, None))
+        key = (op.name, args, payload, None)
+        found = self._index.get(key)
         if found is None:
             types = [self.nodes[arg].type for arg in args]
-            key = (op.name, *map(id, types))
-            law = self._laws.get(key)
+            kinds = (op.name, *map(id, types))
+            law = self._laws.get(kinds)
             if law is None:
-                law = self._laws[key] = op.law(*types)
-            found = self._add(op.name, args, payload, law)
+                law = self._laws[kinds] = op.law(*types)
+            found = self._new(key, Node(op.name, args, payload, law))
         return found
 
-    def _add(self, op: str, args: tuple[int, ...], payload: str | float | None, type: Type) -> int:
-        index = super()._add(op, args, payload, type)
-        if index == len(self.reads):
-            reads = self.bits.setdefault(str(payload), 1 << len(self.bits)) if op == INPUT else 0
-            for arg in args:
-                reads |= self.reads[arg]
-            self.reads.append(reads)
-            self.costs.append(passes(self.nodes[index], self.nodes))
-        return index
+    def _new(self, key: Key, node: Node) -> int:
+        reads = self.bits.setdefault(str(node.payload), 1 << len(self.bits)) if node.op == INPUT else 0
+        for arg in node.args:
+            reads |= self.reads[arg]
+        self.reads.append(reads)
+        self.costs.append(passes(node, self.nodes))
+        return super()._new(key, node)
 
     def simple(self, index: int) -> int:
         """The simplest known value that is the same up to algebra; as `dsl.simplify.simplify` finds it."""
@@ -192,17 +192,20 @@ class _Lowering(Lowering):
         """The value of an operator on names and literals, looked up, or made and kept; None for anything else."""
         if not isinstance(expr, Call) or expr.op not in _ANYWHERE:
             return None
-        env, constant, applied = self.env, self.builder.constant, self.builder.applied
-        places = [
-            env.get(arg.id) if isinstance(arg, Name) else constant(arg.value) if isinstance(arg, Number) else None
-            for arg in expr.args
-        ]
+        places: list[int] = []
+        for arg in expr.args:
+            if isinstance(arg, Number):
+                places.append(self.builder.constant(arg.value))
+            elif isinstance(arg, Name) and arg.id in self.env:
+                places.append(self.env[arg.id])
+            else:
+                return None
         key = (expr.op, *places)
-        found = applied.get(key)
-        if found is None and None not in places:
-            found = self.made(expr, tuple([place for place in places if place is not None]))
+        found = self.builder.applied.get(key)
+        if found is None:
+            found = self.made(expr, tuple(places))
             if found is not None:
-                applied[key] = found
+                self.builder.applied[key] = found
         return found
 
     def made(self, expr: Call, args: tuple[int, ...]) -> int | None:
@@ -219,7 +222,10 @@ class _Lowering(Lowering):
         env = self.env
         self.env = {name: env[name] for name in _DEFINING} | dict(zip(op.params, args, strict=True))
         try:
-            return self.lower(_abbreviated(op.name))
+            for part in _abbreviated(op.name):
+                found = self.met(part.value)
+                self.env[part.target] = value = self.lower(part.value) if found is None else found
+            return value
         finally:
             self.env = env
 
@@ -230,9 +236,10 @@ class _Lowering(Lowering):
 
 
 @cache
-def _abbreviated(name: str) -> Expr:
-    """What an operator stands for, its parameters as names."""
-    return definition(OPS[name].expand)({})
+def _abbreviated(name: str) -> tuple[Assign, ...]:
+    """What an operator stands for, its parameters as names: statements of one operator each."""
+    whole = Assign("value", definition(OPS[name].expand)({}))
+    return tuple(assignments(flatten(Program("", (), (), (whole,))).body))
 
 
 _ANYWHERE = frozenset(op.name for op in OPS.values() if not (op.combine or op.name in TOTALS or op.matrix))

@@ -270,6 +270,14 @@ class Program(_Remembers):
             object.__setattr__(self, "_unnamed", result)
             return result
 
+    def renamed(self, name: str) -> Program:
+        """The same under another name."""
+        return Program(name, self.slots, self.hypers, self.body, self.result, self.rules, self.doc)
+
+    def with_body(self, body: tuple[Statement, ...], slots: tuple[Slot, ...]) -> Program:
+        """The same with other statements and state."""
+        return Program(self.name, slots, self.hypers, body, self.result, self.rules, self.doc)
+
     @property
     def defaults(self) -> dict[str, float]:
         return {hyper.name: hyper.default for hyper in self.hypers}
@@ -345,11 +353,17 @@ def specialize(body: tuple[Statement, ...], facts: Facts) -> tuple[Assign, ...]:
     return tuple(line)
 
 
+USUAL = (Facts(True, "hidden"), Facts(False, "vector"))
+"""What there is of every program: a matrix and a vector."""
+
+
 def all_facts(program: Program) -> tuple[Facts, ...]:
     """One `Facts` for every kind of parameter that the program may treat differently, the matrix first."""
     atoms = list(questions(program.body))
+    if not atoms:
+        return USUAL
     roles = {test.role for test in atoms if isinstance(test, HasRole)}
-    kinds = [Facts(True, "hidden"), Facts(False, "vector")]
+    kinds = list(USUAL)
     kinds += [Facts(matrix, role) for role in ROLES if role in roles for matrix in (True, False)]
     if any(isinstance(test, IsTall) for test in atoms):
         kinds += [replace(kind, tall=False) for kind in kinds if kind.matrix]

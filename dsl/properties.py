@@ -108,18 +108,18 @@ def of(program: Program, held: Held | None = None) -> Properties:
             _quadratic(end, shaped(probe.curvature, kind)) < _height(kind)
             for end, kind in zip(held.ends, held.kinds, strict=True)
         )
-    degrees = {fact.degree for fact in measured}
+    facts = measured[0] if len(measured) == 1 else _of_all(measured)
     kept, operations = _for_a_matrix(program)
     return Properties(
-        odd=all(fact.odd for fact in measured),
-        degree=degrees.pop() if len(degrees) == 1 else None,
-        finite_at_zero=held.finite and all(fact.finite_at_zero for fact in measured),
-        elementwise=all(fact.elementwise for fact in measured),
+        odd=facts.odd,
+        degree=facts.degree,
+        finite_at_zero=held.finite and facts.finite_at_zero,
+        elementwise=facts.elementwise,
         descends=descends,
-        finite=all(math.isfinite(fact.scale) for fact in measured),
-        moves=all(fact.moves for fact in measured),
-        cosine=min(fact.cosine for fact in measured),
-        scale=measured[0].scale,
+        finite=all(math.isfinite(each.scale) for each in measured),
+        moves=facts.moves,
+        cosine=facts.cosine,
+        scale=facts.scale,
         state=_state(kept),
         state_bytes=_state_bytes(program, kept),
         operations=operations,
@@ -207,6 +207,20 @@ class _Facts:
     scale: float
 
 
+def _of_all(measured: Sequence[_Facts]) -> _Facts:
+    """What holds for every kind of parameter; the scale is that of the first."""
+    degrees = {facts.degree for facts in measured}
+    return _Facts(
+        odd=all(facts.odd for facts in measured),
+        degree=degrees.pop() if len(degrees) == 1 else None,
+        finite_at_zero=all(facts.finite_at_zero for facts in measured),
+        elementwise=all(facts.elementwise for facts in measured),
+        moves=all(facts.moves for facts in measured),
+        cosine=min(facts.cosine for facts in measured),
+        scale=measured[0].scale,
+    )
+
+
 def _measured(updates: Array, probe: Inputs, kind: Facts) -> _Facts:
     """Facts about updates [step, situation, rows, cols]."""
     size = updates.shape[-2] * updates.shape[-1]
@@ -226,9 +240,11 @@ def _measured(updates: Array, probe: Inputs, kind: Facts) -> _Facts:
     degree = _degree(_rms(flat[:, BIG]), scale)
     k = 0.0 if degree is None else degree
     wanted = plain.take(probe.order, axis=1) * _SIGNS
-    factors = np.array([1.0, 1.0, 1e-2**k, 1e2**k])[:, None]
-    error = np.maximum.reduce(np.abs(flat.take(_COMPARED, axis=1) / factors - wanted), axis=2)
-    odd, elementwise, *alike = (error <= sizes[:, None] * _TOLERANCES + 1e-300).all(axis=0).tolist()
+    found = flat.take(_COMPARED, axis=1)
+    if k:
+        found /= np.array([1.0, 1.0, 1e-2**k, 1e2**k])[:, None]
+    close = np.abs(found - wanted) <= (sizes[:, None] * _TOLERANCES + 1e-300)[:, :, None]
+    odd, elementwise, *alike = np.logical_and.reduce(close, axis=(0, 2)).tolist()
     return _Facts(
         odd=odd,
         degree=degree if all(alike) else None,

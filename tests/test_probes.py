@@ -62,6 +62,12 @@ def test_a_rule_does_the_same_in_both(program: Program) -> None:
 
 
 @needs_compiler
+def test_the_table_of_numbers_may_grow_while_one_is_worked_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "_ROWS", probes._SCRATCH)  # full: the first number's own arguments make it grow
+    assert agrees(Probes(), dsl.parse("def f(p, g, *, lr=1):\n    p = p - g / (1 - 0.9 ** t)\n"))
+
+
+@needs_compiler
 def test_what_numpy_raises_when_it_is_called_back_is_raised(run: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(x: Any) -> Any:
         raise KeyboardInterrupt
