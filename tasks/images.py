@@ -6,11 +6,13 @@ Pixels stay bytes, [examples, channels, side, side] uint8, and become numbers in
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +63,7 @@ def load(data: Path | None, pixels: int = 32) -> Images:
     """What the option `data` of an image task asks for.
 
     Args:
-        data: None for MNIST; `cifar10:FOLDER` with CIFAR-10's binary version; or a folder of images, see `folder`.
+        data: None for MNIST; `cifar10:FOLDER` with CIFAR-10's files; or a folder of images, see `folder`.
         pixels: side to which a folder's images are brought; MNIST and CIFAR-10 have their own.
 
     Raises:
@@ -86,16 +88,24 @@ def mnist() -> Images:
 
 
 def cifar10(where: Path) -> Images:
-    """CIFAR-10 from its binary version: the files data_batch_*.bin to train on, test_batch.bin held out.
+    """CIFAR-10 from its binary or its Python version: data_batch_1(.bin), ... to train on, test_batch(.bin) held out.
 
-    Source: Krizhevsky 2009, "CIFAR-10 binary version (suitable for C programs)".
+    Both versions give the same images in the same order, and the same digest.
+
+    Source: Krizhevsky 2009, "CIFAR-10 python version" and "binary version (suitable for C programs)".
 
     Raises:
-        ValueError: a file that is missing, cut off, or holds a label above 9.
+        ValueError: a file that is missing, cut off, no such pickle, or holds a label above 9.
     """
-    batches, test = sorted(where.glob("data_batch_*.bin")), where / "test_batch.bin"
-    if not batches or not test.is_file():
-        raise ValueError(f"{where}: expected data_batch_1.bin ... and test_batch.bin, CIFAR-10's binary version")
+    for suffix in (".bin", ""):
+        batches, test = sorted(where.glob(f"data_batch_[0-9]{suffix}")), where / f"test_batch{suffix}"
+        if batches and test.is_file():
+            break
+    else:
+        raise ValueError(
+            f"{where}: expected data_batch_1.bin ... and test_batch.bin, CIFAR-10's binary version, or data_batch_1 ..."
+            " and test_batch, its Python version"
+        )
     digest = hashlib.sha256()
     train, held_out = _cifar_records(batches, digest), _cifar_records([test], digest)
     return Images.of(Split(train, held_out, digest.hexdigest()), classes=10)
@@ -104,7 +114,7 @@ def cifar10(where: Path) -> Images:
 def _cifar_records(files: Sequence[Path], digest: hashlib._Hash) -> tuple[Tensor, Tensor]:
     parts = []
     for path in files:
-        raw = path.read_bytes()
+        raw = path.read_bytes() if path.suffix else _cifar_pickle(path)
         digest.update(raw)
         if not raw or len(raw) % CIFAR_RECORD:
             raise ValueError(f"{path}: {len(raw)} bytes, expected a multiple of {CIFAR_RECORD}: is it cut off?")
@@ -113,6 +123,30 @@ def _cifar_records(files: Sequence[Path], digest: hashlib._Hash) -> tuple[Tensor
             raise ValueError(f"{path}: has a label {top}, expected 0 to 9")
     records = torch.from_numpy(np.concatenate(parts))
     return records[:, 1:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE), records[:, 0].long()
+
+
+def _cifar_pickle(path: Path) -> bytes:
+    """The records of a file of the Python version, as the binary version has them."""
+    try:
+        with path.open("rb") as file:
+            batch = _Arrays(file, encoding="bytes").load()
+        labels, pixels = np.asarray(batch[b"labels"]), batch[b"data"]
+        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), CIFAR_RECORD - 1):
+            raise ValueError(f"data is {pixels.dtype} {list(pixels.shape)}")
+    except Exception as error:  # a pickle that is damaged raises whatever it meets
+        raise ValueError(f"{path}: is no batch of CIFAR-10's Python version: {type(error).__name__}: {error}") from None
+    return np.concatenate([labels.astype(np.uint8)[:, None], pixels], axis=1).tobytes()
+
+
+class _Arrays(pickle.Unpickler):
+    """Of a pickle that holds arrays and plain data, and so runs nothing else that a stranger may have put there."""
+
+    _KNOWN = frozenset({"_reconstruct", "ndarray", "dtype", "encode", "_frombuffer"})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] in ("numpy", "_codecs") and name in self._KNOWN:
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        raise pickle.UnpicklingError(f"asks for {module}.{name}")
 
 
 def folder(where: Path, pixels: int) -> Images:

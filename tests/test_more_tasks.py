@@ -6,6 +6,8 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
+import pickle
 import sys
 import textwrap
 from dataclasses import replace
@@ -295,6 +297,30 @@ def test_cifar10_is_read_from_its_binary_version(tmp_path: Path, name: str) -> N
     other.mkdir()
     write_cifar(other, seed=1)
     assert tasks.load(f"{name}(data=cifar10:{other}, batch_size=8)").data_sha256 != digest
+
+
+def test_cifar10_is_the_same_from_its_python_version(tmp_path: Path) -> None:
+    pixels, labels = write_cifar(tmp_path)
+    binary = images.cifar10(tmp_path).split
+    theirs = tmp_path / "cifar-10-batches-py"
+    theirs.mkdir()
+    for name, part in (("data_batch_1", slice(20)), ("data_batch_2", slice(20, 40)), ("test_batch", slice(40, 50))):
+        batch = {b"data": pixels[part].reshape(-1, 3072), b"labels": labels[part].tolist(), b"batch_label": b"a batch"}
+        (theirs / name).write_bytes(pickle.dumps(batch, protocol=2))
+    (theirs / "batches.meta").touch()
+    found = images.cifar10(theirs).split
+    for one, other in ((found.train, binary.train), (found.held_out, binary.held_out)):
+        assert all(torch.equal(mine, yours) for mine, yours in zip(one, other, strict=True))
+    assert found.data_sha256 == binary.data_sha256
+    for damaged, words in (
+        (pickle.dumps({b"data": pixels[:20]}), "KeyError"),
+        (pickle.dumps({b"data": pixels[:20], b"labels": [0] * 20}), r"data is uint8 \[20, 3, 32, 32\]"),
+        (pickle.dumps(os.getcwd), "asks for posix.getcwd"),
+        (b"", "EOFError"),
+    ):
+        (theirs / "data_batch_1").write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"data_batch_1: is no batch of CIFAR-10's Python version: .*{words}"):
+            images.cifar10(theirs)
 
 
 @pytest.mark.parametrize(

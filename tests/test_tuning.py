@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import numpy as np
 import optuna
+import optuna_dashboard
 import pytest
 import torch
 
@@ -184,6 +187,25 @@ def test_a_trial_moves_three_own_hyperparameters_at_once_and_leaves_the_others_a
         assert mine.keys() == changed | (best.keys() & set(own))
         moved |= changed
     assert moved == set(own)
+
+
+def test_optuna_dashboard_shows_the_studies(tmp_path: Path) -> None:
+    tuned("adamw", url=url(tmp_path))
+    app = optuna_dashboard.wsgi(url(tmp_path))
+
+    def asked(path: str) -> Any:
+        environ: dict[str, Any] = {}
+        setup_testing_defaults(environ)
+        status: list[str] = []
+        body = b"".join(app(environ | {"PATH_INFO": path}, lambda line, *_: status.append(line)))
+        assert status == ["200 OK"]
+        return json.loads(body)
+
+    (summary,) = asked("/api/studies")["study_summaries"]
+    assert summary["study_name"].startswith("adamw on breast_cancer, 10 steps, 6 trials x 1, tuning 0")
+    shown = asked(f"/api/studies/{summary['study_id']}")["trials"]
+    (stored,) = trials(url(tmp_path)).values()
+    assert [each["values"] for each in shown] == [[trial.value] for trial in stored]
 
 
 # Determinism, reuse, kills ------------------------------------------------------------------------------------------
