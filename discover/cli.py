@@ -6,6 +6,7 @@ What a command needs is imported when it runs, so that help and lists do not wai
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ from discover.cli_judge import calibrate, compare, promote, reference, verify
 from discover.cli_lists import compare_runs, list_, report
 from discover.cli_rules import export, identify, register, show
 from discover.cli_search import resume, search
-from discover.errors import UserError
+from discover.errors import LostClusterError, UserError
 
 app = typer.Typer(
     name="discover",
@@ -54,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         code = app(args=argv, prog_name="discover", standalone_mode=False)
+    except LostClusterError as error:
+        _refuse(str(error))
+        sys.stdout.flush()
+        os._exit(2)  # Ray, which waits for the cluster, would crash, or take a minute and end with a code of its own
     except (UserError, RuleError) as error:
         return _refuse(str(error))
     except typer.TyperException as error:

@@ -14,7 +14,6 @@ are used, nodes that go are noted. Where the cluster itself is gone the search e
 
 from __future__ import annotations
 
-import atexit
 import heapq
 import os
 import threading
@@ -27,8 +26,8 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from discover.actor import Actor
-from discover.connection import alive, answers, connect, head_of
-from discover.errors import ClusterError, first_line
+from discover.connection import Head, RestartedError, abandon, alive, connect
+from discover.errors import ClusterError, LostClusterError, first_line
 from discover.placement import fit
 from discover.records import Incident, IncidentKind
 from discover.workers import FAULTY, OUT_OF_MEMORY, TIMED_OUT, UNBOUNDED, WORKER_LOST, Crew, Done, Request, Work
@@ -137,7 +136,7 @@ class RayWorkers:
         self._lost = False
         self._on_nodes(alive(self._ray))
         if crew.address is not None:
-            threading.Thread(target=self._watch, name="watch-cluster", daemon=True).start()
+            threading.Thread(target=self._watch, args=(Head(self._ray),), name="watch-cluster", daemon=True).start()
 
     # What the engine asks ---------------------------------------------------------------------------------------------
 
@@ -168,9 +167,8 @@ class RayWorkers:
 
     def close(self) -> None:
         self._closed.set()
-        if self._lost:  # there is nobody to say goodbye to, and Ray would wait a minute for them
-            atexit.unregister(self._ray.shutdown)
-            threading.Thread(target=self._ray.shutdown, name="leave-cluster", daemon=True).start()
+        if self._lost:
+            abandon(self._ray)
         else:
             self._ray.shutdown()
 
@@ -316,11 +314,11 @@ class RayWorkers:
                 self._remove(idle[-1])
         self._hire()
 
-    def _on_silence(self) -> None:
+    def _on_loss(self, line: str) -> None:
+        """The cluster is gone for good, or for too long."""
         self._lost = True
-        self._note("cluster lost", str(self.crew.address))
-        where = f"the Ray cluster at {self.crew.address} has not answered for {PATIENCE_SECONDS:g} seconds"
-        raise ClusterError(f"{where}; {self.crew.again}")
+        self._note("cluster lost", line)
+        raise LostClusterError(f"{line}; {self.crew.again}")
 
     # Workers that come and go -----------------------------------------------------------------------------------------
 
@@ -402,21 +400,26 @@ class RayWorkers:
     def _on(self, worker: _Worker, what: str) -> str:
         return f"process {worker.process} on {self._nodes.get(worker.node, 'a node that is gone')}: {what}"
 
-    def _watch(self) -> None:
-        """Runs beside the driver: asks the cluster what nodes it has, and notices when nobody answers. Ray's own calls
-        may block for a minute then, and so are not made before the head has taken a connection."""
-        head = head_of(self._ray, str(self.crew.address))
+    def _watch(self, head: Head) -> None:
+        """Runs beside the driver: asks the cluster what nodes it has, and notices when nobody answers, or a head that
+        was started in the place of the first: to that one, Ray's other calls are errors or worse."""
         known: object = None
         answered = time.monotonic()
         while not self._closed.wait(WATCH_SECONDS):
-            if answers(head):
+            try:
+                nodes = head.nodes()
+            except RestartedError:
+                where = f"the head of the Ray cluster at {self.crew.address} was restarted"
+                self._inbox.put(partial(self._on_loss, where))
+                return
+            if nodes is not None:
                 answered = time.monotonic()
-                nodes = alive(self._ray)
                 if nodes.keys() != known:
                     known = nodes.keys()
                     self._inbox.put(partial(self._on_nodes, nodes))
             elif time.monotonic() - answered > PATIENCE_SECONDS:
-                self._inbox.put(self._on_silence)
+                where = f"the Ray cluster at {self.crew.address} has not answered for {PATIENCE_SECONDS:g} seconds"
+                self._inbox.put(partial(self._on_loss, where))
                 return
 
 

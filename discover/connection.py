@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
@@ -19,8 +20,12 @@ from discover.workers import Crew
 PACKAGES = ("dsl", "tasks", "discover")
 """What is shipped to the workers of a cluster."""
 
-ANSWER_SECONDS = 1.0
-"""How long the head of a cluster may take for a connection."""
+ANSWER_SECONDS = 2.0
+"""How long the head of a cluster may take to say what nodes there are."""
+
+REFUSALS = ("WrongClusterID", "InvalidAuthToken")
+"""What a head says to those who mean the one before it: that it is another, or, where it began to ask for tokens or has
+a new one, that they have not the right one."""
 
 _OBJECT_STORE = 200 * 2**20
 """Bytes; units and results are small."""
@@ -32,6 +37,10 @@ def connect(crew: Crew) -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    global _abandoned
+    if _abandoned:
+        ray.shutdown()
+        _abandoned = False
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if crew.address is None:
         # of each kind its own, or one kind could take all places and leave none to the others
@@ -58,6 +67,17 @@ def connect(crew: Crew) -> Any:
     return ray
 
 
+def abandon(ray: Any) -> None:
+    """Leaves a cluster that is gone. To say goodbye to it can take Ray a minute, or end the process; so that is done by
+    whoever connects next, and by nobody where the process ends."""
+    global _abandoned
+    _abandoned = True
+    atexit.unregister(ray.shutdown)
+
+
+_abandoned = False
+
+
 @contextmanager
 def _own_signals() -> Iterator[None]:
     """Leaves SIGTERM to whoever had it: Ray takes it for itself, and would end the driver where it stands."""
@@ -80,28 +100,47 @@ def _packed() -> Iterator[str]:
 
 def alive(ray: Any) -> dict[str, tuple[str, Mapping[str, float]]]:
     """The nodes of the cluster: id -> a name for people, and what it has."""
-    return {
-        each["NodeID"]: (f"{each['NodeManagerAddress']} ({each['NodeID'][:8]})", each["Resources"])
-        for each in ray.nodes()
-        if each["Alive"]
-    }
+    return dict(
+        _node(each["NodeID"], each["NodeManagerAddress"], each["Resources"]) for each in ray.nodes() if each["Alive"]
+    )
 
 
-def head_of(ray: Any, address: str) -> tuple[str, int] | None:
-    """Where the head listens; None where that is not known."""
-    host, _, port = (address if "://" in address else ray.get_runtime_context().gcs_address).rpartition(":")
-    host = host.rpartition("/")[2]
-    return (host, int(port)) if host and port.isdigit() else None
+def _node(node: str, address: str, resources: Mapping[str, float]) -> tuple[str, tuple[str, Mapping[str, float]]]:
+    return node, (f"{address} ({node[:8]})", resources)
 
 
-def answers(head: tuple[str, int] | None) -> bool:
-    if head is None:
-        return True
-    try:
-        with socket.create_connection(head, timeout=ANSWER_SECONDS):
-            return True
-    except OSError:
-        return False
+class RestartedError(Exception):
+    """Where the head was, there is another, which knows nothing of this process."""
+
+
+class Head:
+    """The head of the cluster that this process has joined, asked what nodes there are in a way that can always be got
+    over: `ray.nodes()` waits for a head that is gone until Ray ends the process, and aborts it where another one has
+    taken the place of the first."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._client = getattr(ray._private.worker.global_worker, "gcs_client", None)  # it names its cluster each time
+
+    def nodes(self) -> dict[str, tuple[str, Mapping[str, float]]] | None:
+        """As `alive`; None where no answer comes in time.
+
+        Raises:
+            RestartedError: see there.
+        """
+        if self._client is None:  # ray://, where a process beside the head asks it
+            return alive(self._ray)
+        try:
+            found = self._client.get_all_node_info(timeout=ANSWER_SECONDS)
+        except self._ray.exceptions.RayError as error:
+            if any(each in str(error) for each in REFUSALS):
+                raise RestartedError from None
+            return None
+        return dict(
+            _node(node.hex(), each.node_manager_address, dict(each.resources_total))
+            for node, each in found.items()
+            if each.state == 0  # GcsNodeInfo.ALIVE
+        )
 
 
 def _must_answer(address: str) -> None:

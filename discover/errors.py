@@ -19,6 +19,11 @@ class ClusterError(UserError):
     """A Ray cluster that is not there, is gone, or cannot start workers."""
 
 
+class LostClusterError(ClusterError):
+    """A cluster that was joined and is there no more. Ray's threads in this process still wait for it: it is best ended
+    at once."""
+
+
 class ArchiveError(RunError):
     """An archive that cannot be opened, read or written."""
 

@@ -14,8 +14,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +321,8 @@ def test_a_driver_that_is_killed_at_once_loses_nothing(
     assert stored(out) == whole[: len(stored(out))]
 
 
-def driver(*argv: str, patience: float = 60.0) -> subprocess.Popen[str]:
+def driver(*argv: str, patience: float = 60.0, **more: str) -> subprocess.Popen[str]:
+    """The command line in a process of its own, with `more` in its environment."""
     code = f"import sys; from discover import cli, cluster; cluster.PATIENCE_SECONDS = {patience}; sys.exit(cli.main())"
     return subprocess.Popen(
         [sys.executable, "-c", code, *argv],
@@ -327,6 +330,7 @@ def driver(*argv: str, patience: float = 60.0) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        env={**os.environ, **more},
         start_new_session=True,
     )
 
@@ -533,6 +537,63 @@ def test_where_the_head_is_gone_the_search_ends_in_one_line_and_goes_on_elsewher
     with runs.resume(str(out), ray_address=ground.address) as run:
         finish(session.search(run, or_too_long(lambda: len(stored(out)) >= before + 2)))
     assert stored(out) == whole[: len(stored(out))]
+
+
+MODES = {
+    "another cluster": {"RAY_AUTH_MODE": "disabled"},
+    "and it asks for a token": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_where_the_head_is_started_again_the_search_ends_in_one_line_and_goes_on_there(
+    mode: str, ground: Ground, folder: Path, whole: list[Generation], tmp_path: Path
+) -> None:
+    doomed, out = Ground(), tmp_path / "out"
+    address = doomed.address
+    (tmp_path / "environment.yaml").write_text(json.dumps(environment()))
+    ours = ("--ray-address", address, "--runtime-env", str(tmp_path / "environment.yaml"), "--candidates", "1000000")
+    search = driver("search", "--space", str(folder / "slow.yaml"), *ours, "--out", str(out))
+    again: list[subprocess.Popen[str]] = []
+    with tempfile.TemporaryDirectory(prefix="head-", dir="/tmp") as sockets:  # Ray's sockets want a short path
+        try:
+            wait_until(lambda: len(stored(out)) >= 2)
+            doomed.cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+            again.append(head(address, sockets, MODES[mode]))
+            _, err = search.communicate(timeout=60)
+            assert search.returncode == 2, err
+            last = err.strip().splitlines()[-1]
+            line = f"the head of the Ray cluster at {address} was restarted"
+            assert last == f"discover: {line}; what is absorbed is kept, 'discover resume RUN' goes on when it is back"
+            assert incidents(out)[-1] == ("cluster lost", line)
+            before = len(stored(out))
+            again.append(driver("resume", str(out), *ours, **MODES[mode]))
+            wait_until(lambda: len(stored(out)) >= before + 2 or again[-1].poll() is not None)
+            again[-1].send_signal(signal.SIGINT)
+            _, err = again[-1].communicate(timeout=30)
+            assert again[-1].returncode == 0, err
+        finally:
+            for process in (search, *again):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            doomed.cluster.shutdown()
+    assert len(stored(out)) >= before + 2
+    assert stored(out) == whole[: len(stored(out))]
+
+
+def head(address: str, sockets: str, mode: Mapping[str, str]) -> subprocess.Popen[str]:
+    """A head with two CPUs, started as users do, at the port of another."""
+    host, _, port = address.rpartition(":")
+    options = ["--num-cpus=2", "--include-dashboard=false", f"--object-store-memory={STORE}", "--disable-usage-stats"]
+    place = [f"--node-ip-address={host}", f"--port={port}", f"--temp-dir={sockets}"]
+    return subprocess.Popen(
+        [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", *place, *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **mode},
+        start_new_session=True,
+        text=True,
+    )
 
 
 def test_workers_that_cannot_start_are_one_line(ground: Ground, tmp_path: Path) -> None:
