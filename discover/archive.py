@@ -1,9 +1,9 @@
 """The archive: all that a search learned, in one SQLite file, one transaction a generation.
 
 Rows are only ever added. What the same seed gives again on any machine is in the tables of `_TABLES`, which `digest`
-reads; when and how long is in `timings`, and what befell the workers in `incidents`, which it leaves out. The file can
-be read with any SQLite tool: numbers and text are columns, lists and mappings are JSON in them, and `meta` holds the
-version of this layout.
+reads; when and how long is in `timings` and `sessions`, and what befell workers and driver in `incidents`: it leaves
+these out. The file can be read with any SQLite tool: numbers and text are columns, lists and mappings are JSON in them,
+and `meta` holds the version of this layout.
 """
 
 from __future__ import annotations
@@ -80,7 +80,12 @@ _INCIDENTS = """
 create table if not exists incidents (
     id integer primary key, at text not null, kind text not null, generation integer, text text not null)
 """
-"""Came later than the layout above: an archive without it gets it when it is opened for writing."""
+_SESSIONS = """
+create table if not exists sessions (
+    id integer primary key, at text not null, event text not null check (event in ('began', 'ended')),
+    text text not null)
+"""
+"""These came later than the layout above: an archive without them gets them when it is opened for writing."""
 
 Row = TypeVar("Row")
 
@@ -188,7 +193,7 @@ class Archive:
             archive = cls(path, _connect(f"{_uri(path)}?mode=rwc"))
             archive._connection.execute("pragma journal_mode = wal")
             with archive._transaction():
-                for statement in filter(str.strip, [*_SCHEMA.split(";"), _INCIDENTS]):
+                for statement in filter(str.strip, [*_SCHEMA.split(";"), _INCIDENTS, _SESSIONS]):
                     archive._connection.execute(statement)
                 rows = [("format", str(FORMAT)), *sorted((meta or {}).items())]
                 archive._connection.executemany("insert into meta values (?, ?)", rows)
@@ -201,6 +206,7 @@ class Archive:
             archive = cls(path, _connect(f"{_uri(path)}?mode=rw"))._checked(_FIRST_MADE_THIS)
             archive._connection.execute("pragma journal_mode = wal")
             archive._connection.execute(_INCIDENTS)
+            archive._connection.execute(_SESSIONS)
         return archive
 
     @classmethod
@@ -266,16 +272,36 @@ class Archive:
                 self._connection.executemany(table.insert, map(table.pack, ordered))
             self._connection.execute(
                 "insert into timings values (?, ?, ?)",
-                (number, datetime.now(UTC).isoformat(timespec="milliseconds"), _to_json(dict(seconds or {}))),
+                (number, _now(), _to_json(dict(seconds or {}))),
             )
         totals.add(generation, seconds or {})
 
     def log(self, incidents: Sequence[Incident]) -> None:
         """Notes what befell the workers, at once, so that it is known whatever comes next."""
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        at = _now()
         rows = [(at, each.kind, each.generation, each.text) for each in incidents]
         with _in_words(self.path), self._transaction():
             self._connection.executemany("insert into incidents (at, kind, generation, text) values (?, ?, ?, ?)", rows)
+
+    def begin_session(self) -> str:
+        """Notes that a search goes on from here. Where the one before it came to no end that it could note, as one that
+        is killed does not, that is an incident, whose text this returns."""
+        line = ""
+        if (began := self.open_session()) is not None:
+            stored = next(self._rows("select generation, ended from timings order by generation desc limit 1"), None)
+            last = f"generation {stored[0]}, the last, was stored at {stored[1]}" if stored else "nothing was stored"
+            line = f"the session that began at {began} noted no end: it was killed, or could not write; {last}"
+            self.log([Incident("driver gone", line)])
+        self._note_session("began", "")
+        return line
+
+    def end_session(self, reason: str) -> None:
+        """Notes how a session ends, in a line."""
+        self._note_session("ended", reason)
+
+    def _note_session(self, event: str, text: str) -> None:
+        with _in_words(self.path), self._transaction():
+            self._connection.execute("insert into sessions (at, event, text) values (?, ?, ?)", (_now(), event, text))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -315,10 +341,22 @@ class Archive:
 
     def incidents(self) -> tuple[Incident, ...]:
         """What befell the workers, in the order in which it was noted."""
-        if not any(self._rows("select 1 from sqlite_master where name = 'incidents'")):
+        if not self._has("incidents"):
             return ()
         rows = self._rows("select kind, text, generation, at from incidents order by id")
         return tuple(Incident(*row) for row in rows)
+
+    def sessions(self) -> tuple[tuple[str, str, str], ...]:
+        """When sessions began and ended: the time, "began" or "ended", and why for an end. Not part of the digest."""
+        return tuple(self._rows("select at, event, text from sessions order by id")) if self._has("sessions") else ()
+
+    def open_session(self) -> str | None:
+        """When a session began that has not ended: one that runs, or was killed."""
+        at, event, _ = next(iter(self.sessions()[-1:]), ("", "ended", ""))
+        return at if event == "began" else None
+
+    def _has(self, table: str) -> bool:
+        return any(self._rows("select 1 from sqlite_master where name = ?", table))
 
     def timings(self) -> dict[int, dict[str, float]]:
         """Where the time of each generation went: phase -> seconds."""
@@ -419,6 +457,10 @@ class _Count:
             self.model_steps,
             dict(self.seconds),
         )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _connect(uri: str) -> sqlite3.Connection:

@@ -61,7 +61,7 @@ def list_(what: Annotated[Kind, Argument(help="What to list.")], json: Json = Fa
 
 
 def _print(rows: Sequence[Mapping[str, Any]], columns: list[str], where_wide: Sequence[str]) -> None:
-    """A table; of the columns in `where_wide` as many, from the first on, as there is room for."""
+    """A table; of the columns in `where_wide` that say anything as many, from the first on, as there is room for."""
     from rich.console import Console
 
     from discover.console import rows_table
@@ -69,7 +69,9 @@ def _print(rows: Sequence[Mapping[str, Any]], columns: list[str], where_wide: Se
     def table() -> Table:
         return rows_table(columns, ([_shown(row[name]) for name in columns] for row in rows))
 
-    console, left = Console(), list(where_wide)
+    for name in [name for name in where_wide if not any(row[name] for row in rows)]:
+        columns.remove(name)
+    console, left = Console(), [name for name in where_wide if name in columns]
     anything = console.options.update(max_width=10_000)
     while left and console.measure(table(), options=anything).maximum > console.width:
         columns.remove(left.pop())
@@ -77,6 +79,8 @@ def _print(rows: Sequence[Mapping[str, Any]], columns: list[str], where_wide: Se
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {count}" for key, count in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -148,7 +152,7 @@ def _runs() -> list[dict[str, Any]]:
 _JSON_ALONE = {Kind.rules: ("about", "source", "link"), Kind.spaces: ("calibration",)}
 """What a list says to machines only: too long for a line."""
 
-_WHERE_WIDE = {Kind.runs: ("algorithm", "tasks")}
+_WHERE_WIDE = {Kind.runs: ("incidents", "algorithm", "tasks")}
 """What a list says to people where there is room for it; `--json` always has it."""
 
 _LISTS: dict[Kind, Callable[[], list[dict[str, Any]]]] = {

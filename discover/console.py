@@ -196,7 +196,7 @@ def summary(event: Finished) -> Iterator[str]:
     if where := time_shares(totals):
         yield f"where the time went: {where}"
     if event.incidents:
-        yield f"what befell the workers: {', '.join(f'{kind} {count}' for kind, count in event.incidents.items())}"
+        yield f"incidents: {', '.join(f'{kind} {count}' for kind, count in event.incidents.items())}"
 
 
 def by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -66,7 +66,7 @@ class Finished:
         elapsed: seconds of searching in this session; `proposed` and `trained` are what it did in them.
         interrupted: whether it was asked to stop before its budget was used.
         leaderboard: the first places.
-        incidents: what befell the workers, kind -> how often, earlier sessions included.
+        incidents: what befell workers and driver, kind -> how often, earlier sessions included.
         front: of the first places those that no other beats in fitness, state and operations at once.
     """
 

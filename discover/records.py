@@ -24,6 +24,8 @@ IncidentKind = Literal[
     "node removed",
     "no room",
     "cluster lost",
+    "driver gone",
+    "not stored",
 ]
 
 Kind = Literal["search", "confirm", "reference"]
@@ -156,7 +158,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """Something that befell the workers. No result depends on it, unless it is a unit given up.
+    """Something that befell the workers, or the driver. No result depends on it, unless it is a unit given up.
 
     Attributes:
         kind: what.

@@ -8,7 +8,7 @@ from pathlib import Path
 from discover import runs
 from discover.errors import UserError
 from discover.files import write_whole
-from discover.report_data import gather, state_of
+from discover.report_data import gather
 from discover.report_page import page
 
 REPORT = "report.html"
@@ -35,7 +35,7 @@ def run(text: str, *, out: Path | None, as_json: bool) -> None:
         summary = {
             "file": str(file),
             "run": found.manifest.run,
-            "state": state_of(found),
+            "state": found.state,
             "trained": found.totals.trained,
             "best": best and best.fitness,
         }

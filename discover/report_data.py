@@ -23,7 +23,7 @@ from discover.records import (
     Totals,
     believed,
 )
-from discover.runs import ARCHIVE, is_running
+from discover.runs import ARCHIVE, state_of
 
 PLACES = 10
 """Of the leaderboard."""
@@ -74,7 +74,7 @@ class Report:
 
     folder: Path
     manifest: Manifest
-    running: bool
+    state: str
     totals: Totals
     moments: tuple[Moment, ...]
     dots: Mapping[int, tuple[tuple[int, float], ...]]
@@ -105,7 +105,7 @@ def gather(folder: Path, places: int = PLACES) -> Report:
         return Report(
             folder=folder,
             manifest=manifest,
-            running=is_running(folder),
+            state=state_of(folder, archive),
             totals=archive.totals(),
             moments=tuple(trace.moments),
             dots={rung: tuple(dots) for rung, dots in sorted(trace.dots.items())},
@@ -120,10 +120,6 @@ def gather(folder: Path, places: int = PLACES) -> Report:
                 name: _extra(folder / name) for name in (PROMOTION, CERTIFICATE, READABLE) if (folder / name).exists()
             },
         )
-
-
-def state_of(report: Report) -> str:
-    return "running" if report.running else "stopped"
 
 
 def curve_of(promotion: Any) -> list[Mapping[str, Any]]:

@@ -15,7 +15,7 @@ from discover.console import fitness as fitness_in_words
 from discover.durations import format_duration
 from discover.length import length
 from discover.records import OF_WORKERS, Ranked
-from discover.report_data import CERTIFICATE, PROMOTION, READABLE, Moment, Report, curve_of, state_of
+from discover.report_data import CERTIFICATE, PROMOTION, READABLE, Moment, Report, curve_of
 from discover.report_svg import Series, bars, plot
 from discover.runs import program_of
 from dsl import properties
@@ -99,7 +99,7 @@ def _short(report: Report) -> Iterator[str]:
         (),
         [
             ("space", f"{asked.space.name}: {asked.space.description}"),
-            ("state", f"{state_of(report)}, {totals.generations} generations, {format_duration(totals.elapsed)}"),
+            ("state", f"{report.state}, {totals.generations} generations, {format_duration(totals.elapsed)}"),
             ("made", f"{report.manifest.created}, by {shlex.join(report.manifest.command) or 'a program'}"),
             ("algorithm", f"{asked.algorithm}, seed {asked.seed}"),
             ("trained", f"{totals.trained:,} of {totals.proposed:,} proposed, {totals.model_steps:,} model steps"),
@@ -301,7 +301,7 @@ def _certificate(report: Report) -> Iterator[str]:
 
 def _events(report: Report) -> Iterator[str]:
     if not report.incidents:
-        yield _none("nothing befell the workers")
+        yield _none("nothing befell the workers or the driver")
         return
     rows = [
         (each.at, each.kind, "" if each.generation is None else str(each.generation), each.text)

@@ -17,7 +17,7 @@ from discover.console import by_count, one_line, rows_table
 from discover.console import fitness as fitness_in_words
 from discover.durations import format_duration
 from discover.errors import UserError
-from discover.report_data import Report, gather, state_of
+from discover.report_data import Report, gather
 from discover.report_svg import short
 from discover.statistics import Estimate, mean_interval
 
@@ -119,7 +119,7 @@ def _facts(one: Report) -> dict[str, Any]:
         "space": one.manifest.configuration.space.name,
         "algorithm": one.manifest.configuration.algorithm,
         "seed": one.manifest.configuration.seed,
-        "state": state_of(one),
+        "state": one.state,
         "seconds": totals.elapsed,
         "model_steps": totals.model_steps,
         "proposed": totals.proposed,
@@ -160,7 +160,7 @@ def _shown(found: Sequence[Report], data: Mapping[str, Any]) -> Iterator[Any]:
     lines = [
         [
             one.manifest.run,
-            state_of(one),
+            one.state,
             format_duration(one.totals.elapsed),
             f"{one.totals.model_steps:,}",
             f"{one.totals.proposed:,}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -284,22 +285,31 @@ def find(text: str) -> Path:
 
 def describe(folder: Path) -> dict[str, Any]:
     """A run in a few facts, for a list; none but its name and what is wrong where it cannot be read."""
-    facts: dict[str, Any] = dict.fromkeys(("run", "state", "trained", "best", "created", "algorithm", "tasks"))
+    facts: dict[str, Any] = dict.fromkeys(
+        ("run", "state", "trained", "best", "created", "incidents", "algorithm", "tasks")
+    )
     try:
         manifest = read_manifest(folder)
         with Archive.read(folder / ARCHIVE) as archive:
-            totals, best = archive.totals(), archive.best()
+            totals, best, state = archive.totals(), archive.best(), state_of(folder, archive)
+            incidents = Counter(incident.kind for incident in archive.incidents())
     except UserError as error:
         return facts | {"run": folder.name, "state": f"cannot be read: {error}"}
     return facts | {
         "run": folder.name,
-        "state": "running" if is_running(folder) else "stopped",
+        "state": state,
         "trained": totals.trained,
         "best": fitness_in_words(best) if best else None,
         "created": manifest.created,
+        "incidents": dict(incidents),
         "algorithm": manifest.configuration.algorithm,
         "tasks": list(dict.fromkeys(name for rung in manifest.configuration.space.rungs for name in rung.tasks)),
     }
+
+
+def state_of(folder: Path, archive: Archive) -> str:
+    """Whether a run's search is running, was stopped (or is over), or is gone without a word: "killed"."""
+    return "running" if is_running(folder) else "stopped" if archive.open_session() is None else "killed"
 
 
 def place_of(reference: str) -> tuple[Path, Ranked]:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import dsl
-from discover.errors import UserError
+from discover.errors import ArchiveError, UserError, first_line
 from discover.events import Event, Finished, GenerationDone, Notice, Started
 from discover.manifest import Configuration
+from discover.records import Incident
 from discover.rule_names import rule_of
 from discover.runs import Run
 from discover.space import Space
 
 if TYPE_CHECKING:
+    from discover.archive import Archive
     from discover.plan import Plan
 
 
@@ -124,7 +126,7 @@ def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event
     asked = run.configuration
     settled = _plan(asked)
     best: int | None = None
-    with run.archive() as archive:
+    with run.archive() as archive, _noted(archive) as (gone, ends):
         yield Started(
             asked.space.name,
             asked.algorithm,
@@ -138,6 +140,8 @@ def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event
             asked.target,
             asked.plateau,
         )
+        if gone:
+            yield Notice(gone)
         slow = [f"gradients of {task}" for task, start in asked.compiled_from.items() if start is None]
         slow += [] if asked.native else ["rules"]
         if slow and not artefact.have_compiler():
@@ -160,10 +164,37 @@ def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event
                 head = event.best if isinstance(event, GenerationDone) else None
                 if isinstance(event, Finished):
                     head = next(iter(event.leaderboard), None)
+                    ends("interrupted" if event.interrupted else "finished")
                 if head is not None and (head.candidate.id != best or isinstance(event, Finished)):
                     best = head.candidate.id
                     run.write_best(head)
                 yield event
+
+
+@contextmanager
+def _noted(archive: Archive) -> Iterator[tuple[str, Callable[[str], None]]]:
+    """Has the archive note when a session begins and how it ends. Gives what it says of a session before that came to
+    no end, and what is told how this one ends."""
+    reason = "left"
+
+    def ends(how: str) -> None:
+        nonlocal reason
+        reason = how
+
+    gone = archive.begin_session()
+    try:
+        yield gone, ends
+    except GeneratorExit:
+        raise  # whoever asked for events wants no more
+    except BaseException as error:
+        reason = str(error) if isinstance(error, UserError) else first_line(error)
+        if isinstance(error, ArchiveError):
+            with suppress(ArchiveError):  # a line may still find room where a generation did not
+                archive.log([Incident("not stored", reason)])
+        raise
+    finally:
+        with suppress(ArchiveError):
+            archive.end_session(reason)
 
 
 def _plan(asked: Configuration) -> Plan:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from typing import Any, cast
 
 from rich.console import Console
 
 import dsl
 from discover import session
 from discover.console import ProgressView, front_lines, leaderboard, summary
-from discover.events import Finished
+from discover.events import Event, Finished
 from discover.front import COSTS, costs
 from discover.records import Ranked
 from discover.runs import Run, program_of
@@ -26,8 +26,12 @@ def watch(run: Run, as_json: bool) -> None:
     for note in run.notes:
         console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
     finished: Finished | None = None
-    with interruptible(console.print) as stop, ProgressView(console) as view:
-        for event in session.search(run, stop):
+    with (
+        interruptible(console.print) as stop,
+        ProgressView(console) as view,
+        closing(cast(Generator[Event, None, None], session.search(run, stop))) as events,
+    ):
+        for event in events:
             view.show(event)
             if isinstance(event, Finished):
                 finished = event

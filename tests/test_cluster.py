@@ -315,10 +315,14 @@ def test_a_driver_that_is_killed_at_once_loses_nothing(
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     before = len(stored(out))
+    assert runs.describe(out)["state"] == "killed"
     with runs.resume(str(out)) as run:
         finish(session.search(run, or_too_long(lambda: len(stored(out)) >= before + 2)))
+    assert runs.describe(out)["state"] == "stopped"
     assert len(stored(out)) >= before + 2
     assert stored(out) == whole[: len(stored(out))]
+    ((_, text),) = [each for each in incidents(out) if each[0] == "driver gone"]
+    assert f"; generation {before - 1}, the last, was stored at 20" in text
 
 
 def driver(*argv: str, patience: float = 60.0, **more: str) -> subprocess.Popen[str]:
@@ -402,6 +406,8 @@ def test_a_full_disk_ends_the_search_in_one_line_and_costs_nothing(
     cause = e.value.__cause__
     assert isinstance(cause, sqlite3.OperationalError)
     assert str(cause) == "database or disk is full"
+    assert kinds(out) == {"not stored"}
+    assert runs.describe(out)["incidents"] == {"not stored": 1}
     before = len(stored(out))
     with runs.resume(str(out)) as run:
         finish(session.search(run, or_too_long(lambda: len(stored(out)) >= before + 2)))

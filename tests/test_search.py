@@ -18,7 +18,7 @@ import pytest
 from discover import runs, session
 from discover.archive import Archive
 from discover.cluster import RayWorkers
-from discover.errors import RunError
+from discover.errors import ArchiveError, RunError
 from discover.evaluate import Unit, UnitResult
 from discover.events import Finished, GenerationDone
 from discover.records import Generation
@@ -107,7 +107,38 @@ def test_a_search_killed_at_once_resumes_to_the_same_archive(space: Path, tmp_pa
     assert 0 < before < len(generations(tmp_path / "whole"))
     resumed = subprocess.run([*command, "resume", str(killed), "--json"], capture_output=True, text=True, check=True)
     assert digest(killed) == digest(tmp_path / "whole")
-    assert json.loads(resumed.stdout)["trained"] >= 60
+    said = json.loads(resumed.stdout)
+    assert said["trained"] >= 60
+    assert said["incidents"] == {"driver gone": 1}
+    with Archive.read(killed / "archive.sqlite") as archive:
+        (gone,) = archive.incidents()
+        began, *_, ended = archive.sessions()
+    assert gone.text.startswith(
+        f"the session that began at {began[0]} noted no end: it was killed, or could not write; "
+    )
+    assert f"; generation {before - 1}, the last, was stored at 20" in gone.text
+    assert gone.text in resumed.stderr.replace("\n", " ")
+    assert ended[1:] == ("ended", "finished")
+
+
+def test_the_archive_notes_how_each_session_ended(space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    searched(space, out, stop=lambda: True)
+    with runs.resume(str(out)) as run:
+        next(iter(session.search(run)))  # and wants no more
+
+    def fails(*_: object, **__: object) -> None:
+        raise ArchiveError("the disk is full")
+
+    with monkeypatch.context() as patch, runs.resume(str(out)) as run:
+        patch.setattr(Archive, "commit_generation", fails)
+        with pytest.raises(ArchiveError):
+            list(session.search(run))
+    with Archive.read(out / "archive.sqlite") as archive:
+        sessions = archive.sessions()
+        assert [event for _, event, _ in sessions] == ["began", "ended"] * 3
+        assert [text for _, event, text in sessions if event == "ended"] == ["interrupted", "left", "the disk is full"]
+        assert [(each.kind, each.text) for each in archive.incidents()] == [("not stored", "the disk is full")]
 
 
 def _stored(out: Path) -> int:
