@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from discover.costs import blocks
+import tasks
+from discover.costs import Pace, blocks, seconds, unit_size
 from discover.evaluate import FAULT, Entry, Grid, Instance, Outcome, Unit, interpolated_best, score
 from discover.records import Candidate, Confirmation, Evaluation, Generation, GenerationRecord, Kind, Status
 from discover.workers import Done, Request
@@ -52,7 +53,7 @@ class Terms:
         keep: for each rung but the last, the share of its candidates that goes on.
         reference: AdamW, trained on every instance beside the candidates; `reference_scale` is the RMS of its step.
         weights: task -> how much its score counts in a fitness.
-        unit_sizes: for each rung and instance, how many programs a unit holds at most.
+        unit: about how many seconds of work a unit is, and how many programs it holds at most.
         requests: for each rung, what kind of worker its units want.
         compiled: task -> whether its gradients run compiled; native: whether elementwise rules do.
     """
@@ -65,7 +66,7 @@ class Terms:
     weight_decay: float
     score_limits: tuple[float, float]
     weights: Mapping[str, float]
-    unit_sizes: tuple[tuple[int, ...], ...]
+    unit: tuple[float, int]
     requests: tuple[Request, ...]
     compiled: Mapping[str, bool]
     native: bool
@@ -88,6 +89,7 @@ class Live:
         admitted: candidates and duplicates in order of proposal.
         standings: elites to be scored again.
         terms: see there.
+        pace: what units of each kind take, and is told what they took.
     """
 
     def __init__(
@@ -98,9 +100,10 @@ class Live:
         admitted: Sequence[Admitted],
         standings: Sequence[Standing],
         terms: Terms,
+        pace: Pace,
     ) -> None:
         self.number, self.proposed, self.rejected = number, proposed, dict(rejected)
-        self.admitted, self.standings, self.terms = tuple(admitted), tuple(standings), terms
+        self.admitted, self.standings, self.terms, self.pace = tuple(admitted), tuple(standings), terms, pace
         self.rung_of: dict[int, int] = {each.id: 0 for each in admitted if each.duplicate_of is None}
         self.fitness: dict[int, float] = {}
         self.failures: dict[int, str] = {}
@@ -136,6 +139,9 @@ class Live:
         outcomes = self._outcomes.setdefault((rung, index), {})
         if done.result is not None:
             outcomes.update((outcome.candidate, outcome) for outcome in done.result.outcomes)
+            lane = seconds(tasks.load(unit.instance.task), unit.instance.steps, unit.instance.batch_size)
+            estimated = len(unit.entries) * unit.grid.points * lane
+            self.pace.note(self._kind(rung, index), estimated, done.result.seconds)
         elif len(unit.entries) > 1:
             size = math.ceil(len(unit.entries) / 2) if done.failure.startswith(FAULT) else 1
             for block in blocks(unit.entries, size):
@@ -178,9 +184,17 @@ class Live:
         """Units of a rung: reference, elites and candidates, in blocks, on each of its instances."""
         elites = [standing.entry for standing in self.standings]
         entries = [self.terms.reference, *elites, *(self._entries[candidate] for candidate in candidates)]
-        for index, size in enumerate(self.terms.unit_sizes[rung]):
+        for index in range(len(self.terms.instances[rung])):
+            instance, pace = self.terms.instances[rung][index], self.pace.of(self._kind(rung, index))
+            task, steps, points = tasks.load(instance.task), instance.steps, self.terms.grid.points
+            size = unit_size(task, steps, points, *self.terms.unit, batch_size=instance.batch_size, pace=pace)
             for block in blocks(entries, size):
                 yield self._opened(rung, index, block)
+
+    def _kind(self, rung: int, index: int) -> tuple[object, ...]:
+        """What takes about the same for each lane and step."""
+        task = self.terms.instances[rung][index].task
+        return rung, task, self.terms.compiled[task]
 
     def _opened(self, rung: int, index: int, entries: tuple[Entry, ...]) -> tuple[Key, Unit]:
         terms, instance = self.terms, self.terms.instances[rung][index]

@@ -13,7 +13,6 @@ from numpy.random import Generator, default_rng
 import dsl
 import tasks
 from discover import artefact, gradient, native
-from discover.costs import unit_size
 from discover.evaluate import Entry, Grid, Instance, batch_sizes, draw_instance
 from discover.keys import slot_of
 from discover.mutate import Grammar, unfolded
@@ -113,21 +112,6 @@ class Plan:
     @cached_property
     def horizons(self) -> dict[str, int]:
         return {name: tasks.load(name).horizon for name in self.task_names}
-
-    @cached_property
-    def unit_sizes(self) -> tuple[tuple[int, ...], ...]:
-        """For each rung and instance, how many programs a unit holds: by the largest batch and length that may be
-        drawn, so that none is longer than it should be. No result depends on it."""
-        unit, points = self.space.unit, self.space.learning_rates.points
-        most = max(1.0, self.space.batch_scales[1]) * max(1.0, self.space.step_scales[1])
-
-        def size(rung: Rung, name: str) -> int:
-            steps = round(rung.steps_of(self.horizons[name]) * most)
-            return unit_size(tasks.load(name), steps, points, unit.seconds, unit.candidates)
-
-        return tuple(
-            tuple(size(rung, name) for name in rung.tasks for _ in range(rung.seeds)) for rung in self.space.rungs
-        )
 
     @property
     def files(self) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 
 import dsl
+from discover.costs import Pace
 from discover.evaluate import FAULT, Entry
 from discover.front import undominated
 from discover.gate import Duplicate, Gate, Rejected
@@ -45,6 +46,7 @@ class Progress:
         space = plan.space
         self._gate = Gate(space.require, space.probes, runner(plan.native), space.weight_decay)
         self._fitness: dict[int, float] = {-1 - index: 0.0 for index in range(len(plan.ancestors))}
+        self._pace = Pace()
         self._level: float | None = None
         self._elite: dict[int, str] = {}
         self._fresh: defaultdict[int, list[float]] = defaultdict(list)
@@ -96,7 +98,7 @@ class Progress:
                 )
             )
         standings = self._standings(number, [each.duplicate_of for each in admitted])
-        return Live(number, per_generation, rejected, admitted, standings, self._terms(number))
+        return Live(number, per_generation, rejected, admitted, standings, self._terms(number), self._pace)
 
     def _terms(self, number: int) -> Terms:
         plan, space = self.plan, self.plan.space
@@ -109,7 +111,7 @@ class Progress:
             weight_decay=space.weight_decay,
             score_limits=space.score_limits,
             weights=plan.weights,
-            unit_sizes=plan.unit_sizes,
+            unit=(space.unit.seconds, space.unit.candidates),
             requests=tuple(rung.request for rung in space.rungs),
             compiled={name: plan.compiled(name, number) for name in plan.task_names},
             native=plan.native,

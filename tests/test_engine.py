@@ -5,17 +5,22 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from discover import evaluate, native, runs, session
+import tasks
+from discover import costs, evaluate, native, runs, session
 from discover.archive import Archive
+from discover.costs import Pace
 from discover.engine import _Clock
+from discover.evaluate import Unit, UnitResult
 from discover.events import Finished, Notice
-from discover.generation import Live
+from discover.generation import Key, Live
 from discover.progress import Progress
 from discover.records import Generation
+from discover.workers import InProcess
 
 SPACE = """
 operators: [add, sub, mul, div, neg, sign, square, sqrt, lerp]
@@ -99,6 +104,45 @@ def test_resuming_holds_no_more_than_a_generation_at_a_time(
         list(session.search(run))
     assert len(alive) == count
     assert max(alive) <= 3
+
+
+def test_units_are_cut_by_what_they_took_and_no_result_depends_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimate = 3 * costs.seconds(tasks.load("quadratic"), 10)  # of a program
+    text = SPACE.replace("proposals_per_generation: 12", "proposals_per_generation: 96")
+    (tmp_path / "dear.yaml").write_text(f"{text}unit: {{seconds: {estimate * 40.0}, candidates: 64}}\n")
+    carry_out, submit = Unit.carry_out, InProcess.submit
+    sizes: list[dict[int, list[int]]] = []
+
+    def ten_times_dearer(self: Unit) -> UnitResult | str:
+        result = carry_out(self)
+        return result if isinstance(result, str) else replace(result, seconds=10.0 * estimate * len(self.entries))
+
+    def submitted(self: InProcess, key: Key, unit: Unit, order: int = 0) -> None:
+        sizes[-1].setdefault(key.generation, []).append(len(unit.entries))
+        submit(self, key, unit, order)
+
+    monkeypatch.setattr(Unit, "carry_out", ten_times_dearer)
+    monkeypatch.setattr(InProcess, "submit", submitted)
+    for measured in (True, False):
+        sizes.append({})
+        with monkeypatch.context() as patch:
+            if not measured:
+                patch.setattr(Pace, "of", lambda self, kind: 1.0)
+            searched(tmp_path / "dear.yaml", tmp_path / f"out{measured}", candidates=200)
+    by_measure, by_estimate = sizes
+    assert all(max(by_measure[n]) == max(by_estimate[n]) > 10 for n in range(3))  # launched before anything was timed
+    later = [size for n, cut in by_measure.items() if n >= 3 for size in cut]
+    assert later
+    assert max(later) == 4  # as many as take the 40 times the estimate of a program that a unit should
+    assert max(size for n, cut in by_estimate.items() if n >= 3 for size in cut) > 10
+    assert digest(tmp_path / "outTrue") == digest(tmp_path / "outFalse")
+
+
+def digest(out: Path) -> str:
+    with Archive.read(out / "archive.sqlite") as archive:
+        return archive.digest()
 
 
 # Time ---------------------------------------------------------------------------------------------------------------

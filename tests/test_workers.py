@@ -525,6 +525,20 @@ def test_a_unit_is_about_a_second_of_work_or_one_program_or_as_many_as_may_be() 
     assert costs.unit_size(dear, 10**6, 5, 1.0, 128) == 1
 
 
+def test_a_unit_is_as_large_as_units_of_its_kind_were_fast() -> None:
+    task, pace = tasks.load("bytes_mlp"), costs.Pace()
+    before = costs.unit_size(task, 400, 5, 1.0, 128)
+    assert pace.of("matrices") == 1.0
+    for _ in range(3):
+        pace.note("matrices", 0.1, 1.0)
+    assert pace.of("matrices") == pytest.approx(10.0)
+    assert pace.of("others") == 1.0
+    assert costs.unit_size(task, 400, 5, 1.0, 128, pace=pace.of("matrices")) == pytest.approx(before / 10, abs=0.5)
+    for _ in range(30):  # compiled by now
+        pace.note("matrices", 0.1, 0.1)
+    assert pace.of("matrices") == pytest.approx(1.0, rel=0.5)
+
+
 def test_in_this_process_units_are_done_in_order(own: Path) -> None:
     crew = InProcess()
     for key in (1, 2, 3):
