@@ -73,6 +73,8 @@ class Trap(Slow):
             time.sleep(3600)
         while ((w + 8).abs() < 0.02).any():
             Trap.hoard.append(torch.ones(1 << 20))
+        if w.isnan().any() and "NAN_OF_A_TEST" in os.environ:
+            open(os.environ["NAN_OF_A_TEST"], "w").close()
         return super().loss(parameters, batch)
 """
 
@@ -349,7 +351,16 @@ def wait_until(condition: Callable[[], bool]) -> None:
 RULES = {
     "hangs": "x = 3.0 * p\n    y = lr * g\n    p = x - y",
     "hoards": "x = sqrt(square(p))\n    y = 3.0 * x\n    z = lr * g\n    w = y + z\n    p = p - w",
-    "diverges": "x = 1e8 * p\n    y = square(g)\n    z = lr * y\n    p = x - z",
+    "is not a number": """x = 10000.0 * p
+    y = square(p)
+    z = y * y
+    v = square(g)
+    w = v * v
+    a = z * y
+    b = w * v
+    c = a - b
+    u = lr * c
+    p = x + u""",  # at its third step a and b are infinite
 }
 
 
@@ -366,9 +377,13 @@ def test_a_candidate_that_hangs_or_hoards_or_diverges_takes_no_other_with_it(
         number = next(asked)
         return Proposal(programs[number - 5], (), "a culprit") if 5 <= number < 5 + len(programs) else proposal
 
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    with runs.create(session.configure(str(folder / "trap.yaml"), workers=0, candidates=1), out=undisturbed) as run:
+        finish(session.search(run))
     monkeypatch.setattr(Evolution, "propose", with_culprits)
-    out = tmp_path / "out"
-    ended = search(folder / "trap.yaml", out, ground.address, stop=lambda: bool(stored(out)))
+    shown = environment(env_vars={"NAN_OF_A_TEST": str(tmp_path / "nan")})
+    ended = search(folder / "trap.yaml", out, ground.address, stop=lambda: bool(stored(out)), runtime_env=shown)
+    assert (tmp_path / "nan").exists()
     hangs, hoards, diverges = (candidate(out, 5 + index) for index in range(3))
     assert (hangs.status, hangs.reason, hangs.fitness) == ("timed_out", "timed out", None)
     assert (hoards.status, hoards.reason, hoards.fitness) == ("worker_lost", "out of memory", None)
@@ -376,10 +391,24 @@ def test_a_candidate_that_hangs_or_hoards_or_diverges_takes_no_other_with_it(
     others = [each for each in stored(out)[0].candidates if each.id not in (5, 6, 7) and each.duplicate_of is None]
     assert len(others) > 3
     assert all(each.status == "trained" for each in others)
+    expected, found = losses(undisturbed), losses(out)
+    both = expected.keys() & found.keys()
+    assert {each.id for each in others} <= {id for id, _ in both}
+    assert {rung for _, rung in both} == {0, 1}
+    assert all(found[each] == expected[each] for each in both)
     notes = incidents(out)
     assert any(kind == "timed out" and "candidates 5 on" in text for kind, text in notes)
     assert any(kind == "out of memory" and "candidates 6 on" in text for kind, text in notes)
     assert ended.incidents["timed out"] >= 2  # the unit that it was in, and it alone
+
+
+def losses(out: Path) -> dict[tuple[int, int], list[Any]]:
+    """Of the first generation's candidates on each rung."""
+    found: dict[tuple[int, int], list[Any]] = {}
+    for each in stored(out)[0].evaluations:
+        if each.candidate is not None and each.candidate not in (5, 6, 7):
+            found.setdefault((each.candidate, each.rung), []).append((each.seed, each.losses))
+    return found
 
 
 def candidate(out: Path, id: int) -> Candidate:

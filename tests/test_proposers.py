@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import dsl
-from discover import proposers
+from discover import proposers, runs, session
 from discover.errors import UserError
+from discover.events import Finished
 from discover.evolution import Evolution
 from discover.plan import genotype
 from discover.templates import BUILT_IN, Drawn, Given, load, read, written
@@ -262,6 +263,48 @@ def test_what_is_no_proposer_is_said_in_one_line(
     with pytest.raises(UserError, match=message) as error:
         proposers.load(name)
     assert "\n" not in str(error.value)
+
+
+THEIRS = """
+import dsl
+from discover.proposers import Proposal
+
+class Walk:
+    def __init__(self, context):
+        self.start = context.ancestors[0]
+
+    def propose(self, rng):
+        text = f"def rule(p, g, m: zeros, *, lr=0.1):\\n    m = lerp(m, g, {rng.uniform():.6f})\\n    p = p - lr * m\\n"
+        return Proposal(dsl.parse(text), (), "theirs")
+
+    def tell(self, told):
+        pass
+"""
+
+
+def test_a_proposer_of_an_installed_package_searches_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "walk" not in proposers.names()
+    with pytest.raises(UserError, match="unknown algorithm 'walk'"):
+        proposers.load("walk")
+    site = tmp_path / "site"
+    metadata = site / "their_proposers-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (site / "their_proposers.py").write_text(THEIRS)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-proposers\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[optimizer_discovery.proposers]\nwalk = their_proposers:Walk\n")
+    monkeypatch.syspath_prepend(site)
+    assert "walk" in proposers.names()
+    assert "evolution" in proposers.names()
+    rung = "{tasks: [quadratic], steps: 4}"
+    (tmp_path / "s.yaml").write_text(f"operators: [lerp]\ntasks: {{search: [quadratic]}}\nrungs: [{rung}]\n")
+    asked = session.configure(str(tmp_path / "s.yaml"), algorithm="walk", workers=0, candidates=1, compile="never")
+    with runs.create(asked, out=tmp_path / "out") as run:
+        *_, ended = session.search(run)
+    assert isinstance(ended, Finished)
+    assert ended.leaderboard
+    assert {place.candidate.origin for place in ended.leaderboard} == {"theirs"}
 
 
 # The documentation's example ------------------------------------------------------------------------------------------
