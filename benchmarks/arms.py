@@ -7,7 +7,6 @@ those scores.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import tempfile
@@ -24,6 +23,7 @@ from rich.table import Table
 
 import dsl
 import tasks
+from benchmarks import evidence
 from discover import artefact, native, runs, session
 from discover.archive import Archive
 from discover.evaluate import Entry, Grid, Unit, draw_instance, evaluate, interpolated_best, score
@@ -172,26 +172,30 @@ def run(
         model_steps: of an arm whose compute is 1; seeds: 0 to so many.
         instances: of each select task, that incumbents are scored on.
         shares: of the budget, after which incumbents are taken.
-        kept: a file, a line of JSON for each arm and seed that is done; those that it has already are not run again,
-            whatever version of the engine ran them.
+        kept: a file of what is done, see `benchmarks.evidence`; an arm and seed that it has is not run again.
     """
     torch.set_num_threads(1)
     names = space.tasks.select or space.tasks.search
-    done = _read(kept)
+    done = evidence.Evidence(kept)
     table = Table("arm", "compute", *(f"after {share:.0%}" for share in shares), "trained", "distinct", "seconds")
     total = time.monotonic()
     for arm in arms:
         found, rows = [], []
         for seed in range(seeds):
-            what = changed(space, arm.changes).plain(), arm.algorithm or space.algorithm, arm.compute * model_steps
-            key = hashlib.sha256(json.dumps([what, seed, list(shares), instances]).encode()).hexdigest()[:16]
-            if key in done:
-                found.append(Found(**done[key]["found"]))
-                rows.append(done[key]["scores"])
-            else:
-                found.append(search(space, arm, model_steps=model_steps, seed=seed, shares=shares, workers=workers))
-                rows.append(scores(found[-1].incumbents, space, names, instances, seed))
-                _keep(kept, {"key": key, "arm": arm.name, "seed": seed, "scores": rows[-1], "found": asdict(found[-1])})
+            what = evidence.search(
+                changed(space, arm.changes),
+                arm.algorithm,
+                model_steps=arm.compute * model_steps,
+                seed=seed,
+                shares=shares,
+                instances=instances,
+            )
+            if (line := done.find(what)) is None:
+                new = search(space, arm, model_steps=model_steps, seed=seed, shares=shares, workers=workers)
+                scored = scores(new.incumbents, space, names, instances, seed)
+                line = done.keep(what, arm=arm.name, seed=seed, scores=scored, found=asdict(new))
+            found.append(Found(**line["found"]))
+            rows.append(line["scores"])
             values = ", ".join(f"{value:+.4f}" for value in rows[-1])
             say(f"{arm.name}, seed {seed}: {values} ({found[-1].seconds:.0f} s)")
         cells = [_interval([row[index] for row in rows]) for index in range(len(shares))]
@@ -202,20 +206,6 @@ def run(
     console.print("95% intervals over seeds; AdamW, tuned on the same learning rates, is 0; higher is better")
     console.print(table)
     console.print(f"{time.monotonic() - total:.0f} s in all")
-
-
-def _read(kept: Path | None) -> dict[str, Any]:
-    """What is kept, by key; a line that a kill has cut short is not."""
-    lines = kept.read_text().splitlines() if kept is not None and kept.exists() else []
-    whole = (json.loads(line) for line in lines if line.endswith("}"))
-    return {line["key"]: line for line in whole}
-
-
-def _keep(kept: Path | None, line: Mapping[str, Any]) -> None:
-    if kept is not None:
-        cut_short = kept.exists() and not kept.read_text().endswith("\n")
-        with kept.open("a") as file:
-            file.write("\n" * cut_short + json.dumps(line) + "\n")
 
 
 def _interval(values: Sequence[float]) -> str:

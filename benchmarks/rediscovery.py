@@ -5,6 +5,8 @@ that what is planted is seen to be so; then evolution starts from sgd, once for 
 `dsl.identify` names a rule of the family and it does better, on fresh instances, than every tuned rule outside of it.
 
     python -m benchmarks.rediscovery [--model-steps 1000000] [--seeds 10] [--tasks heavy_tails ...]
+
+With `--kept FILE` the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dsl
-from benchmarks import arms
+from benchmarks import arms, evidence
 from discover.space import Space
 from dsl.flatten import tidy
 from dsl.identify import nearest
@@ -105,6 +108,16 @@ def load(task: str, scale: float) -> Space:
         return Space.load(str(path))
 
 
+def search(space: Space, done: evidence.Evidence, *, model_steps: int, seed: int, workers: int) -> arms.Found:
+    """A search from sgd, if it is not done already; what scores are made of it is cheap, and is made again."""
+    arm, shares = arms.Arm("evolution", "evolution"), (1.0,)
+    what = evidence.search(space, arm.algorithm, model_steps=model_steps, seed=seed, shares=shares)
+    if (line := done.find(what)) is None:
+        found = arms.search(space, arm, model_steps=model_steps, seed=seed, shares=shares, workers=workers)
+        line = done.keep(what, arm=arm.name, seed=seed, found=asdict(found))
+    return arms.Found(**line["found"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-steps", type=int, default=1_000_000, help="of each search")
@@ -113,7 +126,9 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=16, help="fresh ones, to score what was found")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--tasks", nargs="*", choices=PLANTED, default=list(PLANTED))
+    parser.add_argument("--kept", type=Path, help="a file of what is done; the same command goes on where it was")
     asked = parser.parse_args()
+    done = evidence.Evidence(asked.kept)
     torch.set_num_threads(1)
     console = Console(width=150)
     for name in asked.tasks:
@@ -126,10 +141,7 @@ def main() -> None:
         table = Table("seed", "score", "nearest known rule", "found", "trained", "seconds", "counts")
         hits = 0
         for seed in range(asked.first, asked.first + asked.seeds):
-            arm = arms.Arm("evolution", "evolution")
-            found = arms.search(
-                space, arm, model_steps=asked.model_steps, seed=seed, shares=(1.0,), workers=asked.workers
-            )
+            found = search(space, done, model_steps=asked.model_steps, seed=seed, workers=asked.workers)
             (text,) = found.incumbents
             spent = (str(found.trained), f"{found.seconds:.0f}")
             if text is None:
