@@ -1,6 +1,6 @@
 """What each part of the search is worth: the search as the space has it, without a part, or with one that is off.
 
-Parts: the cache, hurdles, confirmation's shrinkage aside, and what is off by default: islands, restarts, the
+Parts: the cache, hurdles, confirmed candidates that join anew, and what is off by default: islands, restarts, the
 aggregating cache, crossover, tuned elites, guarded quotients; and what is drawn for a task's instances: lengths, scales
 of single tensors, batch sizes, and, which are on, scales of loss and parameters. The scores are on select tasks as they
 are, so what an arm of these gains is transfer. What shows no gain here stays off, and can go.
@@ -33,6 +33,7 @@ def parts(space: Space) -> dict[str, arms.Arm]:
         evolution("restarts", restart_after=500),
         evolution("crossover", crossover=0.2),
         evolution("no neutral drift", neutral=False),
+        evolution("none rejoin", rejoin=False),
         evolution("tuned elites", tune=0.1),
         arms.Arm("guarded quotients", changes={"mutation": {"guarded": 0.5}}),
         arms.Arm("random lengths", changes={"step_scales": (0.5, 2.0)}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -49,8 +49,8 @@ class Evolution:
     """Aging evolution (Real et al. 2019, arXiv:1802.01548), as in the search for Lion (arXiv:2302.06675).
 
     The best of a random sample of the population is the parent of a new member; the oldest member leaves. The
-    population starts as copies of the ancestors. `discover.space.Evolution` says what can be switched on beside that:
-    islands, restarts, crossover, tuning.
+    population starts as copies of the ancestors. What fresh scores confirmed joins anew. What can be switched on beside
+    that is in `discover.space.Evolution`: islands, restarts, crossover, tuning.
     """
 
     def __init__(self, context: Context) -> None:
@@ -61,6 +61,8 @@ class Evolution:
         self._record: tuple[float, int] | None = None
         """The best fitness that fresh scores let one believe so far, and how many had been told then."""
         self._costs: dict[int, tuple[float, ...]] = {}
+        self._homes: dict[int, int] = {}
+        """The island that each candidate was made for."""
         first = [
             Member(-1 - index, program, self._costs_of(properties.of(program).plain()) if self.objectives[1:] else ())
             for index, program in enumerate(context.ancestors)
@@ -106,13 +108,21 @@ class Evolution:
         if told.original not in self.context.fitness or (told.id != told.original and not self.settings.neutral):
             return
         marked = _ISLAND.search(told.origin)
-        island = self.islands[int(marked[1]) % len(self.islands) if marked else 0]
-        island.append(Member(told.original, told.program, self._costs.get(told.original, ())))
+        island = int(marked[1]) % len(self.islands) if marked else 0
+        self._homes.setdefault(told.original, island)
+        self.islands[island].append(Member(told.original, told.program, self._costs.get(told.original, ())))
         self._told += 1
         if self.settings.islands > 1 and self._told % self.settings.migrate_every == 0:
             self._migrate()
         if self.settings.restart_after:
             self._restart_at_a_plateau()
+
+    def confirm(self, candidates: Sequence[int]) -> None:
+        """Those that were scored again join their islands anew, at their new fitness. An elite that waits for its fresh
+        scores has mostly left by the time that they are there, and what is known best would have no children."""
+        if self.settings.rejoin:
+            for each in candidates:
+                self.islands[self._homes[each]].append(self._elite(each))
 
     def _fitness(self, member: Member) -> float:
         return self.context.fitness[member.candidate]
@@ -125,25 +135,21 @@ class Evolution:
     def _costs_of(self, facts: Mapping[str, Any]) -> tuple[float, ...]:
         return tuple(float(facts[name]) for name in self.objectives[1:])
 
-    def _leaders(self, count: int) -> list[Member]:
-        """The best of those that were scored on fresh instances."""
-        confirmed = [each for each in self.context.confirmed if each in self.context.elites]
+    def _elite(self, candidate: int) -> Member:
+        return Member(candidate, _parsed(self.context.elites[candidate]), self._costs.get(candidate, ()))
+
+    def _leaders(self, count: int, island: int | None = None) -> list[Member]:
+        """The best of those that were scored on fresh instances, of an island or of all."""
+        confirmed = [each for each in self.context.confirmed if island in (None, self._homes[each])]
         best = sorted(confirmed, key=lambda each: (-self.context.fitness[each], each))[:count]
-        return [Member(each, _parsed(self.context.elites[each]), self._costs.get(each, ())) for each in best]
+        return [self._elite(each) for each in best]
 
     def _migrate(self) -> None:
-        """The best of each island go to the next one too. Only what fresh instances confirmed may: a score that is
-        luck would win there for as long as it lived, and everywhere."""
-        leaving = [self._emigrants(island) for island in self.islands]
+        """The best of each island, still in its population or not, go to the next one too. Only what fresh instances
+        confirmed may: a score that is luck would win there for as long as it lived, and everywhere."""
+        leaving = [self._leaders(self.settings.migrants, number) for number in range(len(self.islands))]
         for number, members in enumerate(leaving):
-            island = self.islands[(number + 1) % len(self.islands)]
-            there = {each.candidate for each in island}
-            island.extend(each for each in members if each.candidate not in there)
-
-    def _emigrants(self, island: Iterable[Member]) -> list[Member]:
-        confirmed = {each.candidate: each for each in island if each.candidate in self.context.confirmed}
-        ranked = sorted(confirmed.values(), key=lambda each: (-self._fitness(each), each.candidate))
-        return ranked[: self.settings.migrants]
+            self.islands[(number + 1) % len(self.islands)].extend(members)
 
     def _restart_at_a_plateau(self) -> None:
         """Fills all islands with copies of the best where fresh scores have shown nothing better for long."""

@@ -17,7 +17,7 @@ from discover.gate import Duplicate, Gate, Rejected
 from discover.generation import Admitted, Live, Standing, Terms, weighted_mean
 from discover.plan import Plan
 from discover.probes import runner
-from discover.proposers import Context, Told
+from discover.proposers import Attentive, Context, Told
 from discover.proposers import load as load_proposer
 from discover.records import Candidate, Generation, believed
 from dsl import properties
@@ -169,6 +169,8 @@ class Progress:
             self._fitness[id] = believed(math.fsum(self._fresh[id]) / len(self._fresh[id]), len(self._fresh[id]))
             if self.best is None or self._fitness[id] > self.best:
                 self.best, self.trained_at_best = self._fitness[id], self.trained
+        if fresh and isinstance(self._proposer, Attentive):
+            self._proposer.confirm(sorted(fresh))
 
     def _luck(self, candidates: Sequence[Candidate]) -> float:
         """What all candidates of a generation have in common beyond the level of those before: its instances, on which

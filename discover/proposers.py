@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, distributions
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from numpy.random import Generator
 
@@ -93,6 +93,16 @@ class Proposer(Protocol):
 
     def tell(self, told: Told) -> None:
         """What passed the gate, in order of proposal, a generation at a time. What the gate rejected is not told."""
+        ...
+
+
+@runtime_checkable
+class Attentive(Proposer, Protocol):
+    """A proposer that wants to know whose fitness has changed as well."""
+
+    def confirm(self, candidates: Sequence[int]) -> None:
+        """Candidates that were scored again, in order, when `Context` has it and their generation has been told. All of
+        them were told before."""
         ...
 
 

@@ -20,7 +20,7 @@ from numpy.random import default_rng
 import dsl
 from discover.gate import Duplicate, Gate, Rejected
 from discover.plan import Plan
-from discover.proposers import Context, Proposal, Proposer, Told, load
+from discover.proposers import Attentive, Context, Proposal, Proposer, Told, load
 from discover.space import Space
 from dsl.graph import lower_all
 
@@ -77,9 +77,12 @@ class World:
                 self.elites[told.id] = dsl.format(told.program)
             self.proposer.tell(told)
         if number % 2:
-            for candidate in sorted(self.elites, key=lambda each: -self.fitness[each])[:3]:
+            best = sorted(sorted(self.elites, key=lambda each: -self.fitness[each])[:3])
+            for candidate in best:
                 self.confirmed.setdefault(candidate, []).append(math.cos(candidate) * 0.05)
                 self.fitness[candidate] = sum(self.confirmed[candidate]) / len(self.confirmed[candidate])
+            if best and isinstance(self.proposer, Attentive):
+                self.proposer.confirm(best)
 
 
 class ProposerContract:
