@@ -64,19 +64,12 @@ class Found:
     seconds: float
 
 
-def changed(space: Space, changes: Mapping[str, Any]) -> Space:
-    plain = space.plain()
-    for key, value in changes.items():
-        plain[key] = {**plain[key], **value} if isinstance(value, Mapping) and isinstance(plain[key], dict) else value
-    return Space.of(plain, space.name)
-
-
 def search(space: Space, arm: Arm, *, model_steps: int, seed: int, shares: Sequence[float], workers: int) -> Found:
     """Runs an arm and reads its incumbents from the archive."""
     budget = round(arm.compute * model_steps)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{space.name}.yaml"
-        path.write_text(json.dumps(changed(space, arm.changes).plain()))  # JSON is YAML
+        path.write_text(json.dumps(space.changed(arm.changes).plain()))  # JSON is YAML
         configuration = session.configure(
             str(path), algorithm=arm.algorithm, seed=seed, model_steps=budget, workers=workers
         )
@@ -183,7 +176,7 @@ def run(
         found, rows = [], []
         for seed in range(seeds):
             what = evidence.search(
-                changed(space, arm.changes),
+                space.changed(arm.changes),
                 arm.algorithm,
                 model_steps=arm.compute * model_steps,
                 seed=seed,

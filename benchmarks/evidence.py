@@ -19,7 +19,7 @@ from discover.space import Space
 
 ROOT = Path(__file__).parent.parent
 
-ASIDE = ("name", "description", "algorithm", "budget", "calibration", "promote")
+ASIDE = ("name", "description", "algorithm", "budget", "calibration", "promote", "warm_starts")
 """Keys of a space that neither a search of given algorithm and model steps depends on, nor its scores. `tasks.final` is
 another."""
 

@@ -98,7 +98,7 @@ def tuned(space: Space, task: str, instances: int) -> dict[str, float]:
 
 
 def score(texts: Sequence[str], space: Space, task: str, instances: int) -> list[float]:
-    return arms.scores(texts, arms.changed(space, {"learning_rates": TUNED}), [task], instances, 1000, LIMITS)
+    return arms.scores(texts, space.changed({"learning_rates": TUNED}), [task], instances, 1000, LIMITS)
 
 
 def load(task: str, scale: float) -> Space:

@@ -6,23 +6,34 @@ What needs torch is imported last, so that a mistake in a search space shows at 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from numpy.random import default_rng
+
 import dsl
-from discover.errors import ArchiveError, UserError, first_line
+from discover.errors import ArchiveError, SpaceError, UserError, first_line
 from discover.events import Event, Finished, GenerationDone, Notice, Started
 from discover.manifest import Configuration
 from discover.records import Incident
 from discover.rule_names import rule_of
 from discover.runs import Run
 from discover.space import Space
+from dsl import Program
 
 if TYPE_CHECKING:
     from discover.archive import Archive
     from discover.plan import Plan
+
+BREEDING = ("evolution", "hyperparameters", "best_of_n")
+"""Algorithms that change the rules that they start from."""
+
+CHILDREN = 100
+"""How many random changes of a rule are tried before it is said that the gate lets none in."""
 
 
 def configure(
@@ -92,6 +103,8 @@ def configure(
         runtime_env=runtime_env,
     )
     _check_algorithm(configuration)
+    if warm_start and algorithm in BREEDING and loaded.template is None:
+        _check_ancestors(configuration, space)
     return configuration
 
 
@@ -109,6 +122,31 @@ def _check_algorithm(asked: Configuration) -> None:
     from discover.progress import Progress
 
     Progress(_plan(asked))
+
+
+def _check_ancestors(asked: Configuration, source: str) -> None:
+    """Refuses a rule that could have no child: it is too long, or the gate lets none of many changes of it in."""
+    from discover.gate import Gate, Rejected
+    from discover.mutate import mutate, straight_lines
+
+    settled, space = _plan(asked), asked.space
+    gate = Gate(space.require, space.probes, weight_decay=space.weight_decay)
+
+    def wanting(program: Program, n: int) -> str:
+        child = mutate(program, settled.grammar, default_rng(n)).program
+        if child == program and all(len(line) > space.max_statements for _, line in straight_lines(program.body)):
+            return f"longer than {space.max_statements} statements"
+        verdict = gate.examine(child)
+        return verdict.reason if isinstance(verdict, Rejected) else ""
+
+    for rule, program in zip(space.ancestor, settled.ancestors, strict=True):
+        reasons = Counter(takewhile(bool, (wanting(program, n) for n in range(CHILDREN))))
+        if reasons.total() == CHILDREN:
+            raise SpaceError(
+                f"{source}: no search can start from '{rule}': of {CHILDREN} random changes of it the gate lets none in"
+                f" (most often: {reasons.most_common(1)[0][0]}); start from another rule, or change `require`, `probes`"
+                " or `max_statements`"
+            )
 
 
 def _times(value: float | None, factor: float) -> float | None:

@@ -256,6 +256,7 @@ class Space(Keys):
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
     description: str = ""
     ancestor: Annotated[Listed, Field(min_length=1)] = ("adamw",)
+    warm_starts: dict[str, dict[str, Any]] = Field(default_factory=dict)
     algorithm: str = "evolution"
     operators: Operators = ()
     template: TemplateChoice | None = None
@@ -304,6 +305,15 @@ class Space(Keys):
             raise ValueError("operators: expected at least 1 entries, not []; only a template needs none")
         if self.objectives[0] != "fitness":
             raise ValueError(f"objectives: expected fitness first, not {self.objectives[0]}")
+        return self
+
+    @model_validator(mode="after")
+    def _warm_starts_are_of_a_space(self) -> Self:
+        for rule, changes in self.warm_starts.items():
+            try:
+                self.model_validate_json(json.dumps(_merged({**self.plain(), "warm_starts": {}}, changes)))
+            except ValidationError as error:
+                raise ValueError(f"warm_starts.{rule}: {in_words(error, Space)}") from None
         return self
 
     @model_validator(mode="after")
@@ -378,8 +388,16 @@ class Space(Keys):
         return tuple(dsl.load(rule) for rule in self.ancestor)
 
     def starting_from(self, rules: Iterable[str]) -> Space:
-        """The same space with other rules to start from."""
-        return self.of({**self.plain(), "ancestor": list(rules)}, self.name)
+        """The same space with other rules to start from, and what `warm_starts` changes for these, the later ones over
+        the earlier."""
+        space, rules = self, list(rules)
+        for changes in (self.warm_starts[rule] for rule in rules if rule in self.warm_starts):
+            space = space.changed(changes)
+        return self.of({**space.plain(), "warm_starts": {}, "ancestor": rules}, self.name)
+
+    def changed(self, changes: Mapping[str, Any]) -> Space:
+        """The same space with other values of some keys; within a section, of the keys that are named."""
+        return self.of(_merged(self.plain(), changes), self.name)
 
     def check_tasks(self, check: Callable[[str], object], source: str) -> None:
         """Raises SpaceError for a task that `check` raises ValueError for, as `tasks.check_name` does."""
@@ -424,6 +442,15 @@ class Space(Keys):
             "weights": {names.get(task, task): weight for task, weight in self.weights.items()},
         }
         return self.of({**self.plain(), **changed}, self.name)
+
+
+def _merged(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    sections = {
+        key: {**plain[key], **value}
+        for key, value in changes.items()
+        if isinstance(value, Mapping) and isinstance(plain.get(key), Mapping)
+    }
+    return {**plain, **changes, **sections}
 
 
 def _without(data: Any, bases: set[str]) -> Any:

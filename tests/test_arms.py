@@ -90,7 +90,7 @@ def test_what_is_kept_is_known_by_what_decides_a_search_alone(change: str, space
     evidence.Evidence(tmp_path / "kept.jsonl").keep(line_of(space), scores=[1.0])
     again = evidence.Evidence(tmp_path / "kept.jsonl")
     assert again.find(line_of(space))
-    assert bool(again.find(line_of(arms.changed(space, what)))) is known
+    assert bool(again.find(line_of(space.changed(what)))) is known
     assert again.find(line_of(space, instances=2)) is None
 
 
@@ -104,7 +104,7 @@ def test_a_key_that_came_later_has_its_default_in_what_was_kept_before(space: Sp
     del line["search"]["space"]["evolution"]["a_key_of_old"]
     kept.write_text(json.dumps(line) + "\n")
     assert evidence.Evidence(kept).find(line_of(space))
-    assert evidence.Evidence(kept).find(line_of(arms.changed(space, {"evolution": {"neutral": False}}))) is None
+    assert evidence.Evidence(kept).find(line_of(space.changed({"evolution": {"neutral": False}}))) is None
 
 
 @pytest.mark.parametrize("file", sorted((evidence.ROOT / "benchmarks" / "kept").iterdir()), ids=lambda path: path.stem)

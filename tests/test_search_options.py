@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -265,9 +266,8 @@ def test_the_front_is_of_what_no_other_beats(tmp_path: Path) -> None:
 # Spaces -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", space.names())
-def test_each_space_runs_and_trains(name: str, tmp_path: Path) -> None:
-    """With everything that is its own, on a few steps of one task that has matrices."""
+def small(name: str, folder: Path) -> str:
+    """A space with everything that is its own, on a few steps of one task that has matrices."""
     plain = Space.load(name).plain()
     plain |= {"tasks": {"search": ["digits_mlp"]}, "weights": {}, "proposals_per_generation": 16, "compile": "never"}
     plain |= {"rungs": [{"tasks": ["digits_mlp"], "steps": 5}], "confirm": {"every": plain["lag"], "top": 1}}
@@ -275,25 +275,76 @@ def test_each_space_runs_and_trains(name: str, tmp_path: Path) -> None:
         "learning_rates": {"points": 3, "factor": 3.0},
         "promote": Space.model_fields["promote"].default.model_dump(),
     }
-    path = tmp_path / "small.yaml"
+    path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(Space.of(plain, name).plain()))
-    last, found = searched(str(path), tmp_path / "out", candidates=6)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", space.names())
+def test_each_space_runs_and_trains(name: str, tmp_path: Path) -> None:
+    last, found = searched(small(name, tmp_path), tmp_path / "out", candidates=6)
     assert last.totals.trained >= 6
     assert last.leaderboard
     texts = {each.text for generation in found for each in generation.candidates}
     assert len(texts) >= 6
 
 
-WARM = {"lion_like": "lion", "adam_like": "nadam", "matrix": "shampoo", "stateless": "scale", "custom": "signum"}
-WARM |= {"nos_templates": "signsgd", "wrappers": "lookahead(lion)"}
+WARM = [
+    ("lion_like", "lion"),
+    ("adam_like", "nadam"),
+    ("matrix", "soap"),
+    ("matrix", "shampoo"),
+    ("stateless", "scale"),
+]
+WARM += [("custom", "signum"), ("nos_templates", "signsgd"), ("wrappers", "lookahead(lion)")]
 
 
-@pytest.mark.parametrize("name", space.names())
-def test_each_space_can_start_from_other_rules(name: str) -> None:
-    configuration = session.configure(name, workers=0, warm_start=[WARM[name], *Space.load(name).ancestor])
-    assert dsl.parse(configuration.ancestors[0]) == dsl.load(WARM[name])
-    assert configuration.space.ancestor[0] == WARM[name]
-    assert len(configuration.ancestors) == 1 + len(Space.load(name).ancestor)
+@pytest.mark.parametrize(("name", "rule"), WARM)
+def test_each_space_can_start_from_other_rules(name: str, rule: str, tmp_path: Path) -> None:
+    """Beside its own ancestors, and alone; children of it are trained."""
+    assert {each for each, _ in WARM} == set(space.names())
+    both = session.configure(name, workers=0, warm_start=[rule, *Space.load(name).ancestor])
+    assert dsl.parse(both.ancestors[0]) == dsl.load(rule)
+    assert both.space.ancestor[0] == rule
+    assert len(both.ancestors) == 1 + len(Space.load(name).ancestor)
+    last, found = searched(small(name, tmp_path), tmp_path / "out", warm_start=[rule], candidates=4)
+    assert last.totals.trained >= 4
+    assert sum(each.status == "trained" for generation in found for each in generation.candidates) >= 3
+
+
+def test_what_a_warm_start_changes_holds_for_that_rule_alone() -> None:
+    matrix = Space.load("matrix")
+    muon, soap = (matrix.starting_from(rules) for rules in (["muon"], ["soap", "muon"]))
+    assert muon.plain() == matrix.plain() | {"warm_starts": {}}
+    assert soap.require == matrix.require.model_copy(update={"homogeneous": False, "max_slots": 6})
+    assert soap.max_statements > matrix.max_statements
+    both = [matrix.starting_from(rules).plain() for rules in (["soap", "shampoo"], ["shampoo", "soap"])]
+    assert both[0] | {"ancestor": []} == both[1] | {"ancestor": []} == soap.plain() | {"ancestor": []}
+
+
+CHILDLESS: dict[str, tuple[dict[str, Any], str]] = {
+    "shampoo": ({}, "most often: not homogeneous in the gradient"),
+    "adan": ({"max_statements": 30}, "most often: too many slots"),
+    "soap": ({"require": {"homogeneous": False, "max_slots": 6}}, "most often: longer than 18 statements"),
+}
+
+
+@pytest.mark.parametrize("rule", CHILDLESS)
+def test_a_rule_that_can_have_no_child_is_refused_at_the_start(rule: str, tmp_path: Path) -> None:
+    changes, reason = CHILDLESS[rule]
+    name = tiny(tmp_path, **changes)
+    message = f"{name}: no search can start from '{rule}': of 100 random changes of it the gate lets none in ({reason})"
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        session.configure(name, workers=0, warm_start=["adamw", rule])
+    assert "\n" not in str(error.value)
+    assert session.configure(name, workers=0, warm_start=[rule], algorithm="random")
+
+
+def test_a_rule_that_the_gate_rejects_may_have_children_that_it_does_not(tmp_path: Path) -> None:
+    name = tiny(tmp_path, require={"max_slots": 1})  # AdamW has two
+    last, found = searched(name, tmp_path / "out", warm_start=["adamw"], candidates=3)
+    assert last.totals.trained >= 3
+    assert {each.properties["slots"] for g in found for each in g.candidates if each.status == "trained"} <= {0, 1}
 
 
 def test_a_search_starts_from_what_an_earlier_one_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,10 @@ BAD = {
     "operator twice": ("operators: [add, add]", "operators: 'add' is listed twice"),
     "no operators": ("operators: []", "operators: expected at least 1 entries, not []"),
     "unknown key": ("opperators: [add]", "unknown key 'opperators'; did you mean 'operators'?"),
+    "unknown key of a warm start": (
+        "warm_starts: {soap: {require: {max_slotz: 6}}}",
+        "warm_starts.soap: require: unknown key 'max_slotz'; did you mean 'max_slots'?",
+    ),
     "unknown nested key": ("mutation: {inserts: 1.0}", "mutation: unknown key 'inserts'; did you mean 'insert'?"),
     "unknown key in a list": (
         "rungs: [{tasks: [a], step: 0.5}]",
