@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import dsl
 from discover import statistics
 from discover.contenders import RuleContender
-from discover.contest import Terms, differences, hold
+from discover.contest import Contest, Results, Terms, differences, hold
 from discover.mutate import Path, straight_lines, unfolded, with_line
 from discover.workshop import Workshop
 from dsl import Program, properties
@@ -51,11 +51,17 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Simplified:
-    """What is left of a winner, and all that was tried."""
+    """What is left of a winner, and all that was tried.
+
+    Attributes:
+        contest: of every variant that was trained, as a candidate, against the winner: a record; nobody passes in it.
+        contenders: the winner, and these variants.
+    """
 
     program: Program
     trials: tuple[Trial, ...]
-    model_steps: int
+    contest: Contest
+    contenders: tuple[RuleContender, ...]
 
 
 def simplify(winner: Program, terms: Terms, margin: float, workshop: Workshop) -> Simplified:
@@ -86,7 +92,9 @@ def simplify(winner: Program, terms: Terms, margin: float, workshop: Workshop) -
         if judge.keeps(f"constants to {digits} digit{'s' if digits > 1 else ''}", variant, current):
             current = variant
             break
-    return Simplified(current, tuple(judge.trials), judge.model_steps)
+    names = tuple(one.name for one in judge.variants)
+    contest = Contest(terms, names, (judge.winner.name,), results=judge.results, built=judge.built)
+    return Simplified(current, tuple(judge.trials), contest, (judge.winner, *judge.variants))
 
 
 class _Judge:
@@ -96,7 +104,9 @@ class _Judge:
         self.winner = RuleContender("winner", winner)
         self.terms, self.margin, self.workshop = terms, margin, workshop
         self.trials: list[Trial] = []
-        self.model_steps = 0
+        self.variants: list[RuleContender] = []
+        self.results: Results = {}
+        self.built: dict[str, dict[str, bool | None]] = {}
         self._failed: set[str] = set()
         self._virtues = _virtues(winner)
 
@@ -111,9 +121,12 @@ class _Judge:
             self.trials.append(Trial(f"{words}: not {lost[0]} then", None, 1.0, False))
             self._failed.add(words)
             return False
-        one = RuleContender("variant", variant)
+        one = RuleContender(f"variant {len(self.variants) + 1}", variant)
         contest = hold(self.terms, [one], [self.winner], self.workshop)
-        self.model_steps += contest.model_steps
+        self.variants.append(one)
+        self.built |= contest.built
+        for task, row in contest.results.items():
+            self.results.setdefault(task, {}).update(row)
         found = differences(contest.results, one.name, self.winner.name)
         p = statistics.non_inferiority(found, self.margin)
         kept = p <= self.terms.error_rate

@@ -407,12 +407,17 @@ class Archive:
             self._totals.behaviours.update(behaviour for (behaviour,) in trained)
         return self._totals
 
-    def digest(self) -> str:
-        """SHA-256 of every result, in order: the same for the same search, however it was run, however long it took."""
-        digest = hashlib.sha256()
+    def digest(self, generations: int | None = None) -> str:
+        """SHA-256 of every result, in order: the same for the same search, however it was run, however long it took.
+
+        Args:
+            generations: read so many, as if the search had ended there; None for all.
+        """
+        digest, limit = hashlib.sha256(), -1 if generations is None else generations
         for table in _TABLES:
             digest.update(f"{table.name}\n".encode())
-            for row in self._rows(f"{table.select} order by {table.generation}, rowid"):
+            until = f"where ? < 0 or {table.generation} < ?"
+            for row in self._rows(f"{table.select} {until} order by {table.generation}, rowid", limit, limit):
                 digest.update(f"{row!r}\n".encode())
         return digest.hexdigest()
 

@@ -7,112 +7,107 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import dsl
 from discover import certificate, footprint
-from discover.archive import Archive
-from discover.contenders import made
+from discover.contenders import ClassContender, made
 from discover.contest import Contest, load
 from discover.files import write_whole
+from discover.footprint import Footprint
 from discover.manifest import host, versions
 from discover.promotion import CERTIFICATE, CERTIFIED, READABLE, Promotion
-from discover.runs import ARCHIVE, handle
 from discover.sets import facts_of
 from dsl.canonical import structure_hash
+
+BESIDE = ("optuna", "scipy", "scikit-learn")
+"""Packages that tunings, statistics and tasks' data go by, beside those of a run."""
 
 
 def certify(promotion: Promotion) -> dict[str, Any]:
     """Writes certificate.json and certificate.md."""
-    state, manifest = promotion.state, promotion.manifest
+    data = composed(promotion)
+    measured = footprints(data["contests"][-1])
+    data["footprints"] = {task: {name: asdict(cost) for name, cost in row.items()} for task, row in measured.items()}
+    data["versions"] = {**versions(*BESIDE), **packages(data["contenders"])}
+    data["hardware"] = {**host(), "capability": torch.backends.cpu.get_cpu_capability()}
+    data["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+    sealed = certificate.seal(json.loads(json.dumps(data, allow_nan=False)))
+    write_whole(promotion.folder / READABLE, certificate.markdown(sealed))
+    if sealed["outcome"] == "better":
+        write_whole(promotion.folder / CERTIFIED, sealed["rule"]["text"])
+    write_whole(promotion.folder / CERTIFICATE, json.dumps(sealed, indent=1, allow_nan=False) + "\n")
+    return sealed
+
+
+def composed(promotion: Promotion) -> dict[str, Any]:
+    """All of a certificate that follows from the promotion, so that it comes out the same whenever it is asked for."""
+    state = promotion.state
     order = ["incumbents", *(f"rung {number + 1}" for number in range(len(promotion.settings.rungs))), "final"]
     stages = [state["stages"][name] for name in order if name in state["stages"]]
     contests = [Contest.of(stage) for stage in stages]
-    final = contests[-1] if "final" in state["stages"] else None
-    last = contests[-1]
-    contenders = [made(name, spelled) for name, spelled in stages[-1]["rules"].items()]
-    prints = {task: footprint.measure(contenders, load(task)) for task in last.terms.tasks}
-    rule = None
-    if final is not None:
-        recorded = state["final"]
-        found = dsl.parse(recorded["text"])
-        rule = {**recorded, "structure": structure_hash(found), "behaviour": dsl.fingerprint(found).behaviour}
-    configuration = manifest.configuration
-    with Archive.read(promotion.folder / ARCHIVE) as archive:
-        provenance = {
-            "run": manifest.run,
-            "space": configuration.space.plain(),
-            "seed": configuration.seed,
-            "algorithm": configuration.algorithm,
-            "command": shlex.join(manifest.command),
-            "versions": dict(manifest.versions),
-            "archive": archive.digest(),
-            "candidate": state.get("winner"),
-            "lineage": _lineage(archive, state),
-        }
-    steps = {stage["terms"]["name"]: contest.model_steps for stage, contest in zip(stages, contests, strict=True)}
-    if "simplify_model_steps" in state:
-        steps["simplify"] = state["simplify_model_steps"]
-    trained = [task for contest in contests for task in contest.terms.tasks]
+    ablation = state["stages"].get("simplify")
+    held = contests if ablation is None else [*contests, Contest.of(ablation)]
+    asked, provenance = promotion.asked(), promotion.provenance()
+    trained = [task for contest in held for task in contest.terms.tasks]
     data_of, networks = facts_of(dict.fromkeys((*trained, *promotion.seen)))
     data: dict[str, Any] = {
         "format": certificate.FORMAT,
         "outcome": certificate.outcome(contests),
-        "rule": rule,
+        "rule": _rule(state["final"]) if "final" in state["stages"] else None,
+        "standing": state["standing"],
         "candidates": state["candidates"],
         "left_out": state["left_out"],
+        "contenders": state["contenders"],
         "curve": state["curve"],
         "checkpoint": state["checkpoint"],
         "contests": stages,
         "statistics": [certificate.statistics_of(contest) for contest in contests],
         "simplification": state.get("simplification", []),
-        "footprints": {task: {name: asdict(cost) for name, cost in row.items()} for task, row in prints.items()},
+        "ablation": ablation,
         "seen": list(promotion.seen),
         "data": data_of,
         "networks": networks,
         "files": state.get("files", {}),
         "provenance": provenance,
-        "spent": {"model_steps": steps, "seconds": sum(state["seconds"].values()), "by_stage": state["seconds"]},
-        "versions": versions(),
-        "hardware": {**host(), "capability": torch.backends.cpu.get_cpu_capability()},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commands": _commands(promotion),
+        "spent": {
+            "model_steps": {contest.terms.name: contest.model_steps for contest in held},
+            "seconds": sum(state["seconds"].values()),
+            "by_stage": state["seconds"],
+        },
+        "asked": asked,
+        "commands": _commands(provenance["command"], asked),
     }
-    data["statement"] = certificate.statement(data)
-    sealed = certificate.seal(json.loads(json.dumps(data, allow_nan=False)))
-    write_whole(promotion.folder / READABLE, certificate.markdown(sealed))
-    if rule is not None and sealed["outcome"] == "better":
-        write_whole(promotion.folder / CERTIFIED, rule["text"])
-    write_whole(promotion.folder / CERTIFICATE, json.dumps(sealed, indent=1, allow_nan=False) + "\n")
-    return sealed
+    return data | {"statement": certificate.statement(data)}
 
 
-def _lineage(archive: Archive, state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The winner's ancestors along first parents, the oldest first."""
-    id = next((each["id"] for each in state["candidates"] if each["name"] == state.get("winner")), None)
-    found: list[dict[str, Any]] = []
-    while id is not None:
-        candidate = archive.candidate(id)
-        assert candidate is not None
-        found.append({"id": candidate.id, "origin": candidate.origin, "generation": candidate.generation})
-        id = candidate.parents[0] if candidate.parents else None
-    return found[::-1]
+def _rule(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    found = dsl.parse(recorded["text"])
+    return {**recorded, "structure": structure_hash(found), "behaviour": dsl.fingerprint(found).behaviour}
 
 
-def _options(promotion: Promotion) -> list[str]:
-    state = promotion.state
-    pruned = ["--prune", state["pruner"]] if state["pruner"] != "none" else []
-    by = ["--space", state["by"]["space"]] if state.get("by") else []
-    further = [word for task in state["tasks"] for word in ("--task", task)]
-    return ["--top", str(state["top"]), *pruned, *by, *further]
+def footprints(stage: Mapping[str, Any]) -> dict[str, dict[str, Footprint]]:
+    """Task -> contender -> what its step costs, of a contest."""
+    contenders = [made(name, spelling) for name, spelling in stage["rules"].items()]
+    return {task: footprint.measure(contenders, load(task)) for task in stage["terms"]["tasks"]}
 
 
-def _commands(promotion: Promotion) -> list[str]:
-    run = handle(promotion.folder)
+def packages(spelled: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Class -> the package it is of, with its version, of those contenders that are classes."""
+    classes = [made(name, spelling) for name, spelling in spelled.items() if "class" in spelling]
+    return {one.name: one.origin["package"] for one in classes if isinstance(one, ClassContender)}
+
+
+def _commands(search: str, asked: Mapping[str, Any]) -> list[str]:
+    pruned = ["--prune", asked["pruner"]] if asked["pruner"] != "none" else []
+    by = ["--space", asked["by"]["space"]] if asked["by"] else []
+    further = [word for task in asked["tasks"] for word in ("--task", task)]
+    options = ["--top", str(asked["top"]), *pruned, *by, *further]
     return [
-        shlex.join(promotion.manifest.command),
-        shlex.join(["discover", "promote", run, *_options(promotion)]),
-        shlex.join(["discover", "verify", str(promotion.folder / CERTIFICATE)]),
+        search,
+        shlex.join(["discover", "promote", asked["run"], *options]),
+        shlex.join(["discover", "verify", str(Path(asked["folder"]) / CERTIFICATE)]),
     ]

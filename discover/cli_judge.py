@@ -181,15 +181,17 @@ def verify(
         int | None,
         Option(min=1, help="How many runs to train again. [default: all]", show_default=False),
     ] = None,
-    seed: Annotated[int, Option(min=0, help="Which ones.")] = 0,
+    tune: Annotated[int, Option(min=0, help="How many tunings to do again, with all their trials.")] = 3,
+    seed: Annotated[int, Option(min=0, help="Which runs and tunings.")] = 0,
     workers: Workers = None,
     ray_address: RayAddress = None,
     runtime_env: RuntimeEnv = None,
     json: Json = False,
 ) -> None:
-    """Train a certificate's runs again, and say whether it holds: exit code 0; 1 if it does not; 130 if stopped."""
+    """Make a certificate once more from its runs, train them again, and say whether it holds: exit code 0; 1 if it does
+    not; 130 if stopped."""
     from discover.verify import run as check
 
     staff = staff_of(workers, ray_address, runtime_env)
-    if code := check(certificate, sample=sample, seed=seed, staff=staff, as_json=json):
+    if code := check(certificate, sample=sample, tune=tune, seed=seed, staff=staff, as_json=json):
         raise Exit(code)

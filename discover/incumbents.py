@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -75,19 +76,20 @@ class Standing:
         return self.candidates[candidate].fitness if confirmation is None else confirmation.fitness
 
 
-def standings(archive: Archive) -> Iterator[tuple[int, Standing]]:
-    """The standing at the end of each generation; one object, which changes."""
+def standings(archive: Archive, generations: int | None = None) -> Iterator[tuple[int, Standing]]:
+    """The standing at the end of each generation, or of the first so many; one object, which changes."""
     standing = Standing()
-    for generation in archive.generations():
+    for generation in islice(archive.generations(), generations):
         standing.add(generation)
         yield generation.record.number, standing
 
 
-def leaders(archive: Archive) -> list[tuple[Leader, float | None]]:
-    """Each candidate that took the lead, with what the search believed of it then; of one that led twice the first."""
+def leaders(archive: Archive, generations: int | None = None) -> list[tuple[Leader, float | None]]:
+    """Each candidate that took the lead in the first so many generations (None: all), with what the search believed of
+    it then; of one that led twice the first."""
     found: list[tuple[Leader, float | None]] = []
     seen: set[int] = set()
-    for number, standing in standings(archive):
+    for number, standing in standings(archive, generations):
         head = next(iter(standing.places()), None)
         if head is not None and head not in seen:
             seen.add(head)

@@ -128,10 +128,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def versions() -> dict[str, str]:
-    """Versions of what results depend on."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what results depend on, and of more packages."""
     found = {"python": platform.python_version()}
-    for package in ("optimizer-discovery", "torch", "numpy", "ray"):
+    for package in ("optimizer-discovery", "torch", "numpy", "ray", *more):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -140,4 +140,28 @@ def versions() -> dict[str, str]:
 
 
 def host() -> dict[str, str | int | None]:
-    return {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()}
+    """This machine: its system, its CPU by name, and gigabytes of memory; None for what it does not tell."""
+    return {
+        "system": platform.platform(),
+        "machine": platform.machine(),
+        "cpu": _cpu(Path("/proc/cpuinfo")),
+        "cpus": os.cpu_count(),
+        "memory_gb": _memory(),
+    }
+
+
+def _cpu(info: Path) -> str | None:
+    """The CPU's name: where Linux tells it, else what Python knows."""
+    try:
+        lines = [line.partition(":") for line in info.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        lines = []
+    named = (value.strip() for key, _, value in lines if key.strip() == "model name")
+    return next(named, platform.processor()) or None
+
+
+def _memory() -> int | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+    except (AttributeError, OSError, ValueError):
+        return None

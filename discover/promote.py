@@ -25,27 +25,25 @@ from rich.console import Console
 
 import dsl
 from discover import ablate, incumbents
-from discover.archive import Archive
 from discover.certify import certify
-from discover.contenders import Contender, RuleContender, check, contender, spelled
+from discover.contenders import Contender, RuleContender, check, spelled
 from discover.contest import Contest, Terms, ask_of, hold, load
 from discover.errors import RunError
 from discover.keeper import StoppedError
 from discover.manifest import read_json
 from discover.pieces import CORE
-from discover.promotion import CERTIFICATE, CERTIFIED, READABLE, Promotion, begin
+from discover.promotion import CERTIFICATE, CERTIFIED, READABLE, Promotion, begin, program_of
 from discover.promotion_keys import Promote, PromotionRung, Sizes, Tuning
 from discover.pruners import Pruner
 from discover.ranges import dimensions
+from discover.ranges import rounded as to_six_digits
 from discover.records import Candidate
-from discover.runs import ARCHIVE
 from discover.sets import facts_of, shared
 from discover.storage import default_url
 from discover.workshop import Place, Staff, Workshop, interrupted, opened
 from dsl import Program
 from dsl.canonical import shape_hash, structure_hash
 from dsl.identify import nearest
-from dsl.lift import lift
 
 INCUMBENTS, SIMPLIFY, FINAL, RUNGS = 100, 200, 300, 400
 """First study seeds: of each stage its own hundred, the same in every run, so that baselines are tuned once."""
@@ -58,6 +56,12 @@ def carry_out(promotion: Promotion, workshop: Workshop) -> dict[str, Any]:
         StoppedError: asked to stop; the same call goes on.
         UserError: a task or baseline that is not there, a candidate that cannot train.
     """
+    stages(promotion, workshop)
+    return certify(promotion)
+
+
+def stages(promotion: Promotion, workshop: Workshop) -> None:
+    """All stages that are not done yet, as far as something passes. Raises what `carry_out` does."""
     state = promotion.state
     if "final" not in state:
         _choose_checkpoint(promotion, workshop)
@@ -66,7 +70,6 @@ def carry_out(promotion: Promotion, workshop: Workshop) -> dict[str, Any]:
             _simplify(promotion, passed, workshop)
     if "final" in state:
         _finish(promotion, workshop)
-    return certify(promotion)
 
 
 # Stages ---------------------------------------------------------------------------------------------------------------
@@ -77,12 +80,11 @@ def _choose_checkpoint(promotion: Promotion, workshop: Workshop) -> None:
     state, settings = promotion.state, promotion.settings
     if "candidates" in state:
         return
-    with Archive.read(promotion.folder / ARCHIVE) as archive:
-        led = incumbents.thinned(incumbents.leaders(archive), settings.checkpoints)
-        if not led:
-            raise RunError(f"{promotion.folder}: has trained nothing yet; there is nothing to promote")
-        programs = [_program(_candidate(archive, each.candidate)) for each, _ in led]
-    contenders = [RuleContender(program.name, program) for program in programs]
+    found = promotion.led()
+    if not found:
+        raise RunError(f"{promotion.folder}: has trained nothing yet; there is nothing to promote")
+    led = [(leader, fitness) for leader, fitness, _ in found]
+    contenders = [RuleContender(program.name, program) for *_, program in found]
     terms = _terms(promotion, "incumbents", settings.incumbents, INCUMBENTS, "select", workshop)
     contest = _held(promotion, terms, contenders, settings.baselines[:1], workshop)
     points = incumbents.curve(led, [one.name for one in contenders], contest)
@@ -91,10 +93,12 @@ def _choose_checkpoint(promotion: Promotion, workshop: Workshop) -> None:
     state["checkpoint"] = asdict(chosen)
     for line in _curve_lines(points, chosen):
         workshop.say(line)
-    with Archive.read(promotion.folder / ARCHIVE) as archive:
-        ranked = incumbents.checkpoint(archive, chosen.generation)
-    known = [*map(contender, settings.baselines), *_beside(promotion)]
+    known = [*map(promotion.contender, settings.baselines), *_beside(promotion)]
+    count, ranked = promotion.standing(chosen.generation)
     state["candidates"], state["left_out"] = _distinct(ranked, settings, known)
+    seen = ranked[: len(state["candidates"]) + len(state["left_out"])]
+    looked_at = [{"id": each.id, "origin": each.origin, "text": each.text} for each in seen]
+    state["standing"] = {"places": count, "looked_at": looked_at}
     for line in state["left_out"]:
         workshop.say(line)
     promotion.keep()
@@ -115,7 +119,7 @@ def _beside(promotion: Promotion) -> list[Contender]:
     """What is shown beside a winner: where the search began, and what the space names."""
     programs = map(dsl.parse, promotion.manifest.configuration.ancestors)
     others: list[Contender] = [RuleContender(program.name, program) for program in programs]
-    others += map(contender, promotion.settings.beside)
+    others += map(promotion.contender, promotion.settings.beside)
     asked = promotion.settings.final.baselines or promotion.settings.baselines
     return list({one.name: one for one in others if one.name not in asked}.values())
 
@@ -131,7 +135,7 @@ def _distinct(
     for place, candidate in enumerate(ranked, start=1):
         if len(found) == settings.top:
             break
-        program = _program(candidate)
+        program = program_of(candidate.id, candidate.text)
         if (same := known.get(digest(program))) is not None:
             left_out.append(f"candidate {candidate.id} (place {place}) is {same} but for constants, which are tuned")
             continue
@@ -147,18 +151,6 @@ def _distinct(
             }
         )
     return found, left_out
-
-
-def _program(candidate: Candidate) -> Program:
-    """A candidate with its constants lifted."""
-    program = lift(dsl.parse(candidate.text, f"candidate {candidate.id}"))
-    return replace(dsl.check(program), name=f"candidate_{candidate.id}", doc="")
-
-
-def _candidate(archive: Archive, id: int) -> Candidate:
-    found = archive.candidate(id)
-    assert found is not None
-    return found
 
 
 def _climb(promotion: Promotion, workshop: Workshop) -> str | None:
@@ -203,7 +195,7 @@ def _simplify(promotion: Promotion, name: str, workshop: Workshop) -> None:
     winner = tuned(dsl.parse(text), last, name)
     sizes: Tuning = settings.simplify
     if not sizes.tasks:
-        sizes = sizes.model_copy(update={"tasks": _place(settings.rungs[0], workshop)[1].tasks})
+        sizes = sizes.model_copy(update={"tasks": _place(promotion, "rung 1", settings.rungs[0], workshop)[1].tasks})
     terms = _terms(promotion, "simplify", sizes, SIMPLIFY, "select", workshop)
     terms = replace(terms, own=False, error_rate=settings.simplify.error_rate)
     found = ablate.simplify(winner, terms, settings.simplify.margin, workshop)
@@ -211,8 +203,8 @@ def _simplify(promotion: Promotion, name: str, workshop: Workshop) -> None:
     workshop.say(f"simplified: {identity}")
     state["winner"] = name
     state["simplification"] = [asdict(trial) for trial in found.trials]
+    state["stages"]["simplify"] = _plain(found.contest, found.contenders, "", workshop)
     state["seconds"]["simplify"] = time.perf_counter() - began
-    state["simplify_model_steps"] = found.model_steps
     state["final"] = {
         "rule": name,
         "text": dsl.format(found.program),
@@ -224,15 +216,15 @@ def _simplify(promotion: Promotion, name: str, workshop: Workshop) -> None:
 
 def tuned(program: Program, contest: Contest, name: str) -> Program:
     """The program with what was found for it in a contest as its defaults: geometric means over tunings and tasks, of
-    weight decay the median."""
+    weight decay the median, to six digits."""
     values: dict[str, float] = {}
     every = [each.hypers for row in contest.results.values() for each in row[name]]
     for hyper in program.hypers:
         found = [own[hyper.name] for own in every if hyper.name in own]
         if hyper.name == "weight_decay" and found:
-            values[hyper.name] = float(np.median(found))
+            values[hyper.name] = to_six_digits(float(np.median(found)))
         elif found:
-            values[hyper.name] = float(f"{math.exp(float(np.mean(np.log(found)))):.6g}")
+            values[hyper.name] = to_six_digits(math.exp(float(np.mean(np.log(found)))))
     return program.with_defaults(values)
 
 
@@ -255,19 +247,24 @@ def _finish(promotion: Promotion, workshop: Workshop) -> None:
 # Terms ----------------------------------------------------------------------------------------------------------------
 
 
-def _place(sizes: Sizes, workshop: Workshop) -> tuple[Place, Sizes, str]:
+def _place(promotion: Promotion, name: str, sizes: Sizes, workshop: Workshop) -> tuple[Place, Sizes, str]:
     """Where a stage is trained, at which sizes, and a line that says so where it is not as asked for."""
+    place = promotion.place(name, sizes.request if isinstance(sizes, PromotionRung) else CORE, workshop)
+    return place, *fitted(sizes, place)
+
+
+def fitted(sizes: Sizes, place: Place) -> tuple[Sizes, str]:
+    """At which sizes a stage is trained at a place, and a line that says so where it is not as asked for."""
     if not isinstance(sizes, PromotionRung):
-        return Place(CORE), sizes, ""
-    place = workshop.place(sizes.request)
+        return sizes, ""
     if not place.missing:
-        return place, sizes, f"on {place.on}" if place.on else ""
+        return sizes, f"on {place.on}" if place.on else ""
     smaller = "at the size given for it (`here`)" if sizes.here else "at full size (it has no `here`)"
-    return place, sizes.here or sizes, f"{place.missing}: trained on the CPU, {smaller}"
+    return sizes.here or sizes, f"{place.missing}: trained on the CPU, {smaller}"
 
 
 def _terms(promotion: Promotion, name: str, sizes: Sizes, first: int, part: str, workshop: Workshop) -> Terms:
-    place, actual, _ = _place(sizes, workshop)
+    place, actual, _ = _place(promotion, name, sizes, workshop)
     known = actual.tasks or sizes.tasks or promotion.split[part]
     loaded = [load(task) for task in known]
     assert isinstance(sizes, PromotionRung | Tuning)
@@ -304,24 +301,29 @@ def _held(
     if (stored := state["stages"].get(terms.name)) is not None:
         return Contest.of(stored)
     sizes = _sizes(promotion.settings, terms.name)
-    if place := _place(sizes, workshop)[2]:
+    if place := _place(promotion, terms.name, sizes, workshop)[2]:
         workshop.say(f"{terms.name}: {place}")
     began = time.perf_counter()
-    against = [contender(name) for name in baselines]
+    against = [promotion.contender(name) for name in baselines]
     everybody = [*against, *beside, *candidates]
     for task in terms.tasks:
         for one in everybody:
             check(one, load(task))
     contest = hold(terms, candidates, against, workshop, beside)
-    state["stages"][terms.name] = {
-        **contest.plain(),
-        "rules": {one.name: spelled(one) for one in everybody},
-        "tuned": {one.name: _dimensions(one, terms, workshop) for one in everybody},
-        "place": place,
-    }
+    state["stages"][terms.name] = _plain(contest, everybody, place, workshop)
     state["seconds"][terms.name] = time.perf_counter() - began
     promotion.keep()
     return contest
+
+
+def _plain(contest: Contest, everybody: Sequence[Contender], place: str, workshop: Workshop) -> dict[str, Any]:
+    """A stage as promotion.json and certificates have it."""
+    return {
+        **contest.plain(),
+        "rules": {one.name: spelled(one) for one in everybody},
+        "tuned": {one.name: _dimensions(one, contest.terms, workshop) for one in everybody},
+        "place": place,
+    }
 
 
 def _sizes(settings: Promote, name: str) -> Sizes:

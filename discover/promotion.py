@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import dsl
+from discover.archive import Archive
+from discover.contenders import Contender, contender, made
+from discover.contenders import spelled as spelling_of
 from discover.contest import load
 from discover.errors import RunError, UserError
 from discover.files import write_whole
+from discover.incumbents import Leader, checkpoint, leaders, thinned
 from discover.manifest import Manifest, read_json, read_manifest
 from discover.own_files import anchored, changed, digests, named
 from discover.promotion_keys import Promote, PromotionRung, least_tunings, pruners_fit
 from discover.pruners import Pruner
-from discover.runs import find, is_running
+from discover.records import Candidate
+from discover.runs import ARCHIVE, find, handle, is_running
 from discover.sets import refuse_overlap
 from discover.space import Space
+from discover.workers import Request
+from discover.workshop import Place, Workshop
+from dsl import Program
+from dsl.lift import lift
 
-FORMAT = 1
+FORMAT = 2
 """Version of promotion.json."""
 
 PROMOTION, CERTIFICATE, READABLE = "promotion.json", "certificate.json", "certificate.md"
@@ -59,6 +70,73 @@ class Promotion:
         names = (*tasks.search, *tasks.select, *self.state["tasks"])
         return tuple(dict.fromkeys(load(name).spelling for name in names))
 
+    def contender(self, name: str) -> Contender:
+        """A baseline by its name: what it was when this promotion first asked for it."""
+        known = self.state.setdefault("contenders", {})
+        if name not in known:
+            known[name] = spelling_of(contender(name))
+        return made(name, known[name])
+
+    def place(self, stage: str, request: Request, workshop: Workshop) -> Place:
+        """Where a stage is trained."""
+        return workshop.place(request)
+
+    def led(self) -> list[tuple[Leader, float | None, Program]]:
+        """The run's leaders that are scored, with what the search believed of each; none where it has trained
+        nothing."""
+        with Archive.read(self.folder / ARCHIVE) as archive:
+            count = self.state.setdefault("generations", archive.totals().generations)
+            found = thinned(leaders(archive, count), self.settings.checkpoints)
+            texts = [archive.candidate(leader.candidate) for leader, _ in found]
+        return [(*each, program_of(one.id, one.text)) for each, one in zip(found, texts, strict=True) if one]
+
+    def standing(self, generation: int) -> tuple[int, list[Candidate]]:
+        """How many had a place at the end of a generation, and those, the first first."""
+        with Archive.read(self.folder / ARCHIVE) as archive:
+            ranked = checkpoint(archive, generation)
+        return len(ranked), ranked
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the candidates come from: the run, its archive as far as it went, the winner's ancestors."""
+        with Archive.read(self.folder / ARCHIVE) as archive:
+            digest = archive.digest(self.state["generations"])
+            lineage = _lineage(archive, self.state)
+        manifest, configuration = self.manifest, self.manifest.configuration
+        return {
+            "run": manifest.run,
+            "space": configuration.space.plain(),
+            "ancestors": list(configuration.ancestors),
+            "seed": configuration.seed,
+            "algorithm": configuration.algorithm,
+            "command": shlex.join(manifest.command),
+            "versions": dict(manifest.versions),
+            "archive": digest,
+            "generations": self.state["generations"],
+            "candidate": self.state.get("winner"),
+            "lineage": lineage,
+        }
+
+    def asked(self) -> dict[str, Any]:
+        """What was asked for on the command line, and where the run lies, as text."""
+        names = {"run": handle(self.folder), "folder": str(self.folder)}
+        return names | {key: self.state[key] for key in ("top", "pruner", "by", "tasks")}
+
+
+def program_of(id: int, text: str) -> Program:
+    """A candidate with its constants lifted."""
+    program = lift(dsl.parse(text, f"candidate {id}"))
+    return replace(dsl.check(program), name=f"candidate_{id}", doc="")
+
+
+def _lineage(archive: Archive, state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The winner's ancestors along first parents, the oldest first."""
+    id = next((each["id"] for each in state["candidates"] if each["name"] == state.get("winner")), None)
+    found: list[dict[str, Any]] = []
+    while id is not None and (candidate := archive.candidate(id)) is not None:
+        found.append({"id": candidate.id, "origin": candidate.origin, "generation": candidate.generation})
+        id = candidate.parents[0] if candidate.parents else None
+    return found[::-1]
+
 
 def begin(
     text: str,
@@ -90,33 +168,24 @@ def begin(
     if (folder / PROMOTION).is_file():
         state = read_json(folder / PROMOTION)
         if state.get("format") != FORMAT:
-            raise RunError(f"{folder / PROMOTION}: is of format {state.get('format')}; this version reads {FORMAT}")
+            raise RunError(
+                f"{folder / PROMOTION}: is of format {state.get('format')}, and this version reads format {FORMAT};"
+                " what was begun with another version goes on with that one"
+            )
     else:
         state["by"] = None if by is None else _terms_of(by)
-    space = _by(manifest.configuration.space, state.get("by"))
-    manifest = replace(manifest, configuration=replace(manifest.configuration, space=space))
+    manifest = judged_by(manifest, state["by"])
+    space = manifest.configuration.space
     for part in ("select", "final"):
         if not getattr(space.tasks, part):
             raise UserError(
                 f"{folder}: its space has no tasks.{part}; promotion needs select and final tasks in the YAML"
             )
     count = state.setdefault("top", space.promote.top if top is None else top)
-    for number, rung in enumerate(space.promote.rungs):
-        least = least_tunings(rung.error_rate, count)
-        if rung.tunings[1] < least:
-            raise UserError(
-                f"--top {count}: {rung.tunings[1]} tunings of rungs[{number}] cannot tell so many candidates from luck;"
-                f" {least} can (promote.rungs in the space), or fewer candidates"
-            )
-    chosen = state.setdefault("pruner", _earlier(state) or pruner or space.promote.pruner)
-    if "tasks" not in state:  # an earlier version, which had no such rungs, may have begun
-        state["tasks"] = [] if state["stages"] else _further(own_tasks, manifest, folder)
-    rungs = (*space.promote.rungs, *(_on(space.promote.rungs[-1], task) for task in state["tasks"]))
-    settings = space.promote.model_copy(update={"top": count, "pruner": chosen, "rungs": rungs})
-    try:
-        pruners_fit(settings)
-    except ValueError as error:
-        raise UserError(f"--prune {chosen}: {error}") from None
+    chosen = state.setdefault("pruner", pruner or space.promote.pruner)
+    if "tasks" not in state:
+        state["tasks"] = _further(own_tasks, manifest, folder)
+    settings = settings_of(space, count, chosen, state["tasks"])
     promotion = Promotion(folder, manifest, settings, state, space.compile != "never")
     if own_tasks and spelled(own_tasks) != state["tasks"]:
         taken = ", ".join(state["tasks"]) or "none"
@@ -126,6 +195,24 @@ def begin(
     if not (folder / CERTIFICATE).is_file():
         _look_at_files_and_tasks(promotion)
     return promotion
+
+
+def settings_of(space: Space, top: int, pruner: Pruner, tasks: Sequence[str]) -> Promote:
+    """A space's section with what was asked for on the command line. Raises UserError where these do not fit."""
+    for number, rung in enumerate(space.promote.rungs):
+        least = least_tunings(rung.error_rate, top)
+        if rung.tunings[1] < least:
+            raise UserError(
+                f"--top {top}: {rung.tunings[1]} tunings of rungs[{number}] cannot tell so many candidates from luck;"
+                f" {least} can (promote.rungs in the space), or fewer candidates"
+            )
+    rungs = (*space.promote.rungs, *(_on(space.promote.rungs[-1], task) for task in tasks))
+    settings = space.promote.model_copy(update={"top": top, "pruner": pruner, "rungs": rungs})
+    try:
+        pruners_fit(settings)
+    except ValueError as error:
+        raise UserError(f"--prune {pruner}: {error}") from None
+    return settings
 
 
 def spelled(own_tasks: Sequence[str]) -> list[str]:
@@ -168,15 +255,13 @@ def _terms_of(by: str) -> dict[str, Any]:
     return {"space": by, "promote": plain["promote"], "tasks": tasks}
 
 
-def _by(space: Space, terms: Mapping[str, Any] | None) -> Space:
-    """A run's space that asks of found rules what another one does. Raises SpaceError where their tasks overlap."""
+def judged_by(manifest: Manifest, terms: Mapping[str, Any] | None) -> Manifest:
+    """A run whose space asks of found rules what another one does (None: what it says itself). Raises SpaceError where
+    their tasks overlap."""
     if terms is None:
-        return space
+        return manifest
+    space = manifest.configuration.space
     plain = space.plain()
     plain |= {"promote": terms["promote"], "tasks": {**plain["tasks"], **terms["tasks"]}}
-    return Space.of(plain, f"{space.name} promoted by {terms['space']}")
-
-
-def _earlier(state: Mapping[str, Any]) -> Pruner | None:
-    """What an earlier version, which had no pruners, went by: none, where it had begun."""
-    return "none" if state["stages"] else None
+    changed = Space.of(plain, f"{space.name} promoted by {terms['space']}")
+    return replace(manifest, configuration=replace(manifest.configuration, space=changed))

@@ -5,8 +5,8 @@ time (seeds, or tunings with their seeds). Resampling draws along that axis with
 are as they are.
 
 Sources: Agarwal et al. 2021, arXiv:2108.13264 (interquartile mean, stratified bootstrap, probability of improvement,
-score distributions; their package is rliable); Dolan and More 2002 (performance profiles); Holm 1979; Waudby-Smith and
-Ramdas 2023, arXiv:2010.09686, and Robbins 1970 (tests and intervals that may be looked at after every seed).
+score distributions; their package is rliable); Holm 1979; Waudby-Smith and Ramdas 2023, arXiv:2010.09686, and Robbins
+1970 (tests and intervals that may be looked at after every seed).
 """
 
 from __future__ import annotations
@@ -169,25 +169,6 @@ def score_profile(
     tail = 50 * (1 - level)
     low, high = np.percentile(shares(drawn), [tail, 100 - tail], axis=0)
     return shares([each[None] for each in arrays])[0], low, high
-
-
-def performance_profile(costs: ArrayLike, factors: ArrayLike) -> Array:
-    """On which share of problems each solver is within a factor of the best solver there. Dolan and More 2002.
-
-    Args:
-        costs: [solvers, problems], positive; inf where a solver fails.
-        factors: [F], from 1.
-
-    Returns:
-        [solvers, F]. On a problem that all fail, none is within any factor.
-    """
-    table = np.asarray(costs, np.float64)
-    if not (table > 0).all():
-        raise ValueError("costs must be positive; inf stands for a failure")
-    best = table.min(axis=0)
-    with np.errstate(invalid="ignore"):
-        ratios = np.where(np.isfinite(table), table / best, np.inf)
-    return np.asarray((ratios[:, :, None] <= np.asarray(factors, np.float64)).mean(axis=1))
 
 
 # Tests with a fixed number of seeds -----------------------------------------------------------------------------------

@@ -152,8 +152,7 @@ class Study:
         self.contender, self.ground, self.budget, self.seed, self.store = contender, ground, budget, seed, store
         self.device = torch.device(device).type if device else ground.gradient.device.type
         self.tuning_seeds = range(seed * _SEEDS_APART, seed * _SEEDS_APART + budget.seeds)
-        first = seed * _SEEDS_APART + _FRESH
-        self.fresh_seeds = range(first, first + budget.fresh)
+        self.fresh_seeds = fresh_seeds(seed, budget.fresh)
         self.name, facts = self._identity()
         self._stored, self.attributes = store.study(self.name, facts)
         self.trials: list[FrozenTrial] = []
@@ -375,6 +374,12 @@ class Study:
             curves=tuple(tuple(map(_number, curve)) for curve in fresh["curves"][:count]),
             untrained=tuple(self.ground.untrained(seed) for seed in self.fresh_seeds),
         )
+
+
+def fresh_seeds(seed: int, count: int) -> range:
+    """The first so many fresh seeds of a study."""
+    first = seed * _SEEDS_APART + _FRESH
+    return range(first, first + count)
 
 
 def _best(trials: Sequence[FrozenTrial]) -> FrozenTrial:

@@ -1,8 +1,9 @@
-"""`discover verify`: whether a certificate holds, from its own data alone.
+"""`discover verify`: whether a certificate holds.
 
-Three things are checked, and each finds what the others may not: the seal (the file is as it was written), the
-statistics (they follow from the runs in it), and the runs (the rule, trained again with the same hyperparameters on the
-same seeds, ends where the certificate says it does).
+Four things are checked, and each finds what the others may not: the seal (the file is as it was written); that all of
+it follows from the space and the tunings in it (`discover.rehearsal`), and that these may be (`discover.plausible`);
+the runs (trained again with the same hyperparameters on the same seeds, they end where the certificate says); and
+tunings (done again with all their trials, they come to the same hyperparameters).
 
 Where versions, kind of CPU and the way of training are those of the certificate, losses are equal to the last bit;
 elsewhere a training rounds in another way, and a run's loss may differ by `TOLERANCE`.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,24 @@ import numpy as np
 import torch
 from rich.console import Console
 
-import dsl
 from discover import certificate, runs
-from discover.contest import Contest, curve_of, load
+from discover.certify import BESIDE
+from discover.certify import packages as classes
+from discover.contenders import made
+from discover.contest import Contest, Terms, ask_of, curve_of
 from discover.errors import UserError
 from discover.keeper import Keeper, StoppedError
 from discover.manifest import host, versions
 from discover.own_files import changed
 from discover.pieces import CORE, ONE_GPU, Site, Training, absolute, cpu
+from discover.plausible import problems_of
+from discover.rehearsal import Recorded, compare, stages_of
 from discover.storage import Store
 from discover.studies import Tuned
 from discover.trainers import Run
+from discover.verdict import log_losses
+from discover.workers import Request
 from discover.workshop import Staff, Workshop, opened
-from dsl.canonical import structure_hash
 
 TOLERANCE = 0.05
 """Nats of log loss, about 5 %, that a run may differ by where it cannot be the same to the bit."""
@@ -41,11 +47,17 @@ TOLERANCE = 0.05
 INTERRUPTED = 130
 """Exit code: as of any command that Ctrl-C ended before it was done."""
 
-ROUNDING = 1e-6
-"""Relative, of statistics: scipy may differ in the last bits."""
-
 BOUND = ("python", "torch", "numpy")
 """Versions that the bits of a training depend on."""
+
+TUNED = (*BOUND, "optuna", "scipy")
+"""Those that what a tuning proposes depends on."""
+
+TUNINGS_APART = 0.25
+"""Nats that a tuning done again may differ by where it cannot be the same: from the first rounding on it may try other
+settings."""
+
+ANOTHER_WAY = "trained in another way, without a compiler say"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +78,21 @@ class Report:
     Attributes:
         problems: why it does not hold; none where it does.
         retrained, runs: how many runs were trained again, of all.
+        retuned, tunings: how many tunings were done again, of all.
         exact: whether they had to be equal to the bit; `why_not` says why not.
-        largest: the largest difference of log loss that was found.
+        largest: the largest difference of log loss that was found in runs that were trained again.
+        unchecked: what cannot be told from what is here, each in a line.
     """
 
     problems: tuple[str, ...]
-    retrained: int
-    runs: int
-    exact: bool
-    why_not: str
-    largest: float
+    retrained: int = 0
+    runs: int = 0
+    retuned: int = 0
+    tunings: int = 0
+    exact: bool = False
+    why_not: str = ""
+    largest: float = 0.0
+    unchecked: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -111,16 +128,29 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or "contests" not in data or "sha256" not in data:
         raise UserError(f"{path}: is not a certificate; expected the certificate.json that 'discover promote' wrote")
     if data.get("format") != certificate.FORMAT:
-        raise UserError(f"{path}: is of format {data.get('format')}; this version reads format {certificate.FORMAT}")
+        raise UserError(
+            f"{path}: is of format {data.get('format')}, and this version reads format {certificate.FORMAT};"
+            " the version that made it checks it"
+        )
     return data
 
 
-def verify(data: Mapping[str, Any], *, sample: int | None, seed: int = 0, workshop: Workshop | None = None) -> Report:
+def verify(
+    data: Mapping[str, Any],
+    *,
+    sample: int | None,
+    tune: int = 0,
+    seed: int = 0,
+    folder: Path | None = None,
+    workshop: Workshop | None = None,
+) -> Report:
     """Checks a certificate.
 
     Args:
         data: as `read` gives it.
         sample: how many runs to train again, drawn by `seed`; None for all.
+        tune: how many tunings to do again, all trials of each, drawn by `seed`; all where there are no more.
+        folder: where the certificate lies; what is there of its run is looked at.
         workshop: who trains, and who hears of progress; None for this process, and nobody.
 
     Raises:
@@ -128,80 +158,34 @@ def verify(data: Mapping[str, Any], *, sample: int | None, seed: int = 0, worksh
         UserError: a task or a class that the certificate names is not there.
     """
     problems = [] if certificate.digest(data) == data["sha256"] else ["the seal is broken: the file was changed"]
+    workshop = workshop or Workshop(Store(None), Keeper(None))
+    told = len(problems)
     try:
-        contests = [Contest.of(each) for each in data["contests"]]
-        problems += _of_statistics(data, contests)
-        problems += _of_rules(data, contests)
-        problems += _of_seeds(contests)
+        stages = stages_of(data)
+        contests, recorded = [Contest.of(each) for each in stages], Recorded(stages)
         places = list(_places(contests))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        problems += [line for pair in zip(stages, contests, strict=True) for line in problems_of(*pair, recorded)]
+        wrong, unchecked = compare(data, folder, recorded)
+        problems += wrong
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
-        return Report((*problems, f"its data do not fit together: {error!r}"), 0, 0, False, "", 0.0)
-    chosen = places
-    if sample is not None and sample < len(places):
-        drawn = np.random.default_rng(seed).choice(len(places), size=sample, replace=False)
-        chosen = [places[index] for index in sorted(drawn)]
-    why_not = _not_exact(data)
-    largest, changed = _retrain(data, contests, chosen, why_not, workshop or Workshop(Store(None), Keeper(None)))
-    return Report(tuple(problems + changed), len(chosen), len(places), not why_not, why_not, largest)
+        what = [] if len(problems) > told else [f"its data do not fit together: {error!r}"]
+        return Report((*problems, *what))
+    studies = list(dict.fromkeys(replace(place, run=0) for place in places))
+    some = [_drawn(each, count, seed) for each, count in ((places, sample), (studies, tune))]
+    why_not, whole = _not_exact(data), {**data, "contests": stages}
+    largest, changed = _retrain(whole, contests, some[0], why_not, workshop)
+    changed += _retune(whole, contests, some[1], why_not or _not_exact(data, TUNED), workshop)
+    counts = (len(some[0]), len(places), len(some[1]), len(studies))
+    return Report((*problems, *changed), *counts, not why_not, why_not, largest, tuple(unchecked))
 
 
-def _of_statistics(data: Mapping[str, Any], contests: Sequence[Contest]) -> Iterator[str]:
-    for contest, stored in zip(contests, data["statistics"], strict=True):
-        if (where := _differs(certificate.statistics_of(contest), stored)) is not None:
-            yield f"{contest.terms.name}: statistics do not follow from the runs ({where})"
-    if certificate.outcome(contests) != data["outcome"]:
-        yield f"the outcome is '{data['outcome']}', and the runs say '{certificate.outcome(contests)}'"
-    if certificate.statement(data) != data["statement"]:
-        yield "the statement is not what the numbers say"
-
-
-def _differs(found: Any, stored: Any, where: str = "") -> str | None:
-    """Where two pieces of plain data differ first, None where they do not."""
-    if isinstance(found, Mapping) and isinstance(stored, Mapping):
-        if found.keys() != stored.keys():
-            return where or "keys"
-        each = ((key, found[key], stored[key]) for key in found)
-    elif isinstance(found, list | tuple) and isinstance(stored, list | tuple):
-        if len(found) != len(stored):
-            return where or "length"
-        each = ((str(i), a, b) for i, (a, b) in enumerate(zip(found, stored, strict=True)))
-    elif isinstance(found, float) and isinstance(stored, int | float):
-        return None if math.isclose(found, stored, rel_tol=ROUNDING, abs_tol=1e-9) else where
-    else:
-        return None if found == stored else where
-    return next((at for key, a, b in each if (at := _differs(a, b, f"{where}.{key}".lstrip("."))) is not None), None)
-
-
-def _of_rules(data: Mapping[str, Any], contests: Sequence[Contest]) -> Iterator[str]:
-    rule = data["rule"]
-    if (rule is None) != (contests[-1].terms.name != "final"):
-        yield "there is a rule without a final contest, or the other way round"
-    if rule is None:
-        return
-    program = dsl.parse(rule["text"])
-    if data["contests"][-1]["rules"][rule["rule"]]["text"] != rule["text"]:
-        yield "the rule is not the one that was trained on the final tasks"
-    if (structure_hash(program), dsl.fingerprint(program).behaviour) != (rule["structure"], rule["behaviour"]):
-        yield "the rule's text is not of its fingerprints"
-
-
-def _of_seeds(contests: Sequence[Contest]) -> Iterator[str]:
-    """All contenders have the same seeds, the agreed number of them, and no seed twice on a task."""
-    for contest in contests:
-        terms = contest.terms
-        for task, row in contest.results.items():
-            for name, tunings in row.items():
-                seeds = [seed for each in tunings for seed in each.seeds]
-                agreed = [each.seed for each in tunings] == list(terms.studies(len(tunings)))
-                full = all(len(each.losses) == len(each.seeds) == terms.fresh for each in tunings)
-                enough = terms.least <= len(tunings) <= terms.most and all(t.trials == terms.trials for t in tunings)
-                if not (agreed and full and enough and len(set(seeds)) == len(seeds)):
-                    yield f"{terms.name}: {name} on {task}: seeds or trials are not those that were agreed on"
-            pairs = {(each.seed, each.seeds) for tunings in row.values() for each in tunings}
-            if len(pairs) != len({seed for seed, _ in pairs}):
-                yield f"{terms.name}: {task}: contenders were not scored on the same seeds"
+def _drawn(places: Sequence[Place], count: int | None, seed: int) -> list[Place]:
+    """So many of them; None for all."""
+    if count is None or count >= len(places):
+        return list(places)
+    return [places[index] for index in sorted(np.random.default_rng(seed).choice(len(places), count, replace=False))]
 
 
 def _places(contests: Sequence[Contest]) -> Iterator[Place]:
@@ -212,10 +196,10 @@ def _places(contests: Sequence[Contest]) -> Iterator[Place]:
                     yield from (Place(index, task, name, number, run) for run in range(len(tuned.seeds)))
 
 
-def _not_exact(data: Mapping[str, Any]) -> str:
-    """Why runs cannot be expected to be equal to the bit; empty where they can."""
-    here = versions()
-    for name in BOUND:
+def _not_exact(data: Mapping[str, Any], packages: Sequence[str] = BOUND) -> str:
+    """Why what is trained again cannot be expected to be equal to the bit; empty where it can."""
+    here = {**versions(*BESIDE), **classes(data["contenders"])}
+    for name in (*packages, *classes(data["contenders"])):
         if data["versions"].get(name) != here[name]:
             return f"{name} is {here[name]}, not {data['versions'].get(name)}"
     kind = torch.backends.cpu.get_cpu_capability()
@@ -239,22 +223,17 @@ def _retrain(
 ) -> tuple[float, list[str]]:
     """The largest difference of log loss, and what is wrong."""
     largest, problems = 0.0, []
-    groups: dict[tuple[int, str, str], list[Place]] = {}
-    for place in places:
-        groups.setdefault((place.contest, place.task, place.contender), []).append(place)
-    for task in dict.fromkeys(task for _, task, _ in groups):
-        if load(task).data_sha256 != data["data"][task]:
-            problems.append(f"{task}: its data are not those of the certificate")
+    groups = _grouped(places)
     works = [
         _work(contests[index], task, name, data["contests"][index]["rules"][name], some, workshop)
         for (index, task, name), some in groups.items()
     ]
     for ((index, task, name), some), found in zip(groups.items(), workshop.done(works), strict=True):
         contest, tunings = contests[index], contests[index].results[task][name]
-        workshop.say(f"{contest.terms.name}: {name} on {task}, {len(some)} runs")
         built = {key: found.built[key] for key in ("compiled", "native")}
         alike = built == contest.built[task] and found.built["cpu"] == cpu()
-        loose = why_not or ("" if alike else "trained in another way, without a compiler say")
+        loose = why_not or ("" if alike else ANOTHER_WAY)
+        workshop.say(f"{contest.terms.name}: {name} on {task}, {len(some)} runs{_allowed(loose, why_not, TOLERANCE)}")
         for place, trace, untrained in zip(some, found.traces, found.untrained, strict=True):
             tuned = tunings[place.tuning]
             stored, gap = tuned.losses[place.run], _gap(trace.loss, tuned.losses[place.run])
@@ -273,10 +252,7 @@ def _work(
     contest: Contest, task: str, name: str, spelling: Mapping[str, str], some: Sequence[Place], workshop: Workshop
 ) -> Training:
     terms, tunings = contest.terms, contest.results[task][name]
-    request, device = CORE, "cpu"
-    if terms.device != "cpu":
-        there = workshop.place(terms.request if dict(terms.request).get("GPU") else ONE_GPU)
-        request, device = there.request, there.device
+    request, device = _place_of(terms, workshop)
     spelling = {**spelling, "class": absolute(spelling["class"])} if "class" in spelling else spelling
     return Training(
         name=name,
@@ -286,6 +262,11 @@ def _work(
         curve=tuple(curve_of(terms.tasks[task])),
         request=request,
     )
+
+
+def _allowed(loose: str, said: str, nats: float) -> str:
+    """What is said where less than equality is asked, unless that is said of all."""
+    return "" if loose == said else f" (within {nats:g} nats: {loose})"
 
 
 def _elsewhere(found: float, stored: float, tuned: Tuned) -> str:
@@ -301,10 +282,74 @@ def _gap(one: float, other: float) -> float:
     return abs(math.log(one / other))
 
 
+def _grouped(places: Sequence[Place]) -> dict[tuple[int, str, str], list[Place]]:
+    """By contest, task and contender: what is trained side by side."""
+    groups: dict[tuple[int, str, str], list[Place]] = {}
+    for place in places:
+        groups.setdefault((place.contest, place.task, place.contender), []).append(place)
+    return groups
+
+
+def _place_of(terms: Terms, workshop: Workshop) -> tuple[Request, str]:
+    """What a contest's trainings need here, and the device."""
+    if terms.device == "cpu":
+        return CORE, "cpu"
+    there = workshop.place(terms.request if dict(terms.request).get("GPU") else ONE_GPU)
+    return there.request, there.device
+
+
+# Tuning again ---------------------------------------------------------------------------------------------------------
+
+
+def _retune(
+    data: Mapping[str, Any],
+    contests: Sequence[Contest],
+    places: Sequence[Place],
+    why_not: str,
+    workshop: Workshop,
+) -> list[str]:
+    """What is wrong with tunings that are done again, all trials of each."""
+    problems, groups, asks = [], _grouped(places), []
+    for (index, task, name), some in groups.items():
+        terms = contests[index].terms
+        request, device = _place_of(terms, workshop)
+        ask = ask_of(terms, made(name, data["contests"][index]["rules"][name]), task)
+        seeds = tuple(terms.first + place.tuning for place in some)
+        asks.append(replace(ask, seeds=seeds, request=request, device=device))
+    for ((index, task, name), some), answer in zip(groups.items(), workshop.tuned(asks), strict=True):
+        contest = contests[index]
+        loose = why_not or ("" if workshop.how(answer.ask) == contest.built[task] else ANOTHER_WAY)
+        allowed = _allowed(loose, "", TUNINGS_APART)
+        workshop.say(f"{contest.terms.name}: {name} on {task}, {len(some)} tunings{allowed}")
+        for place, found in zip(some, answer.tunings, strict=True):
+            stored = contest.results[task][name][place.tuning]
+            if _apart(found, stored) > TUNINGS_APART if loose else _unlike(found, stored):
+                problems.append(
+                    f"{contest.terms.name}: {name} on {task}, tuning {stored.seed}: tuned again its best is"
+                    f" {_setting(found)}, not {_setting(stored)}"
+                )
+    return problems
+
+
+def _unlike(found: Tuned, stored: Tuned) -> bool:
+    """Whether two tunings differ in more than this: a store had more fresh seeds already, which cost more."""
+    cost = max(found.model_steps, stored.model_steps)
+    return replace(found, model_steps=cost, hypers=dict(found.hypers)) != replace(stored, hypers=dict(stored.hypers))
+
+
+def _apart(found: Tuned, stored: Tuned) -> float:
+    """Nats between two tunings on their fresh seeds."""
+    return abs(float(log_losses([found]).mean() - log_losses([stored]).mean()))
+
+
+def _setting(tuned: Tuned) -> str:
+    return f"{ {name: float(f'{value:.6g}') for name, value in tuned.hypers.items()} } with {tuned.value:.6g}"
+
+
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def run(text: str, *, sample: int | None, seed: int, staff: Staff, as_json: bool) -> int:
+def run(text: str, *, sample: int | None, tune: int, seed: int, staff: Staff, as_json: bool) -> int:
     """Checks a certificate, named as `find` takes it, and says what came of it: the exit code is 0 where it holds, 1
     where it does not, 130 where nobody knows, since it was stopped.
 
@@ -313,7 +358,9 @@ def run(text: str, *, sample: int | None, seed: int, staff: Staff, as_json: bool
     """
     console = Console(stderr=as_json)
     torch.set_num_threads(1)
-    data = read(find(text))
+    path = find(text)
+    data = read(path)
+    folder = path if path.is_dir() else path.parent
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -322,9 +369,9 @@ def run(text: str, *, sample: int | None, seed: int, staff: Staff, as_json: bool
         say(line)
     try:
         with opened(None, staff, console, what="training again") as workshop:
-            found = verify(data, sample=sample, seed=seed, workshop=workshop)
+            found = verify(data, sample=sample, tune=tune, seed=seed, folder=folder, workshop=workshop)
     except StoppedError:
-        say("interrupted before all runs were trained again: it is not known whether it holds")
+        say("interrupted before all was trained again: it is not known whether it holds")
         if as_json:
             print(json.dumps({"interrupted": True}, indent=1))
         return INTERRUPTED
@@ -332,9 +379,18 @@ def run(text: str, *, sample: int | None, seed: int, staff: Staff, as_json: bool
         say(problem)
     how = "equal to the bit was asked" if found.exact else f"within {TOLERANCE:g} nats was asked, since {found.why_not}"
     say(f"{found.retrained} of {found.runs} runs trained again ({how}); largest difference {found.largest:.3g} nats")
+    say(f"{found.retuned} of {found.tunings} tunings done again, with all their trials")
+    for line in found.unchecked:
+        say(f"not checked: {line}")
     say(f"holds: {data['statement']}" if found.holds else f"does not hold: {len(found.problems)} problems")
     if as_json:
         largest = found.largest if math.isfinite(found.largest) else None
-        facts = {"runs": found.runs, "retrained": found.retrained, "exact": found.exact, "largest": largest}
+        facts: dict[str, Any] = {
+            "runs": found.runs,
+            "retrained": found.retrained,
+            "exact": found.exact,
+            "largest": largest,
+        }
+        facts |= {"tunings": found.tunings, "retuned": found.retuned, "unchecked": list(found.unchecked)}
         print(json.dumps({"holds": found.holds, "problems": list(found.problems), **facts}, indent=1))
     return 0 if found.holds else 1

@@ -20,7 +20,6 @@ from discover.statistics import (
     mean_interval,
     non_inferiority,
     paired_test,
-    performance_profile,
     probability_of_improvement,
     rank_correlation,
     score_profile,
@@ -108,13 +107,6 @@ def test_a_score_profile_is_the_distribution_function_averaged_over_tasks() -> N
     assert share.tolist() == [0.0, 0.125, 0.25, 0.875, 1.0]
     assert (low <= share).all()
     assert (share <= high).all()
-
-
-def test_a_performance_profile_counts_problems_within_a_factor_of_the_best() -> None:
-    costs = [[1.0, 4.0, math.inf, math.inf], [2.0, 2.0, 5.0, math.inf]]
-    assert performance_profile(costs, [1, 2, 10]).tolist() == [[0.25, 0.5, 0.5], [0.5, 0.75, 0.75]]
-    with pytest.raises(ValueError, match="positive"):
-        performance_profile([[0.0]], [1])
 
 
 # Fixed tests --------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from discover.contest import Contest, Terms, ask_of, hold
 from discover.errors import ClusterError, UserError
 from discover.keeper import Keeper, StoppedError
 from discover.pieces import CORE, Site, Trained, Training, files_of
-from discover.promote import _place
+from discover.promote import fitted
 from discover.promotion_keys import PromotionRung
 from discover.space import Space
 from discover.storage import Store
@@ -489,7 +489,8 @@ RUNG = PromotionRung(steps=1.0, resources={"GPU": 1.0}, here={"steps": 9})  # ty
 def placed(staff: Staff, rung: PromotionRung = RUNG) -> tuple[Place, Any, str]:
     workshop = Workshop(Store(None), Keeper(None), staff=staff)
     try:
-        return _place(rung, workshop)
+        place = workshop.place(rung.request)
+        return place, *fitted(rung, place)
     finally:
         workshop.close()
 
