@@ -43,7 +43,10 @@ class Kind(StrEnum):
     runs = "runs"
 
 
-RULE_HELP = "A rule's name, a .rule file, a composition such as 'ema_nesterov(adamw)', or RUN@K (rank K of a run)."
+RULE_HELP = (
+    "A rule's name, a .rule file, RUN@K (rank K of a run), a composition such as 'ema_nesterov(adamw)'; each with"
+    " settings if need be, 'muon(adam_lr_ratio=1)'."
+)
 Json = Annotated[bool, Option("--json", help="Print JSON on stdout, and nothing else there.")]
 RuleArgument = Annotated[str, Argument(metavar="RULE", help=RULE_HELP)]
 RunArgument = Annotated[

@@ -69,7 +69,13 @@ def identify(rule: RuleArgument, json: Json = False) -> None:
 
 
 def register(
-    source: Annotated[str, Argument(metavar="RUN_OR_FILE", help="A run, a .rule file, or RUN@K.")],
+    source: Annotated[
+        str,
+        Argument(
+            metavar="RUN_OR_FILE",
+            help="A run, a .rule file, RUN@K, or a rule with parentheses: a composition, settings.",
+        ),
+    ],
     name: Annotated[str, Option(help="What to call it.")],
     rank: Annotated[int, Option(min=1, help="Which place of the run's leaderboard.")] = 1,
     force: Annotated[bool, Option("--force", help="Replace a rule registered under this name before.")] = False,
@@ -77,7 +83,8 @@ def register(
     """Give a rule a name that works in any script on this machine."""
     from discover.registry import register as keep
 
-    program = _rule(source if source.endswith(".rule") or "@" in source else f"{source}@{rank}")
+    is_rule = source.endswith((".rule", ")")) or "@" in source
+    program = _rule(source if is_rule else f"{source}@{rank}")
     path = keep(program, name, force=force)
     print(f"registered {path}")
     print(f'use it with: from discover import optim; optim.create("{name}", model.parameters(), lr=...)')

@@ -16,6 +16,7 @@ from discover.errors import UserError
 from discover.rule_names import rule_of
 from dsl.parse import suggest
 from dsl.program import Program
+from dsl.spelling import Spelling, parts
 
 _MADE_WHILE_IT_RUNS = re.compile(r"import\s+\*|__getattr__|__dict__|globals\(|setattr\(|exec\(|sys\.modules")
 """A module whose text says this may have names that do not stand in it."""
@@ -27,9 +28,9 @@ def check_name(text: str) -> None:
     Raises:
         UserError, RuleError: no such rule, file or module, or a name that the module's text does not have.
     """
-    if ":" not in text:
+    if (asked := class_asked(text)) is None:
         return require_rate(text, dsl.check(rule_of(text)))
-    where, _, name = text.rpartition(":")
+    where, _, name = asked.what.rpartition(":")
     file = Path(where) if where.endswith(".py") else _file_of(where, text)
     if file is None:
         return None
@@ -42,6 +43,20 @@ def check_name(text: str) -> None:
     if name not in words and not _MADE_WHILE_IT_RUNS.search(source):
         raise UserError(f"{text}: {where} has no '{name}'{suggest(name, sorted(words))}")
     return None
+
+
+def class_asked(text: str) -> Spelling | None:
+    """What `module:Class` or `FILE.py:Class` asks for, settings apart; None for a rule.
+
+    Raises:
+        UserError, RuleError: what stands in the parentheses is not `name=number`.
+    """
+    asked = parts(text)
+    if ":" not in asked.what:
+        return None
+    if asked.rules:
+        raise UserError(f"{text}: a class takes settings, name=number, and no '{asked.rules[0]}'")
+    return asked
 
 
 def require_rate(name: str, program: Program) -> None:

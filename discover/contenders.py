@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import dsl
 from discover import rule_names
-from discover.contender_names import require_rate
+from discover.contender_names import class_asked, require_rate
 from discover.errors import UserError
 from discover.optimizer import RuleOptimizer, class_of
 from dsl import Program
@@ -34,6 +34,7 @@ from dsl.fingerprint import fingerprint
 from dsl.graph import needs
 from dsl.parse import suggest
 from dsl.program import Range
+from dsl.spelling import with_settings
 from tasks import Task
 
 
@@ -89,9 +90,11 @@ class RuleContender(Contender):
 
 class ClassContender(Contender):
     """A class of optimizers. Its hyperparameters are those of its numeric arguments that have a default, or are `lr`;
-    `betas` are taken as beta1, beta2, ..."""
+    `betas` are taken as beta1, beta2, ... Settings are other defaults for them."""
 
-    def __init__(self, name: str, made: type[torch.optim.Optimizer]) -> None:
+    def __init__(
+        self, name: str, made: type[torch.optim.Optimizer], settings: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
         self.name, self.made, self.origin = name, made, {"class": name, "package": _version(made)}
         self.ranges: Mapping[str, Range] = {}
         found: dict[str, float] = {}
@@ -107,14 +110,24 @@ class ClassContender(Contender):
                 found[argument.name] = value
         if "lr" not in found:
             raise UserError(f"{name}: has no argument 'lr', and so nothing that can be tuned and scheduled")
-        self.defaults = MappingProxyType(found)
-        self.fingerprint = _digest("class", f"{made.__module__}:{made.__qualname__}", self.origin["package"], found)
+        if unknown := next((key for key in settings if key not in found), None):
+            there = f"{suggest(unknown, found)}; it has {', '.join(found)}"
+            raise UserError(f"{name}: has no argument '{unknown}' that is a number{there}")
+        whole = {key for key, value in found.items() if isinstance(value, int)}
+        self._settings = {
+            key: int(value) if key in whole and value == int(value) else value for key, value in settings.items()
+        }
+        self.defaults = MappingProxyType({**found, **self._settings})
+        self.fingerprint = _digest(
+            "class", f"{made.__module__}:{made.__qualname__}", self.origin["package"], dict(self.defaults)
+        )
 
     def optimizer(self, task: Task, parameters: Sequence[Tensor], hypers: Mapping[str, float]) -> torch.optim.Optimizer:
         betas = [f"beta{i}" for i in range(1, self._betas + 1)]
-        arguments: dict[str, Any] = {key: value for key, value in hypers.items() if key not in betas}
-        if any(key in hypers for key in betas):
-            arguments["betas"] = tuple({**self.defaults, **hypers}[key] for key in betas)
+        given = {**self._settings, **hypers}
+        arguments: dict[str, Any] = {key: value for key, value in given.items() if key not in betas}
+        if any(key in given for key in betas):
+            arguments["betas"] = tuple({**self.defaults, **given}[key] for key in betas)
         try:
             return self.made(list(parameters), **arguments)
         except Exception as error:
@@ -122,16 +135,16 @@ class ClassContender(Contender):
 
 
 def contender(text: str) -> Contender:
-    """A contender by what a user writes: a rule (a name, a file, a composition, RUN@K), `module:Class`, or
-    `FILE.py:Class`. A class that was made from a rule is that rule.
+    """A contender by what a user writes: a rule (see `rule_names.found`), `module:Class`, or `FILE.py:Class`, these two
+    with settings as well. A class that was made from a rule is that rule.
 
     Raises:
         UserError, RuleError: there is none of this name, or it cannot be compared; says what was expected.
     """
-    if ":" not in text:
+    if (asked := class_asked(text)) is None:
         program, origin = rule_names.found(text)
         return RuleContender(text, dsl.check(program), origin)
-    where, _, attribute = text.rpartition(":")
+    where, _, attribute = asked.what.rpartition(":")
     module = _file(Path(where)) if where.endswith(".py") else _module(where, text)
     made = getattr(module, attribute, None)
     if not (isinstance(made, type) and issubclass(made, torch.optim.Optimizer)):
@@ -139,8 +152,8 @@ def contender(text: str) -> Contender:
         wrong = "is not a torch.optim.Optimizer" if hasattr(module, attribute) else f"{where} has no '{attribute}'"
         raise UserError(f"{text}: {wrong}{suggest(attribute, there)}")
     if issubclass(made, RuleOptimizer) and made.program is not None:
-        return RuleContender(text, made.program, {"class": text})
-    return ClassContender(text, made)
+        return RuleContender(text, with_settings(made.program, asked.settings, text), {"class": text})
+    return ClassContender(text, made, asked.settings)
 
 
 def spelled(one: Contender) -> dict[str, str]:

@@ -26,7 +26,7 @@ def create(rule: str | Program, params: Any, **hypers: Any) -> RuleOptimizer:
 
     Args:
         rule: a built-in or registered name, a composition such as `"ema_nesterov(adamw)"`, a `.rule` file, `RUN@K` (the
-            K-th of a run), or a program.
+            K-th of a run), each also with other defaults, `"lion(beta1=0.8)"`; or a program.
         params: parameters, parameter groups (each may set `role` and any hyperparameter), or a module.
         hypers: the rule's hyperparameters by name; the rule's defaults otherwise. `maximize=True` goes uphill.
 

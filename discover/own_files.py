@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from dsl.program import RuleError
+from dsl.spelling import renamed
 
 PROSE = "description"
 """The key whose text is for people: no path, whatever it looks like."""
@@ -34,9 +38,7 @@ def anchored(data: Any, base: Path) -> Any:
         return {anchored(key, base): value if key == PROSE else anchored(value, base) for key, value in data.items()}
     if isinstance(data, list):
         return [anchored(value, base) for value in data]
-    if isinstance(data, str) and (path := file_of(data)) is not None:
-        return _short(str(base / path)) + data[len(path) :]
-    return data
+    return _with_files(data, lambda path: _short(str(base / path))) if isinstance(data, str) else data
 
 
 def named(data: Any) -> Iterator[str]:
@@ -48,8 +50,10 @@ def named(data: Any) -> Iterator[str]:
     elif isinstance(data, list | tuple):
         for value in data:
             yield from named(value)
-    elif isinstance(data, str) and (path := file_of(data)) is not None:
-        yield path
+    elif isinstance(data, str):
+        found: list[str] = []
+        _with_files(data, lambda path: found.append(path) or path)
+        yield from found
 
 
 def digests(paths: Iterable[str]) -> dict[str, str]:
@@ -70,6 +74,19 @@ def changed(then: Mapping[str, str], since: str) -> Iterator[str]:
             yield f"{path}: cannot be read any more; it was there when {since}"
         elif now != digest:
             yield f"{path}: has changed since {since}: results are not those of the file as it was"
+
+
+def _with_files(text: str, change: Callable[[str], str]) -> str:
+    """The same with other paths of files; those of rules may stand in compositions."""
+
+    def changed(name: str) -> str:
+        path = file_of(name)
+        return name if path is None else change(path) + name[len(path) :]
+
+    if ".rule" in text and text.endswith(")") and "\n" not in text:
+        with suppress(RuleError):  # refused where it is read, with the key it stands under
+            return renamed(text, changed)
+    return changed(text)
 
 
 def _short(path: str) -> str:

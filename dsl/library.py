@@ -1,9 +1,12 @@
-"""Finds rules: built in, registered by the user, or in a file; and reads compositions such as `ema_nesterov(adamw)`."""
+"""Finds rules: built in, registered by the user, or in a file; and reads compositions and settings, as in
+`ema_nesterov(muon(adam_lr_ratio=1))`.
+"""
 
 from __future__ import annotations
 
-import ast
 import os
+import re
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +16,11 @@ from dsl.check import check
 from dsl.compose import apply
 from dsl.parse import parse, suggest
 from dsl.program import Program, RuleError
+from dsl.spelling import Spelling, parts, with_settings
 
 BUILT_IN = Path(__file__).parent / "rules"
+
+_SETS_LR = re.compile(r"[(,]\s*lr\s*=")
 
 
 def registered_directory() -> Path:
@@ -32,42 +38,51 @@ def registered_names() -> list[str]:
     return sorted(path.stem for path in registered_directory().glob("*.rule"))
 
 
-def load(rule: str) -> Program:
+def load(rule: str, find: Callable[[str], Program] | None = None) -> Program:
     """Loads a rule and checks it.
 
     Args:
-        rule: a built-in or registered name, a path to a `.rule` file, or a composition `wrapper(base)` of these names.
+        rule: a built-in or registered name, a path to a `.rule` file, a composition `wrapper(base)`, or any of these
+            with settings, `rule(name=number)`, beside the base in a composition.
+        find: what to find a name or a file by, in place of `named_or_file`.
 
     Raises:
         RuleError: not found, or not well formed; the text says where and what to do.
     """
-    program = _resolve(rule)
+    program = _resolve(rule, find or named_or_file)
     return program if program.rules else check(program)
 
 
-def _resolve(rule: str) -> Program:
-    rule = rule.strip()
-    if rule.endswith(".rule") or os.sep in rule:
-        return read(Path(rule))
-    if "(" not in rule:
-        return _named(rule)
-    try:
-        expression = ast.parse(rule, mode="eval").body
-    except (SyntaxError, ValueError):
-        raise RuleError(f"'{rule}' is not a rule; write a name, a .rule file, or wrapper(base)") from None
-    return _composed(expression, rule)
+def named_or_file(text: str) -> Program:
+    """A rule by its name, or in a file: with a folder, or ending in .rule. Raises RuleError: there is none."""
+    return read(Path(text)) if text.endswith(".rule") or os.sep in text else _named(text)
 
 
-def _composed(node: ast.expr, rule: str) -> Program:
-    match node:
-        case ast.Name(id=name):
-            return _named(name)
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
-            wrapper = _named(name)
-            if len(args) != len(wrapper.rules):
-                raise RuleError(f"'{name}' takes {len(wrapper.rules)} rules, '{rule}' gives {len(args)}")
-            return apply(wrapper, {param: _composed(arg, rule) for param, arg in zip(wrapper.rules, args, strict=True)})
-    raise RuleError(f"'{rule}' is not a rule; write a name, a .rule file, or wrapper(base)")
+def _resolve(rule: str, find: Callable[[str], Program]) -> Program:
+    asked = parts(rule)
+    if asked.what == rule.strip():
+        return find(asked.what)
+    program = _resolve(asked.what, find)
+    if len(asked.rules) != len(program.rules) and (asked.rules or not asked.settings):
+        raise RuleError(f"'{asked.what}' takes {len(program.rules)} rules, '{rule}' gives {len(asked.rules)}")
+    bases = [_resolve(each, find) for each in asked.rules]
+    _say_whose(asked, program, bases)
+    program = with_settings(program, asked.settings, rule)
+    return apply(program, dict(zip(program.rules, bases, strict=True))) if bases else program
+
+
+def _say_whose(asked: Spelling, program: Program, bases: Sequence[Program]) -> None:
+    """Raises RuleError for what would have to be set at another place of a composition."""
+    for text, base in zip(asked.rules, bases, strict=True):
+        for name in asked.settings:
+            if name not in program.defaults and name in base.defaults:
+                raise RuleError(
+                    f"'{asked.what}' has no hyperparameter '{name}', '{base.name}' has it: {text}({name}=...)"
+                )
+        if "lr" in program.defaults and _SETS_LR.search(text):  # they share one, the wrapper's
+            raise RuleError(
+                f"{text}: '{asked.what}' has an lr of its own, which holds for both: {asked.what}(..., lr=...)"
+            )
 
 
 def _named(name: str) -> Program:
@@ -75,6 +90,8 @@ def _named(name: str) -> Program:
         path = directory / f"{name}.rule"
         if name.isidentifier() and path.exists():
             return _read(path, path.stat().st_mtime_ns)
+    if "(" in name or ")" in name:
+        raise RuleError(f"'{name}' is not a rule; write a name, a .rule file, wrapper(base), or rule(name=number)")
     known = [*names(), *registered_names()]
     raise RuleError(f"unknown rule '{name}'{suggest(name, known)}; 'discover list rules' shows them all")
 

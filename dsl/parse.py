@@ -79,6 +79,14 @@ def docstring_text(docstring: str) -> str:
     return "\n".join(line.rstrip() for line in inspect.cleandoc(docstring).split("\n")).strip("\n")
 
 
+def read_number(text: str) -> float | None:
+    """The number that a text is, as in a rule's file; None for anything else."""
+    try:
+        return _literal(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
 def suggest(word: str, known: object) -> str:
     """ "; did you mean 'sign'?" or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)  # type: ignore[call-overload]

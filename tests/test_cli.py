@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import dsl
 from discover import cli
@@ -120,6 +121,13 @@ MISTAKES = {
     "missing rule file": ("show none.rule", "cannot read rule file 'none.rule'"),
     "no rule at all": ("show lion+1", "unknown rule 'lion+1'"),
     "wrapper with too many": ("show ema_nesterov(lion,lion)", "'ema_nesterov' takes 1 rules"),
+    "unknown setting": ("export lion(beta3=1) -o x.py", "lion(beta3=1): rule 'lion' has no hyperparameter 'beta3'"),
+    "setting out of range": ("show lion(lr=1)", "lr=1 is outside of the range that rule 'lion' declares"),
+    "unknown setting to start from": (
+        "search --space tiny.yaml --warm-start lion(beta3=1)",
+        "no hyperparameter 'beta3'",
+    ),
+    "setting of a missing run": ("register nothing@1(lr=1) --name x", "no run 'nothing'"),
     "wrapper alone": ("identify ema_nesterov", "takes a rule; write ema_nesterov(adamw)"),
     "rank of a missing run": ("show nothing@1", "no run 'nothing'"),
     "bad rank": ("show nothing@best", "'nothing@best' is not RUN@K"),
@@ -181,7 +189,7 @@ def test_what_cannot_be_written_is_said(capsys: pytest.CaptureFixture[str], monk
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: str) -> None:
+    def broken(*_: object) -> None:
         raise ValueError("not the user's fault")
 
     monkeypatch.setattr(dsl, "load", broken)
@@ -243,6 +251,26 @@ def test_a_found_rule_is_registered_and_then_shown_by_its_name(capsys: pytest.Ca
     assert dsl.parse(run(capsys, "show", "mine")[1]).body == dsl.parse(run(capsys, "show", "alpha@2")[1]).body
     rows = json.loads(run(capsys, "list", "rules", "--json")[1])
     assert {"rule": "mine", "kind": "registered"}.items() <= rows[-1].items()
+
+
+def test_a_rule_with_settings_is_a_rule_for_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    rule = "muon(adam_lr_ratio=1)"
+    assert dsl.parse(run(capsys, "show", rule)[1]) == dsl.load("muon").with_defaults({"adam_lr_ratio": 1})
+    assert run(capsys, "identify", rule)[1] == "muon: is muon with adam_lr_ratio=1\n"
+    assert run(capsys, "register", rule, "--name", "muon_1")[0] == 0
+    assert run(capsys, "show", "muon_1")[1] == run(capsys, "show", rule)[1].replace("def muon(", "def muon_1(")
+    assert run(capsys, "export", rule, "-o", "muon_1.py")[0] == 0
+    made: dict[str, Any] = {}
+    exec(Path("muon_1.py").read_text(), made)
+    assert made["Muon"]([torch.ones(2, 2, requires_grad=True)]).param_groups[0]["adam_lr_ratio"] == 1
+    assert run(capsys, "register", "ema_nesterov(muon_1, gamma=0.9)", "--name", "fast")[0] == 0
+    assert dsl.load("fast").defaults["gamma"] == 0.9
+
+
+def test_a_place_of_a_run_is_registered_with_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    made("runs/alpha", trained=4)
+    assert run(capsys, "register", "last@2(lr=0.2)", "--name", "mine")[0] == 0
+    assert dsl.load("mine").defaults["lr"] == 0.2
 
 
 def test_an_exported_rule_is_python(capsys: pytest.CaptureFixture[str]) -> None:

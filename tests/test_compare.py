@@ -22,9 +22,12 @@ import pytest
 import torch
 
 import dsl
+import tasks
 from discover import cli, compare, pictures, tuning, verdict
 from discover.compare import Options, carry_out, judged, select
-from discover.contenders import contender
+from discover.contender_names import check_name
+from discover.contenders import contender, fresh, spelled
+from discover.contenders import made as made_again
 from discover.errors import UserError
 from discover.keeper import Keeper, StoppedError
 from discover.registry import register
@@ -280,6 +283,15 @@ def test_a_contender_says_where_it_comes_from(home: Path) -> None:
         ("x.rule", {"file": str(home / "cwd" / "x.rule")}),
         ("my_lion", {"registered": "my_lion"}),
         ("clip_global(adamw)", {"composition": "clip_global(adamw)"}),
+        ("muon(adam_lr_ratio=1)", {"built in": "muon", "settings": {"adam_lr_ratio": 1}}),
+        ("last@2(lr=0.2)", {"run": "alpha", "rank": 2, "candidate": 3, "settings": {"lr": 0.2}}),
+        ("x.rule(beta1=0.8)", {"file": str(home / "cwd" / "x.rule"), "settings": {"beta1": 0.8}}),
+        ("my_lion(beta1=0.8)(beta2=0.9)", {"registered": "my_lion", "settings": {"beta1": 0.8, "beta2": 0.9}}),
+        ("clip_global(my_lion(beta1=0.8), max_norm=2)", {"composition": "clip_global(my_lion(beta1=0.8), max_norm=2)"}),
+        (
+            "cautious(last@2)",
+            {"composition": "cautious(last@2)", "of": {"last@2": {"run": "alpha", "rank": 2, "candidate": 3}}},
+        ),
     ):
         assert contender(text).origin == origin
         assert contender(contender(text).name).fingerprint == contender(text).fingerprint
@@ -287,6 +299,70 @@ def test_a_contender_says_where_it_comes_from(home: Path) -> None:
     origin = dict(contender("own.py:Mine").origin)
     assert origin["class"] == "own.py:Mine"
     assert origin["package"] == hashlib.sha256(Path("own.py").read_bytes()).hexdigest()
+
+
+SETTINGS = {
+    "muon(adam_lr_ratio=1)": "muon",
+    "ema_nesterov(adamw, gamma=0.9)": "ema_nesterov(adamw)",
+    "torch.optim:SGD(momentum=0.9)": "torch.optim:SGD",
+    "torch.optim:AdamW(beta2=0.95)": "torch.optim:AdamW",
+}
+
+
+@pytest.mark.parametrize("text", SETTINGS)
+def test_settings_make_another_contender_under_the_name_that_was_given(text: str) -> None:
+    """Of other results, then, and one that workers and certificates make again from what is kept of it."""
+    one = contender(text)
+    assert one.name == text
+    assert one.fingerprint != contender(SETTINGS[text]).fingerprint
+    again = made_again(text, json.loads(json.dumps(spelled(one))))
+    assert (again.name, again.fingerprint, again.defaults) == (text, one.fingerprint, one.defaults)
+    assert again.ranges == contender(SETTINGS[text]).ranges
+    check_name(text)
+
+
+def test_a_setting_that_is_the_default_already_changes_nothing() -> None:
+    assert contender("adamw(beta1=0.9)").fingerprint == contender("adamw").fingerprint
+    assert contender("torch.optim:SGD(momentum=0)").fingerprint == contender("torch.optim:SGD").fingerprint
+
+
+def test_a_class_gets_its_settings_and_what_is_tuned_before_them() -> None:
+    task = tasks.load("quadratic")
+    parameters = fresh(task, task.initial(0))
+    adam = contender("torch.optim:Adam(beta2=0.95, eps=1e-6)")
+    assert adam.defaults["beta2"] == 0.95
+    group = adam.optimizer(task, parameters, {"lr": 0.1}).param_groups[0]
+    assert (group["lr"], group["betas"], group["eps"]) == (0.1, (0.9, 0.95), 1e-6)
+    assert adam.optimizer(task, parameters, {"beta2": 0.9}).param_groups[0]["betas"] == (0.9, 0.9)
+    Path("own.py").write_text(
+        "import torch\nclass Mine(torch.optim.SGD):\n"
+        "    def __init__(self, params, lr=1e-3, every=5):\n"
+        "        super().__init__(params, lr)\n        self.every = every\n"
+    )
+    mine: Any = contender("own.py:Mine(every=7)").optimizer(task, parameters, {})
+    assert (mine.every, type(mine.every)) == (7, int)
+
+
+def test_a_class_that_was_made_from_a_rule_takes_the_settings_of_a_rule() -> None:
+    one = contender("discover.optim:Muon(adam_lr_ratio=1)")
+    assert one.fingerprint == contender("muon(adam_lr_ratio=1)").fingerprint
+
+
+def test_a_comparison_of_settings_tunes_them_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is set is where tuning starts from; another default is another tuning."""
+    few = FEW.replace("--trials 3", "--trials 6")
+    line = f"compare lion(beta1=0.6) --baseline lion --task breast_cancer {few} --tune-all --json --out o"
+    code, out, _ = run(capsys, line)
+    assert code == 0
+    data = json.loads(out)
+    there = data["contenders"]["lion(beta1=0.6)"]
+    assert dsl.parse(there["text"]).defaults == {**dsl.load("lion").defaults, "beta1": 0.6}
+    assert there["from"] == {"built in": "lion", "settings": {"beta1": 0.6}}
+    cells = data["tasks"]["breast_cancer"]["contenders"]
+    assert list(cells) == ["lion", "lion(beta1=0.6)"]
+    tuned = [dict(each["hypers"]) for each in cells["lion(beta1=0.6)"]["tunings"]]
+    assert all(0 < each.get("beta1", 0.6) < 1 for each in tuned)
+    assert data["words"][0].startswith("lion(beta1=0.6) ")
 
 
 def test_the_two_means_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
@@ -364,6 +440,20 @@ MISTAKES = {
     "storage that is none": ("compare lion --task quadratic --storage nonsense", "--storage nonsense: "),
     "out below a file": ("compare lion --task quadratic --out file/x", "cannot make the folder 'file/x'"),
     "missing run": ("compare nothing@1", "no run 'nothing'"),
+    "missing run with settings": ("compare nothing@1(lr=1)", "no run 'nothing'"),
+    "unknown setting": ("compare muon(adam_lr=1)", "has no hyperparameter 'adam_lr'; did you mean 'adam_lr_ratio'?"),
+    "setting out of range": ("compare lion --baseline muon(lr=9)", "lr=9 is outside of the range that rule 'muon'"),
+    "unknown setting of a class": (
+        "compare torch.optim:SGD(momentun=1)",
+        "torch.optim:SGD(momentun=1): has no argument 'momentun' that is a number; did you mean 'momentum'?",
+    ),
+    "a setting that is no number": ("compare torch.optim:SGD(nesterov=True)", "is set to a number"),
+    "a setting that a class refuses": (
+        "compare torch.optim:SGD(momentum=-1) --task quadratic",
+        "Invalid momentum value",
+    ),
+    "a rule in a class": ("compare torch.optim:SGD(adamw)", "a class takes settings, name=number, and no 'adamw'"),
+    "a class in a rule": ("compare cautious(torch.optim:SGD)", "unknown rule 'torch.optim:SGD'"),
 }
 
 

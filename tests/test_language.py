@@ -1,7 +1,10 @@
-"""Laws of the language: text and program, what is refused and how, flat and tidy spellings, composition."""
+"""Laws of the language: text and program, what is refused and how, flat and tidy spellings, composition,
+settings.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from dsl.graph import CONSTANT, INPUT, lower
 from dsl.ops import OPS
 from dsl.program import Assign, Call, Facts, If, IsMatrix, Name, Number, Program, RuleError, assignments, names_read
 from dsl.reference import Machine, extent_shape
+from dsl.spelling import renamed
 from dsl.types import FLIPPED, FULL, NUMBER, ROWS, SCALAR, MismatchError, broadcast, fits
 from tests.strategies import programs, rules
 
@@ -360,6 +364,121 @@ def test_composition_refused(wrapper: str, bases: dict[str, str], message: str) 
     program = dsl.parse(f"def f(p, g, base: rule):\n    {wrapper}\n")
     with pytest.raises(RuleError, match=message):
         dsl.apply(program, {name: dsl.load(base) for name, base in bases.items()})
+
+
+# Settings -----------------------------------------------------------------------------------------------------------
+
+
+def by_hand(rule: str, **values: float) -> Program:
+    return dsl.parse(dsl.format(dsl.load(rule).with_defaults(values)))
+
+
+SET = {
+    "muon(adam_lr_ratio=1)": by_hand("muon", adam_lr_ratio=1),
+    "  adamw( beta2 = 0.95 ,eps=1e-6 ) ": by_hand("adamw", beta2=0.95, eps=1e-6),
+    "sgd()": dsl.load("sgd"),
+    "adamw(weight_decay=0)": by_hand("adamw", weight_decay=0),
+    "ema_nesterov(muon(adam_lr_ratio=1))": by_hand("ema_nesterov(muon)", adam_lr_ratio=1),
+    "ema_nesterov(adamw, gamma=0.9)": by_hand("ema_nesterov(adamw)", gamma=0.9),
+    "ema_nesterov(gamma=0.9, adamw(beta1=0.8))": by_hand("ema_nesterov(adamw)", gamma=0.9, beta1=0.8),
+    "ema_nesterov(gamma=0.9)(adamw)": by_hand("ema_nesterov(adamw)", gamma=0.9),
+    "lookahead(clip_global(momentum(momentum=0.8), max_norm=0.5), k=3)": by_hand(
+        "lookahead(clip_global(momentum))", momentum=0.8, max_norm=0.5, k=3
+    ),
+    "decay_l2(adamw(weight_decay=0.2), weight_decay=0.001)": by_hand(
+        "decay_l2(adamw)", adamw_weight_decay=0.2, weight_decay=0.001
+    ),
+    "galore(rank=3)": by_hand("galore", rank=3),
+}
+
+
+@pytest.mark.parametrize("rule", SET)
+def test_settings_are_the_defaults_that_a_file_could_have_and_nothing_else(rule: str) -> None:
+    assert dsl.load(rule) == SET[rule]
+
+
+def test_a_file_and_a_registered_rule_take_settings_and_are_wrapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISCOVER_DATA_DIR", str(tmp_path))
+    for path in (tmp_path / "rules" / "mine.rule", tmp_path / "a (copy)" / "x.rule"):
+        path.parent.mkdir()
+        path.write_text("def mine(p, g, *, lr=0.1, factor=2):\n    p = p - lr * factor * g\n")
+    for name in ("mine", str(tmp_path / "a (copy)" / "x.rule")):
+        assert dsl.load(f"{name}(factor=3)") == dsl.load(name).with_defaults({"factor": 3})
+        assert dsl.load(f"cautious({name}(factor=3), floor=0.1)").defaults == {"lr": 0.1, "floor": 0.1, "factor": 3}
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (
+            "muon(adam_lr=1)",
+            "muon(adam_lr=1): rule 'muon' has no hyperparameter 'adam_lr'; did you mean 'adam_lr_ratio'?",
+        ),
+        ("sgd(k=1)", "rule 'sgd' has no hyperparameter 'k'; it has lr, weight_decay"),
+        ("muon(adam_lr_ratio=100)", "adam_lr_ratio=100 is outside of the range that rule 'muon' declares, 0.001 to 10"),
+        (
+            "cautious(adamw(lr=-1))",
+            "adamw(lr=-1): lr=-1 is outside of the range that rule 'adamw' declares, 1e-05 to 0.1",
+        ),
+        ("galore(rank=2.5)", "rank gives the state its shape: expected a whole number from 1 for all, not 2.5"),
+        ("adamw(beta1)", "'adamw' takes 0 rules, 'adamw(beta1)' gives 1"),
+        ("adamw(beta1=high)", "beta1=high: a hyperparameter is set to a number, beta1=0.9 for example"),
+        ("adamw(beta1=0.5+0.4)", "beta1=0.5+0.4: a hyperparameter is set to a number"),
+        ("adamw(beta1=nan)", "beta1=nan: a hyperparameter is set to a number"),
+        ("adamw(eps=1e999)", "eps=1e999: a hyperparameter is set to a number"),
+        ("adamw(beta1=True)", "beta1=True: a hyperparameter is set to a number"),
+        ("adamw(beta1=)", "beta1=: a hyperparameter is set to a number"),
+        ("adamw(beta1=0.8, beta1=0.9)", "'beta1' is given twice"),
+        ("adamw(0.9)", "write a rule, or name=number, in place of '0.9'"),
+        ("adamw(beta1=0.8,)", "write a rule, or name=number, in place of ''"),
+        ("adamw(beta1=0.8", "'adamw(beta1=0.8' is not a rule"),
+        ("adamw(beta1=0.8))", "its parentheses do not match"),
+        ("(adamw)", "its parentheses do not match"),
+        ("ema_nesterov(adamw, gama=0.9)", "rule 'ema_nesterov' has no hyperparameter 'gama'; did you mean 'gamma'?"),
+        (
+            "ema_nesterov(adamw, beta2=0.9)",
+            "'ema_nesterov' has no hyperparameter 'beta2', 'adamw' has it: adamw(beta2=...)",
+        ),
+        ("lookahead(ema_nesterov(gamma=0.9))", "'ema_nesterov' takes a rule itself"),
+        ("f" + "(" * 100_000 + ")" * 100_000, "more than 60 parentheses"),
+        ("f" + "()" * 100_000, "more than 60 parentheses"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_settings_refused(rule: str, message: str) -> None:
+    with pytest.raises(RuleError, match=re.escape(message)):
+        dsl.load(rule)
+
+
+def test_a_learning_rate_that_a_wrapper_would_ignore_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "half.rule"
+    path.write_text("def half(p, g, base: rule, *, lr=0.5):\n    x = base(p, g)\n    p = p + lr * (x - p)\n")
+    assert dsl.load(f"{path}(sgd, lr=0.2)").defaults["lr"] == 0.2
+    for base in ("sgd(lr=0.1)", "cautious(sgd(lr=0.1))"):
+        with pytest.raises(RuleError, match="has an lr of its own, which holds for both"):
+            dsl.load(f"{path}({base})")
+
+
+names_in_parentheses = st.text("abc_./@:", min_size=1, max_size=5)
+spelled = st.recursive(
+    names_in_parentheses,
+    lambda inner: st.tuples(names_in_parentheses, st.lists(inner | st.just("x=1"), min_size=1, max_size=3)).map(
+        lambda both: f"{both[0]}({', '.join(both[1])})"
+    ),
+    max_leaves=6,
+)
+
+
+@given(spelled)
+def test_renaming_changes_names_alone(text: str) -> None:
+    assert renamed(text, lambda name: name) == text
+    there = re.findall(r"[abc_./@:]+", text)
+    assert renamed(text, lambda name: f"<{name}>") == re.sub(r"[abc_./@:]+", lambda found: f"<{found[0]}>", text)
+    seen: list[str] = []
+    renamed(text, lambda name: seen.append(name) or name)
+    assert sorted(seen) == sorted(there)
 
 
 # Finding rules ------------------------------------------------------------------------------------------------------

@@ -225,6 +225,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ("lion", {"lr": float("nan")}, "lr must be a finite number"),
     ("lion", {"beta1": "high"}, "beta1 must be a finite number, not 'high'"),
     ("loin", {}, r"unknown rule 'loin'; did you mean 'lion'\?"),
+    ("lion(beta3=0.9)", {}, r"rule 'lion' has no hyperparameter 'beta3'; did you mean 'beta2'\?"),
     ("lookahead", {}, r"takes a rule; write 'lookahead\(adamw\)'"),
 ]
 
@@ -270,6 +271,17 @@ def test_class_has_the_rules_signature_and_docstring_and_is_a_name_of_the_module
     assert optim.Lion([torch.ones(1, requires_grad=True)], 0.5).param_groups[0]["lr"] == 0.5
     with pytest.raises(AttributeError, match="Loin"):
         optim.Loin  # noqa: B018
+
+
+def test_settings_are_defaults_that_arguments_come_before() -> None:
+    p = torch.ones(1, requires_grad=True)
+    group = optim.create("lookahead(lion(beta1=0.8), k=3)", [p], alpha=0.4).param_groups[0]
+    assert (group["beta1"], group["beta2"], group["k"], group["alpha"]) == (0.8, 0.99, 3, 0.4)
+    assert optim.create("lion(beta1=0.8)", [p], beta1=0.7).param_groups[0]["beta1"] == 0.7
+    made = optim.optimizer_class("lion(beta1=0.8)")
+    assert inspect.signature(made).parameters["beta1"].default == 0.8
+    assert made is pickle.loads(pickle.dumps(made)) is not optim.Lion
+    assert inspect.signature(optim.Lion).parameters["beta1"].default == 0.9
 
 
 def test_class_of_a_rule_file_is_picklable(tmp_path: Path) -> None:

@@ -216,6 +216,22 @@ def test_a_rule_that_is_worse_is_not_promoted(capsys: pytest.CaptureFixture[str]
     assert command(capsys, "verify found")[0] == 0
 
 
+def test_baselines_with_settings_are_what_the_certificate_says(capsys: pytest.CaptureFixture[str]) -> None:
+    baselines = ["clip_global(crippled.rule(lr=0.2), max_norm=2)", "torch.optim:SGD(momentum=0.9)"]
+    a_run([ASCENT], ", ".join(f"'{name}'" for name in baselines))
+    code, _, err = command(capsys, "promote found")
+    assert code == 0, err
+    data = read(Path("found"))
+    assert data["contests"][-1]["baselines"] == baselines
+    rules = data["contests"][-1]["rules"]
+    assert dsl.parse(rules[baselines[0]]["text"]).defaults == {"lr": 0.2, "max_norm": 2}
+    assert rules[baselines[1]] == {"class": baselines[1]}
+    for name in baselines:
+        assert f"| {name} |" in Path("found/certificate.md").read_text()
+    code, out, _ = command(capsys, "verify found --json")
+    assert (code, json.loads(out)["exact"]) == (0, True)
+
+
 def test_a_rule_that_wins_on_the_search_task_alone_is_not_promoted(
     capsys: pytest.CaptureFixture[str], workshop: Workshop
 ) -> None:

@@ -277,6 +277,14 @@ def test_a_template_writes_the_rules_it_knows(name: str, rule: str) -> None:
         assert dsl.behaviour_hash(alike[0]) == dsl.behaviour_hash(alike[1])
 
 
+def test_rules_to_wrap_and_wrappers_may_have_settings() -> None:
+    template = load("wrappers", {"bases": ["muon(adam_lr_ratio=1)"], "wrappers": ["ema_nesterov(gamma=0.9)"]})
+    known = template.known()
+    assert len(known) == 2
+    for rule, answers in known.items():
+        assert template.build(Given(answers)) == dsl.load(rule)
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_the_same_answers_write_the_same_program(name: str) -> None:
     template = load(name, OPTIONS[name])

@@ -265,6 +265,15 @@ def test_a_rank_is_a_program_that_says_where_it_comes_from() -> None:
     assert "not confirmed" in rule_names.rule_of("last@2").doc
 
 
+def test_a_rank_takes_settings_and_is_wrapped() -> None:
+    made("runs/alpha", trained=4)
+    program = rule_names.rule_of("alpha@1")
+    assert rule_names.rule_of("runs/alpha@1(lr=0.2)") == program.with_defaults({"lr": 0.2})
+    wrapped = rule_names.rule_of("clip_global(alpha@1(lr=0.2), max_norm=2)")
+    assert wrapped.defaults == {"lr": 0.2, "max_norm": 2}
+    assert wrapped.name == "clip_global_rule_1"
+
+
 def test_places_that_are_not_there_are_refused() -> None:
     made("runs/alpha", trained=2)
     made("runs/beta")

@@ -119,6 +119,18 @@ BAD = {
         "promote: {baselines: [x.rule]}",
         "promote.baselines: cannot read rule file",
     ),
+    "a baseline of unknown settings": (
+        "promote: {baselines: [muon(adam_lr=1)]}",
+        "promote.baselines: muon(adam_lr=1): rule 'muon' has no hyperparameter 'adam_lr'",
+    ),
+    "a baseline that is cut at a comma": (
+        "promote: {baselines: [mine.rule(lr=1, beta=2)]}",
+        "promote.baselines: 'mine.rule(lr=1' is not a rule",
+    ),
+    "a baseline of settings that do not match": (
+        "promote: {baselines: ['mine.rule(lr=1))']}",
+        "promote.baselines: 'mine.rule(lr=1))' is not a rule: its parentheses do not match",
+    ),
     "a run that is no baseline": ("promote: {baselines: [x@1]}", "promote.baselines: no run 'x'"),
     "a baseline of no package": (
         "promote: {baselines: ['torhc.optim:SGD']}",
@@ -218,6 +230,7 @@ def test_tasks_of_promotion_are_looked_at() -> None:
 
 
 BASELINES = ("sgd", "clip_global(adamw)", "mine.rule", "mine.py:Mine", "star.py:Any", "torch.optim:AdamW", "torch._C:X")
+BASELINES += ("muon(adam_lr_ratio=1)", "ema_nesterov(mine.rule(lr=0.2), gamma=0.9, beta=0.4)", "mine.py:Mine(lr=1)")
 
 
 def test_what_may_be_a_baseline_is_not_imported_to_find_out() -> None:
@@ -280,12 +293,14 @@ def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "mine.rule").write_text("def mine(p, g, *, lr=0.1):\n    p = p - lr * g\n")
     (folder / "mine.yaml").write_text(
-        "ancestor: [mine.rule, adamw]\noperators: [add]\n"
+        "ancestor: [mine.rule, adamw, 'cautious(mine.rule(lr=0.2), floor=0.1)']\noperators: [add]\n"
         "tasks: {search: ['own.py:Task']}\nrungs: [{tasks: ['own.py:Task']}]\n"
         "weights: {'own.py:Task': 2.0}\n"
     )
     space = Space.load("spaces/mine.yaml")
-    assert [program.name for program in space.ancestors()] == ["mine", "adamw"]
+    assert [program.name for program in space.ancestors()] == ["mine", "adamw", "cautious_mine"]
+    assert space.ancestor[-1] == "cautious(spaces/mine.rule(lr=0.2), floor=0.1)"
+    assert space.ancestors()[-1].defaults == {"lr": 0.2, "floor": 0.1}
     assert space.tasks.search == ("spaces/own.py:Task",)
     assert space.weights == {"spaces/own.py:Task": 2.0}
 
