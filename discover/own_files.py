@@ -52,7 +52,12 @@ def named(data: Any) -> Iterator[str]:
             yield from named(value)
     elif isinstance(data, str):
         found: list[str] = []
-        _with_files(data, lambda path: found.append(path) or path)
+
+        def noted(path: str) -> str:
+            found.append(path)
+            return path
+
+        _with_files(data, noted)
         yield from found
 
 

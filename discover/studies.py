@@ -27,7 +27,7 @@ from discover.pruners import Pruner, least_seeds
 from discover.ranges import Dimension, dimensions, rounded
 from discover.trainers import Ground, capped_log, model_steps
 
-FORMAT = 2
+FORMAT = 3
 """Part of every study's key: raise it when tuning changes, so that old results are not taken for new ones."""
 
 EXTENSION = 3.0
@@ -98,7 +98,7 @@ class Tuned:
 
     Attributes:
         seed: of the study.
-        hypers: the best setting: what was tuned; the rest are the contender's defaults.
+        hypers: the best setting, of all that may be tuned.
         value: its mean log loss over the tuning seeds.
         trials, pruned: how many settings were tried, and dropped before their end.
         at_edge: the best learning rate lies at the edge of its range, which was not extended any more.
@@ -280,7 +280,9 @@ class Study:
         return best.value is not None and best.value < float(nothing) - NOTHING
 
     def hypers_of(self, trial: optuna.Trial | FrozenTrial) -> dict[str, float]:
-        hypers: dict[str, float] = {}
+        """All that the study may tune: a lane that has a number of its own and one that has it written into its code end
+        in other last bits, so that which others are trained beside it would show."""
+        hypers = {each.name: self.contender.defaults[each.name] for each in self.dimensions}
         for dimension in self.dimensions:
             if dimension.label in trial.params:
                 value = trial.params[dimension.label]
