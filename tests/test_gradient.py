@@ -342,6 +342,26 @@ def test_fresh_process_loads_the_artefact_without_a_compiler(package: Path, cach
 
 
 @pytest.mark.slow
+def test_a_process_that_is_killed_leaves_nothing_of_an_artefact_behind(
+    package: Path, cache: Path, tmp_path: Path
+) -> None:
+    process = in_fresh_process(
+        "import os, signal\n"
+        f"task = tasks.load({f'{__file__}:Tiny'!r})\n"
+        f"made = build(task, compile=True, tile={TILE})\n"
+        "flat = task.initial(0).unsqueeze(0)\n"
+        "loss, _ = made(flat, task.gather(task.batches(0, 1)))\n"
+        "print(made.compiled, loss.isfinite().all().item(), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        cache,
+        TMPDIR=str(tmp_path),
+    )
+    out, _ = process.communicate(timeout=120)
+    assert out == "True True\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
 @needs_compiler
 def test_two_processes_at_once_compile_once_and_silently(tmp_path: Path) -> None:
     code = (
