@@ -280,8 +280,8 @@ class Study:
         return best.value is not None and best.value < float(nothing) - NOTHING
 
     def hypers_of(self, trial: optuna.Trial | FrozenTrial) -> dict[str, float]:
-        """All that the study may tune: a lane that has a number of its own and one that has it written into its code end
-        in other last bits, so that which others are trained beside it would show."""
+        """All that the study may tune. A number that a lane has for itself and one that is written into the code give
+        other last bits: if some runs named it and others not, it would show which are trained together."""
         hypers = {each.name: self.contender.defaults[each.name] for each in self.dimensions}
         for dimension in self.dimensions:
             if dimension.label in trial.params:
