@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from discover.contenders import Contender
+from discover.contenders import Contender, RuleContender
 from discover.trainers import Ground
+from dsl.ops import OPS
+from dsl.program import Call, Name, Program, assignments, expressions, reads
 
 OCTAVES = 4.0
 """The first range of learning rates reaches so many factors of 2 to each side of the task's own."""
@@ -54,15 +56,19 @@ def dimensions(contender: Contender, ground: Ground, *, own: bool) -> tuple[Dime
 
     An average (a default between 0.5 and 1) is searched from a tenth to ten times its 1 - value, any other positive
     number that is not a count from a tenth to ten times, `eps` to a thousand times. What its author gave a range has
-    that one, but for lr and weight_decay, whose units are the same for all.
+    that one, but for lr and weight_decay, whose units are the same for all. What must be known before training, such as
+    the steps of a Newton-Schulz iteration, cannot differ between lanes and is left as it is.
     """
     stride, rate = ground.stride(contender), ground.task.learning_rate
     found = [Dimension("lr", rounded(rate / stride * 2**-OCTAVES), rounded(rate / stride * 2**OCTAVES))]
     if "weight_decay" in contender.defaults:
         low, high = (rounded(limit * stride) for limit in DECAYS)
         found.append(Dimension("weight_decay", low, high, zero=True))
+    fixed = {"lr", "weight_decay"}
+    if isinstance(contender, RuleContender):
+        fixed |= known_before(contender.program)
     for name, default in contender.defaults.items() if own else ():
-        if name in ("lr", "weight_decay"):
+        if name in fixed:
             continue
         if (range_ := contender.ranges.get(name)) is not None:
             if range_.low > 0:
@@ -74,6 +80,19 @@ def dimensions(contender: Contender, ground: Ground, *, own: bool) -> tuple[Dime
             factor = 1e3 if "eps" in name else 10.0
             found.append(Dimension(name, rounded(default / factor), rounded(default * factor)))
     return tuple(found)
+
+
+def known_before(program: Program) -> set[str]:
+    """Hyperparameters that must be known before training: an operator asks that of them, or of what is made of them."""
+    kept = {"p", *(slot.name for slot in program.slots)}  # never known before, nor what is made of them
+    body = [each for each in assignments(program.body) if each.target not in kept]
+    everywhere = [each for one in assignments(program.body) for each in expressions(one.value)]
+    calls = [each for each in everywhere if isinstance(each, Call) and each.op in OPS]
+    asked = [call.args[place] for call in calls for place in OPS[call.op].known_before]
+    found = {each.id for arg in asked for each in expressions(arg) if isinstance(each, Name)}
+    while more := {name for one in body if one.target in found for name in reads(one)} - found:
+        found |= more
+    return found & program.defaults.keys()
 
 
 def rounded(value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from dsl.dead import strip_dead
@@ -40,7 +41,8 @@ def lift(program: Program) -> Program:
     A weight between 0 and 1 of `lerp` is a rate (`rate1`, ...), searched up to 0.9; a number between 0.5 and 1 is how
     much stays, and is written `1 - rate`: with the rate of a `lerp` that has the same value, if there is one, so that
     an average and its bias correction stay together. A number below 1e-4 is an `eps1`, anything else a `c1`, both
-    searched on a logarithmic scale around their value; signs stay. 0, 0.5, 1, 2, 3 and 4 are form, and stay.
+    searched on a logarithmic scale around their value; signs stay. 0, 0.5, 1, 2, 3 and 4 are form, and stay; so are
+    numbers that must be known before training, such as the steps of a Newton-Schulz iteration.
 
     Args:
         program: straight lines or with static ifs; taken apart from what no output needs, and tidied.
@@ -71,8 +73,9 @@ class _Lifter:
     def find_rates(self, expr: Expr) -> None:
         if not isinstance(expr, Call):
             return
-        for arg in expr.args:
-            self.find_rates(arg)
+        for arg, free in _free(expr):
+            if free:
+                self.find_rates(arg)
         if (value := _rate(expr)) is not None:
             name = self._declare(
                 "rate", value, Range(value / FACTOR, max(value, min(LARGEST_RATE, value * FACTOR)), True)
@@ -84,7 +87,7 @@ class _Lifter:
         match expr:
             case Call(op, args):
                 if _rate(expr) is None:
-                    return Call(op, tuple(self.lifted(arg) for arg in args))
+                    return Call(op, tuple(self.lifted(arg) if free else arg for arg, free in _free(expr)))
                 first = tuple(self.lifted(arg) for arg in args[:2])
                 name = self._rates[self._next_rate]
                 self._next_rate += 1
@@ -117,6 +120,12 @@ class _Lifter:
         low, high = (float(f"{limit:.6g}") for limit in (range_.low, range_.high))
         self.hypers.append(Hyper(name, value, Range(min(low, value), max(high, value), True)))
         return name
+
+
+def _free(expr: Call) -> Iterator[tuple[Expr, bool]]:
+    """Its arguments, and whether each may change while a rule trains."""
+    params = OPS[expr.op].known_before if expr.op in OPS else ()
+    return ((arg, index not in params) for index, arg in enumerate(expr.args))
 
 
 def _rate(expr: Call) -> float | None:

@@ -83,6 +83,11 @@ class Op:
     def __hash__(self) -> int:
         return hash(self.name)
 
+    @property
+    def known_before(self) -> frozenset[int]:
+        """Places of arguments that must be one number, known before training."""
+        return frozenset(place for place, param in enumerate(self.params) if self.kinds.get(param) == "number")
+
 
 # Laws -------------------------------------------------------------------------------------------------------------
 

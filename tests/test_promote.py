@@ -18,6 +18,7 @@ import torch
 import yaml
 
 import dsl
+import tasks
 from discover import ablate, certificate, cli, incumbents, promote, runs, statistics, verify
 from discover.archive import Archive
 from discover.contenders import RuleContender
@@ -26,9 +27,11 @@ from discover.errors import RunError, SpaceError, UserError
 from discover.keeper import Keeper, StoppedError
 from discover.manifest import Configuration
 from discover.promotion_keys import least_tunings
+from discover.ranges import dimensions
 from discover.records import Candidate, Confirmation, Generation, GenerationRecord
 from discover.space import Space
 from discover.storage import Store
+from discover.trainers import Ground
 from discover.workshop import Workshop
 from dsl import properties
 from dsl.behaviour import behaviour_hash
@@ -403,6 +406,18 @@ def test_lifting_keeps_what_a_rule_does_and_leaves_no_constant(name: str) -> Non
     for hyper in lifted.hypers:
         assert hyper.range is None or hyper.name == "weight_decay" or hyper.range.low <= hyper.default
         assert hyper.range is not None or hyper.name in ("lr", "weight_decay")
+
+
+def test_what_must_be_known_before_training_is_neither_lifted_nor_tuned() -> None:
+    text = "def f(p, g, m: zeros, *, lr=0.1):\n    if matrix(p):\n        m = lerp(m, g, 0.1)\n"
+    text += "        p = p - lr * newton_schulz(m * 1.7, 5)\n    else:\n        p = p - lr * g\n"
+    found = lift(dsl.parse(text))
+    assert found.defaults == {"lr": 0.1, "rate1": 0.1, "c1": 1.7}
+    assert "newton_schulz(m * c1, 5)" in dsl.format(found)
+    text = text.replace("lr=0.1", "lr=0.1, steps=4.5, more=0.5, other=0.3").replace("m * 1.7, 5", "m * other, n")
+    steps = dsl.parse(text.replace("    if matrix", "    n = steps + more\n    if matrix"))
+    ground = Ground(tasks.load("digits_mlp"), steps=4, compile=False)
+    assert [each.name for each in dimensions(RuleContender("f", steps), ground, own=True)] == ["lr", "other"]
 
 
 def test_an_average_and_its_correction_are_lifted_together() -> None:
