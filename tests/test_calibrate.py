@@ -271,12 +271,16 @@ def test_a_search_says_it_when_it_starts(
     space = small()
     spearman = {"value": 0.62, "low": 0.21, "high": 0.84, "level": 0.95}
     cost = {"proxies": {"flops": 1.0}, "select": {"flops": 23.0}}
-    data = {"digest": calibration.digest(space), "all": {"spearman": spearman}, "cost": cost}
+    chosen = {"value": 0.55, "low": 0.1, "high": 0.8, "level": 0.95}
+    data = {"digest": calibration.digest(space), "all": {"spearman": spearman}, "cost": cost, "chosen": chosen}
     calibration.write(Path("small.calibration.json"), data)
     options = " --json" if as_json else ""
     code, out, err = run(capsys, f"search --space small.yaml --candidates 1 --workers 0{options}")
     assert code == 0
-    said = "proxies agree with select tasks: Spearman 0.62 [0.21, 0.84]; cost 1/23\n"
+    said = (
+        "proxies agree with select tasks: Spearman 0.62 [0.21, 0.84], 0.55 on rules it was not chosen by; cost 1/23 of"
+        " the FLOPs\n"
+    )
     assert (out, err) == (("", said) if as_json else (said, ""))
 
 
