@@ -23,10 +23,16 @@ from dsl.dead import strip_dead
 from dsl.flatten import flatten, tidy
 from dsl.format import format_expr, format_test
 from dsl.graph import lower_all
-from dsl.program import BUILTINS, Assign, Call, Expr, If, Name, RuleError, Statement, map_names, reads
+from dsl.program import BUILTINS, Assign, Call, Expr, If, Name, Number, RuleError, Statement, map_names, reads
 
 GIVEN = ("lr", "weight_decay")
 """Statements that these enter stay as they are: a rule keeps its step size and its decay."""
+
+_OF_NOTHING = frozenset(
+    "neg abs sign square sqrt tanh div debias transpose sinkhorn polar newton_schulz newton_schulz_cubic orthonormal"
+    " row_mean row_norm col_norm rms row_rms".split()
+)
+"""Operators that make 0 of 0."""
 
 DIGITS = (1, 2, 3)
 """To how many digits constants are rounded, the fewest first."""
@@ -149,7 +155,8 @@ def _virtues(program: Program) -> set[str]:
 
 
 def removals(program: Program) -> Iterator[tuple[str, Program]]:
-    """The program less one operation each: its value is replaced by one of its arguments, later statements first.
+    """The program without a state that never leaves its start, then less one operation each: its value is replaced by
+    one of its arguments, later statements first.
 
     Left out are operations on lr and weight decay, and what would not be a rule any more: not well formed, or without
     its gradient. Where a program has static ifs, each of its straight lines is gone through as a program of its own.
@@ -157,6 +164,11 @@ def removals(program: Program) -> Iterator[tuple[str, Program]]:
     flat = flatten(program)
     flat = _apart(replace(flat, body=unfolded(flat.body)))
     seen: set[str] = set()
+    for path, line in straight_lines(flat.body):
+        for words, changed in _at_rest(flat, [each for each in line if isinstance(each, Assign)]):
+            variant = _usable(with_line(flat, path, replace(flat, body=changed)))
+            if variant is not None and behaviour_hash(variant) == behaviour_hash(program):
+                yield _where(flat.body, path) + words, variant
     for path, line in straight_lines(flat.body):
         where = _where(flat.body, path)
         for words, changed in _shorter(flat, [each for each in line if isinstance(each, Assign)]):
@@ -168,18 +180,61 @@ def removals(program: Program) -> Iterator[tuple[str, Program]]:
 
 def _apart(program: Program) -> Program:
     """The program with temporaries of each straight line under names of their own, so that `tidy` can put them away."""
-    lines = list(straight_lines(program.body))
-    kept = {"p", "g", *(slot.name for slot in program.slots)}
-    for number, (path, line) in enumerate(lines if len(lines) > 1 else ()):
+    kept, taken = {"p", "g", *(slot.name for slot in program.slots)}, set[str]()
+    for number, (path, line) in enumerate(list(straight_lines(program.body))):
         body = [each for each in line if isinstance(each, Assign)]
-        own = {each.target: f"{each.target}_{number}" for each in body if each.target not in kept}
-
-        def named(name: str, own: Mapping[str, str] = own) -> Name:
-            return Name(own.get(name, name))
-
-        renamed = [replace(each, target=named(each.target).id, value=map_names(each.value, named)) for each in body]
+        mine = {each.target for each in body} - kept
+        own = {name: f"{name}_{number}" for name in mine & taken}
+        taken |= mine
+        names = {old: Name(new) for old, new in own.items()}
+        renamed = [
+            replace(each, target=own.get(each.target, each.target), value=_put(each.value, names)) for each in body
+        ]
         program = with_line(program, path, replace(program, body=tuple(renamed)))
     return program
+
+
+def _at_rest(flat: Program, body: Sequence[Assign]) -> Iterator[tuple[str, tuple[Assign, ...]]]:
+    """A straight line with each of its states that starts as a number left at that, and what follows from it."""
+    for slot in flat.slots:
+        if not isinstance(slot.init, float | int) or not any(slot.name in {s.target, *reads(s)} for s in body):
+            continue
+        known: dict[str, Expr] = {slot.name: Number(float(slot.init))}
+        left = []
+        for statement in body:
+            value = _folded(_put(statement.value, known))
+            if statement.target == slot.name:
+                continue
+            known.pop(statement.target, None)
+            if isinstance(value, Number) and statement.target not in {"p", *(each.name for each in flat.slots)}:
+                known[statement.target] = value
+            left.append(replace(statement, value=value))
+        yield f"{slot.name} stays at {slot.init:g}", tuple(left)
+
+
+def _put(expr: Expr, known: Mapping[str, Expr]) -> Expr:
+    return map_names(expr, lambda name: known.get(name, Name(name)))
+
+
+def _folded(expr: Expr) -> Expr:
+    """Without what adds 0, and 0 for what is made of it; where that is not so, behaviour tells."""
+    if not isinstance(expr, Call):
+        return expr
+    nothing = [isinstance(arg, Number) and arg.value == 0.0 for arg in expr.args]
+    match expr.op, nothing:
+        case "add", [True, _]:
+            return expr.args[1]
+        case "add" | "sub", [_, True]:
+            return expr.args[0]
+        case "mul" | "matmul", [True, _] | [_, True]:
+            return Number(0.0)
+        case op, [True, *_] if op in _OF_NOTHING:
+            return Number(0.0)
+        case "lerp", [True, _, _]:
+            return Call("mul", (expr.args[2], expr.args[1]))
+        case "lerp", [_, True, _]:
+            return Call("mul", (Call("sub", (Number(1.0), expr.args[2])), expr.args[0]))
+    return expr
 
 
 def _where(body: tuple[Statement, ...], path: Path) -> str:

@@ -445,6 +445,25 @@ def test_simplifying_keeps_what_short_trainings_do_not_show(workshop: Workshop) 
     assert not any(trial.kept for trial in found.trials if " then" in trial.change)
 
 
+def test_state_that_never_leaves_its_start_goes_without_training() -> None:
+    program = dsl.parse(
+        "def w(p, g, m: zeros, v: zeros, *, lr=0.1, c=0.3):\n"
+        "    if matrix(p):\n        x = m\n        m = newton_schulz(m, 4)\n"
+        "        p = p - lr * (c + x) * newton_schulz(lerp(g, v, 0.6), 5)\n"
+        "    else:\n        m = lerp(m, g, 0.1)\n        v = lerp(v, square(g), 0.01)\n"
+        "        p = p - lr * m / (sqrt(v) + 1e-8)\n"
+    )
+    current, words = program, []
+    while found := next(((w, each) for w, each in ablate.removals(current) if "stays at" in w), None):
+        words.append(found[0])
+        current = found[1]
+    assert words == ["matrix(p): m stays at 0", "matrix(p): v stays at 0"]
+    branch = "    if matrix(p):\n        p = p - lr * c * newton_schulz((1 - 0.6) * g, 5)\n    else:\n"
+    assert branch in dsl.format(current)
+    assert behaviour_hash(current) == behaviour_hash(program)
+    assert "x_" not in dsl.format(current)
+
+
 def test_a_rule_whose_weight_decay_is_tuned_to_nothing_keeps_its_range() -> None:
     program = dsl.parse(
         "def w(p, g, *, lr=0.1, weight_decay: log(1e-4, 1) = 0, c1: log(0.01, 1) = 0.123):\n"
