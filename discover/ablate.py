@@ -28,10 +28,10 @@ from dsl.program import BUILTINS, Assign, Call, Expr, If, Name, Number, RuleErro
 GIVEN = ("lr", "weight_decay")
 """Statements that these enter stay as they are: a rule keeps its step size and its decay."""
 
-_OF_NOTHING = frozenset(
-    "neg abs sign square sqrt tanh div debias transpose sinkhorn polar newton_schulz newton_schulz_cubic orthonormal"
-    " row_mean row_norm col_norm rms row_rms".split()
-)
+_ELEMENTWISE = ("neg", "abs", "sign", "square", "sqrt", "tanh", "div", "debias")
+_OF_A_MATRIX = ("transpose", "sinkhorn", "polar", "newton_schulz", "newton_schulz_cubic", "orthonormal")
+_NORMS = ("rms", "row_mean", "row_norm", "row_rms", "col_norm")
+_OF_NOTHING = frozenset((*_ELEMENTWISE, *_OF_A_MATRIX, *_NORMS))
 """Operators that make 0 of 0."""
 
 DIGITS = (1, 2, 3)
