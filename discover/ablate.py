@@ -20,7 +20,7 @@ from discover.workshop import Workshop
 from dsl import Program, properties
 from dsl.behaviour import behaviour_hash
 from dsl.dead import strip_dead
-from dsl.flatten import flatten, tidy
+from dsl.flatten import flatten, fresh_names, tidy
 from dsl.format import format_expr, format_test
 from dsl.graph import lower_all
 from dsl.program import BUILTINS, Assign, Call, Expr, If, Name, Number, RuleError, Statement, map_names, reads
@@ -29,7 +29,7 @@ GIVEN = ("lr", "weight_decay")
 """Statements that these enter stay as they are: a rule keeps its step size and its decay."""
 
 _ELEMENTWISE = ("neg", "abs", "sign", "square", "sqrt", "tanh", "div", "debias")
-_OF_A_MATRIX = ("transpose", "sinkhorn", "polar", "newton_schulz", "newton_schulz_cubic", "orthonormal")
+_OF_A_MATRIX = ("transpose", "sinkhorn", "newton_schulz", "newton_schulz_cubic")
 _NORMS = ("rms", "row_mean", "row_norm", "row_rms", "col_norm")
 _OF_NOTHING = frozenset((*_ELEMENTWISE, *_OF_A_MATRIX, *_NORMS))
 """Operators that make 0 of 0."""
@@ -119,8 +119,7 @@ class _Judge:
     def keeps(self, words: str, variant: Program, current: Program) -> bool:
         if words in self._failed:
             return False
-        behaviour = behaviour_hash(variant)
-        if behaviour == behaviour_hash(current):
+        if _behaviour(variant) == _behaviour(current):
             self.trials.append(Trial(words, None, 0.0, True))
             return True
         if lost := sorted(self._virtues - _virtues(variant)):
@@ -141,6 +140,11 @@ class _Judge:
         if not kept:
             self._failed.add(words)
         return kept
+
+
+def _behaviour(program: Program) -> str:
+    """With weight decay, whatever it was tuned to: a rule keeps its decay."""
+    return behaviour_hash(program.with_defaults({name: 0.1 for name in GIVEN[1:] if name in program.defaults}))
 
 
 def _virtues(program: Program) -> set[str]:
@@ -167,7 +171,7 @@ def removals(program: Program) -> Iterator[tuple[str, Program]]:
     for path, line in straight_lines(flat.body):
         for words, changed in _at_rest(flat, [each for each in line if isinstance(each, Assign)]):
             variant = _usable(with_line(flat, path, replace(flat, body=changed)))
-            if variant is not None and behaviour_hash(variant) == behaviour_hash(program):
+            if variant is not None and _behaviour(variant) == _behaviour(program):
                 yield _where(flat.body, path) + words, variant
     for path, line in straight_lines(flat.body):
         where = _where(flat.body, path)
@@ -181,10 +185,11 @@ def removals(program: Program) -> Iterator[tuple[str, Program]]:
 def _apart(program: Program) -> Program:
     """The program with temporaries of each straight line under names of their own, so that `tidy` can put them away."""
     kept, taken = {"p", "g", *(slot.name for slot in program.slots)}, set[str]()
-    for number, (path, line) in enumerate(list(straight_lines(program.body))):
+    free = fresh_names(program)
+    for path, line in list(straight_lines(program.body)):
         body = [each for each in line if isinstance(each, Assign)]
         mine = {each.target for each in body} - kept
-        own = {name: f"{name}_{number}" for name in mine & taken}
+        own = {name: next(free) for name in sorted(mine & taken)}
         taken |= mine
         names = {old: Name(new) for old, new in own.items()}
         renamed = [
@@ -195,21 +200,24 @@ def _apart(program: Program) -> Program:
 
 
 def _at_rest(flat: Program, body: Sequence[Assign]) -> Iterator[tuple[str, tuple[Assign, ...]]]:
-    """A straight line with each of its states that starts as a number left at that, and what follows from it."""
+    """A straight line without each of its states that start as a number and provably stay at it, and with what follows
+    from that."""
     for slot in flat.slots:
         if not isinstance(slot.init, float | int) or not any(slot.name in {s.target, *reads(s)} for s in body):
             continue
         known: dict[str, Expr] = {slot.name: Number(float(slot.init))}
-        left = []
+        left, rests = [], True
         for statement in body:
             value = _folded(_put(statement.value, known))
             if statement.target == slot.name:
+                rests = rests and value == known[slot.name]
                 continue
             known.pop(statement.target, None)
             if isinstance(value, Number) and statement.target not in {"p", *(each.name for each in flat.slots)}:
                 known[statement.target] = value
             left.append(replace(statement, value=value))
-        yield f"{slot.name} stays at {slot.init:g}", tuple(left)
+        if rests:
+            yield f"{slot.name} stays at {slot.init:g}", tuple(left)
 
 
 def _put(expr: Expr, known: Mapping[str, Expr]) -> Expr:
@@ -217,7 +225,7 @@ def _put(expr: Expr, known: Mapping[str, Expr]) -> Expr:
 
 
 def _folded(expr: Expr) -> Expr:
-    """Without what adds 0, and 0 for what is made of it; where that is not so, behaviour tells."""
+    """Without what adds 0, and 0 for what is made of it."""
     if not isinstance(expr, Call):
         return expr
     nothing = [isinstance(arg, Number) and arg.value == 0.0 for arg in expr.args]

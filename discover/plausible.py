@@ -36,7 +36,7 @@ def problems_of(stage: Mapping[str, Any], contest: Contest, workshop: Workshop) 
             one = made(name, stage["rules"][name])
             ranges = dimensions(one, workshop.ground(ask_of(terms, one, task)), own=terms.own)
             for tuned in tunings:
-                if (wrong := _outside(tuned.hypers, ranges, terms)) is not None:
+                if (wrong := _outside(tuned.hypers, ranges, terms, one.defaults)) is not None:
                     yield f"{where}, tuning {tuned.seed}: {wrong}"
                     break
 
@@ -56,8 +56,10 @@ def _agreed(terms: Terms, task: str, tunings: Sequence[Tuned]) -> bool:
     )
 
 
-def _outside(hypers: Mapping[str, float], ranges: Sequence[Dimension], terms: Terms) -> str | None:
-    """What of a setting no study of these dimensions proposes."""
+def _outside(
+    hypers: Mapping[str, float], ranges: Sequence[Dimension], terms: Terms, defaults: Mapping[str, float]
+) -> str | None:
+    """What of a setting no study of these dimensions proposes, nor leaves as it is by default."""
     known = {each.name: each for each in ranges}
     if unknown := sorted(hypers.keys() - known.keys()):
         return f"{unknown[0]} is not tuned there"
@@ -66,6 +68,8 @@ def _outside(hypers: Mapping[str, float], ranges: Sequence[Dimension], terms: Te
             return f"{name} has no value"
     for name, value in hypers.items():
         low, high = _limits(known[name], terms)
+        if name not in ("lr", "weight_decay") and value == defaults.get(name):
+            continue
         zero = known[name].zero and value == 0
         seen = 1 - value if known[name].complement else value
         if not (zero or low / SLACK <= seen <= high * SLACK):

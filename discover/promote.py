@@ -117,11 +117,13 @@ def _curve_lines(points: Sequence[incumbents.Point], chosen: incumbents.Point) -
 
 def _beside(promotion: Promotion) -> list[Contender]:
     """What is shown beside a winner: where the search began, and what the space names."""
-    programs = map(dsl.parse, promotion.manifest.configuration.ancestors)
-    others: list[Contender] = [RuleContender(program.name, program) for program in programs]
+    configuration = promotion.manifest.configuration
+    began = zip(configuration.space.ancestor, configuration.ancestors, strict=True)
+    others: list[Contender] = [RuleContender(name, dsl.parse(text)) for name, text in began]
     others += map(promotion.contender, promotion.settings.beside)
-    asked = promotion.settings.final.baselines or promotion.settings.baselines
-    return list({one.name: one for one in others if one.name not in asked}.values())
+    asked = map(promotion.contender, promotion.settings.final.baselines or promotion.settings.baselines)
+    known = {one.fingerprint for one in asked}
+    return list({one.fingerprint: one for one in reversed(others) if one.fingerprint not in known}.values())[::-1]
 
 
 def _distinct(
@@ -195,7 +197,7 @@ def _simplify(promotion: Promotion, name: str, workshop: Workshop) -> None:
     winner = tuned(dsl.parse(text), last, name)
     sizes: Tuning = settings.simplify
     if not sizes.tasks:
-        sizes = sizes.model_copy(update={"tasks": _place(promotion, "rung 1", settings.rungs[0], workshop)[1].tasks})
+        sizes = sizes.model_copy(update={"tasks": tuple(state["stages"]["rung 1"]["terms"]["tasks"])})
     terms = _terms(promotion, "simplify", sizes, SIMPLIFY, "select", workshop)
     terms = replace(terms, own=False, error_rate=settings.simplify.error_rate)
     found = ablate.simplify(winner, terms, settings.simplify.margin, workshop)
@@ -303,6 +305,7 @@ def _held(
     sizes = _sizes(promotion.settings, terms.name)
     if place := _place(promotion, terms.name, sizes, workshop)[2]:
         workshop.say(f"{terms.name}: {place}")
+    promotion.keep()  # what was asked for stays so from here on
     began = time.perf_counter()
     against = [promotion.contender(name) for name in baselines]
     everybody = [*against, *beside, *candidates]

@@ -9,6 +9,7 @@ from discover.contenders import Contender, RuleContender
 from discover.trainers import Ground
 from dsl.ops import OPS
 from dsl.program import Call, Name, Program, assignments, expressions, reads
+from dsl.types import SIZED_BY
 
 OCTAVES = 4.0
 """The first range of learning rates reaches so many factors of 2 to each side of the task's own."""
@@ -83,7 +84,8 @@ def dimensions(contender: Contender, ground: Ground, *, own: bool) -> tuple[Dime
 
 
 def known_before(program: Program) -> set[str]:
-    """Hyperparameters that must be known before training: an operator asks that of them, or of what is made of them."""
+    """Hyperparameters that must be known before training: an operator asks that of them, or of what is made of them, or
+    a state has its shape from them; and `seed`, which all lanes share."""
     kept = {"p", *(slot.name for slot in program.slots)}  # never known before, nor what is made of them
     body = [each for each in assignments(program.body) if each.target not in kept]
     everywhere = [each for one in assignments(program.body) for each in expressions(one.value)]
@@ -92,7 +94,7 @@ def known_before(program: Program) -> set[str]:
     found = {each.id for arg in asked for each in expressions(arg) if isinstance(each, Name)}
     while more := {name for one in body if one.target in found for name in reads(one)} - found:
         found |= more
-    return found & program.defaults.keys()
+    return (found | {"seed", *SIZED_BY.values()}) & program.defaults.keys()
 
 
 def rounded(value: float) -> float:

@@ -37,7 +37,7 @@ MAX_LINE = 88
 
 def flatten(program: Program) -> Program:
     """Three-address form: each statement one operator on names and literals. Temporaries are x1, x2, ..."""
-    fresh = _fresh_names(program)
+    fresh = fresh_names(program)
 
     def flat(statement: Assign) -> tuple[Statement, ...]:
         lines: list[Assign] = []
@@ -126,7 +126,7 @@ def _single_assignments(program: Program) -> Program:
     """Gives each value of a temporary a name of its own; slots, p and what is returned keep theirs. A straight line."""
     kept = {"p", "g", program.result, *program.defaults, *(slot.name for slot in program.slots)}
     writes = Counter(s.target for s in assignments(program.body))
-    fresh = _fresh_names(program)
+    fresh = fresh_names(program)
     current: dict[str, str] = {}
     body: list[Statement] = []
     for statement in assignments(program.body):
@@ -194,7 +194,7 @@ def _folded(expr: Expr) -> Expr:
     return Call(expr.op, args)
 
 
-def _fresh_names(program: Program) -> Iterator[str]:
+def fresh_names(program: Program) -> Iterator[str]:
     taken = {"p", "g", *BUILTINS, *program.defaults, *(slot.name for slot in program.slots), program.result}
     for statement in assignments(program.body):
         taken |= reads(statement) | {statement.target}

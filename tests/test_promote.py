@@ -152,7 +152,7 @@ def test_what_a_winner_is_shown_beside_need_not_be_beaten_and_is_said(capsys: py
     assert code == 0, err
     data = read(folder)
     final = Contest.of(data["contests"][-1])
-    assert (final.baselines, final.beside) == (("crippled.rule",), ("sgd", "nadam"))
+    assert (final.baselines, final.beside) == (("crippled.rule",), ("sgd", "nadam"))  # and no baseline twice
     assert final.p_against("candidate_0", "nadam") > 0.05
     assert final.passed == ("candidate_0",)
     assert "Beside them: " in data["statement"]
@@ -418,6 +418,8 @@ def test_what_must_be_known_before_training_is_neither_lifted_nor_tuned() -> Non
     steps = dsl.parse(text.replace("    if matrix", "    n = steps + more\n    if matrix"))
     ground = Ground(tasks.load("digits_mlp"), steps=4, compile=False)
     assert [each.name for each in dimensions(RuleContender("f", steps), ground, own=True)] == ["lr", "other"]
+    shaped = dimensions(RuleContender("f", dsl.load("apollo(rank=1)")), ground, own=True)
+    assert "rank" not in [each.name for each in shaped]
 
 
 def test_an_average_and_its_correction_are_lifted_together() -> None:
@@ -462,6 +464,33 @@ def test_state_that_never_leaves_its_start_goes_without_training() -> None:
     assert branch in dsl.format(current)
     assert behaviour_hash(current) == behaviour_hash(program)
     assert "x_" not in dsl.format(current)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "d = d + 1; u = g + max(d - 20, 0) * g",
+        "d = d + max(abs(g) - 5, 0); u = g / (1 + d)",
+        "d = d + 1e-9 * g; u = g + d",
+        "d = lerp(d, weight_decay * p, 0.1); u = g + d",
+        "d = polar(d); u = g + d",
+    ],
+)
+def test_state_that_only_seems_to_stay_is_no_state_at_rest(line: str) -> None:
+    body = "".join(f"        {each}\n" for each in line.split("; "))
+    program = dsl.parse(
+        "def w(p, g, d: zeros, *, lr=0.1, weight_decay=0.0):\n    if matrix(p):\n"
+        f"{body}        p = p - lr * u\n    else:\n        p = p - lr * g\n"
+    )
+    assert not [words for words, _ in ablate.removals(program) if "stays at" in words]
+
+
+def test_temporaries_apart_are_no_states() -> None:
+    program = dsl.parse(
+        "def w(p, g, x_1: zeros, *, lr=0.1):\n    if matrix(p):\n        x = g * g\n        p = p - lr * x * g\n"
+        "    else:\n        x = square(g)\n        x_1 = lerp(x_1, x, 0.1)\n        p = p - lr * x_1 * g\n"
+    )
+    assert all("x_1 = lerp(x_1," in dsl.format(each) for words, each in ablate.removals(program) if words[0] == "m")
 
 
 def test_a_rule_whose_weight_decay_is_tuned_to_nothing_keeps_its_range() -> None:
