@@ -19,14 +19,12 @@ from discover.mutate import Path, straight_lines, unfolded, with_line
 from discover.workshop import Workshop
 from dsl import Program, properties
 from dsl.behaviour import behaviour_hash
+from dsl.canonical import GIVEN
 from dsl.dead import strip_dead
 from dsl.flatten import flatten, fresh_names, tidy
 from dsl.format import format_expr, format_test
 from dsl.graph import lower_all
 from dsl.program import BUILTINS, Assign, Call, Expr, If, Name, Number, RuleError, Statement, map_names, reads
-
-GIVEN = ("lr", "weight_decay")
-"""Statements that these enter stay as they are: a rule keeps its step size and its decay."""
 
 _ELEMENTWISE = ("neg", "abs", "sign", "square", "sqrt", "tanh", "div", "debias")
 _OF_A_MATRIX = ("transpose", "sinkhorn", "newton_schulz", "newton_schulz_cubic")

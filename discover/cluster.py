@@ -412,6 +412,8 @@ class RayWorkers:
                 where = f"the head of the Ray cluster at {self.crew.address} was restarted"
                 self._inbox.put(partial(self._on_loss, where))
                 return
+            except Exception:  # whatever Ray makes of it: no answer, and the watch goes on
+                nodes = None
             if nodes is not None:
                 answered = time.monotonic()
                 if nodes.keys() != known:

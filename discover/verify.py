@@ -167,6 +167,7 @@ def verify(
         problems += [line for pair in zip(stages, contests, strict=True) for line in problems_of(*pair, recorded)]
         wrong, unchecked = compare(data, folder, recorded)
         problems += wrong
+        why_not, why_not_tuned = _not_exact(data), _not_exact(data, TUNED)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
@@ -174,9 +175,9 @@ def verify(
         return Report((*problems, *what))
     studies = list(dict.fromkeys(replace(place, run=0) for place in places))
     some = [_drawn(each, count, seed) for each, count in ((places, sample), (studies, tune))]
-    why_not, whole = _not_exact(data), {**data, "contests": stages}
+    whole = {**data, "contests": stages}
     largest, changed = _retrain(whole, contests, some[0], why_not, workshop)
-    changed += _retune(whole, contests, some[1], why_not or _not_exact(data, TUNED), workshop)
+    changed += _retune(whole, contests, some[1], why_not or why_not_tuned, workshop)
     counts = (len(some[0]), len(places), len(some[1]), len(studies))
     return Report((*problems, *changed), *counts, not why_not, why_not, largest, tuple(unchecked))
 

@@ -335,6 +335,14 @@ FORGERIES: dict[Forgery, str] = {
 }
 
 
+@pytest.mark.parametrize("key", ["versions", "hardware", "statement", "contests"])
+def test_a_certificate_that_was_cut_does_not_hold(key: str, data: Data) -> None:
+    del data[key]
+    report = checked(data)
+    assert not report.holds
+    assert report.problems == (f"its data do not fit together: KeyError({key!r})",)
+
+
 @pytest.mark.parametrize("forgery", FORGERIES, ids=lambda each: each.__name__.strip("_"))
 def test_what_does_not_follow_does_not_hold_and_is_named(forgery: Forgery, data: Data) -> None:
     forgery(data)

@@ -12,6 +12,9 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +24,7 @@ from hypothesis import strategies as st
 
 import dsl
 import tasks
-from discover import costs, runs, session
+from discover import cluster, costs, runs, session
 from discover.actor import Actor, bounded_memory
 from discover.archive import Archive
 from discover.cluster import ATTEMPTS, RayWorkers
@@ -548,3 +551,21 @@ def test_in_this_process_units_are_done_in_order(own: Path) -> None:
     crew.submit(4, unit(own, "Quiet"))
     crew.close()
     assert not crew._waiting
+
+
+def test_a_watch_goes_on_where_ray_answers_with_something_unforeseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "WATCH_SECONDS", 0.001)
+    monkeypatch.setattr(cluster, "PATIENCE_SECONDS", 0.02)
+    asked: list[int] = []
+
+    class Strange:
+        def nodes(self) -> None:
+            asked.append(1)
+            raise RuntimeError("unforeseen")
+
+    inbox: SimpleQueue[Any] = SimpleQueue()
+    crew = SimpleNamespace(address="there")
+    workers: Any = SimpleNamespace(_closed=Event(), _inbox=inbox, crew=crew, _on_loss=str, _on_nodes=dict)
+    RayWorkers._watch(workers, Strange())  # type: ignore[arg-type]
+    assert len(asked) > 1
+    assert inbox.get_nowait()() == "the Ray cluster at there has not answered for 0.02 seconds"
