@@ -14,6 +14,7 @@ from tasks.task import Batch, Parameter
 _DIM = 64
 _EXAMPLES = 2048
 _DEGREES = 1.2
+_ABSENT = 0.01
 
 
 def _normal(seed: int, *shape: int) -> Tensor:
@@ -85,7 +86,8 @@ class IllConditioned(_Regression):
 class Sparse(Task):
     """Least squares with sparse features: feature i shows up in a share f_i of the examples, from all of them down to
     one in 300, and y = sum of the weights of those that are there, with a little noise. The held-out examples show each
-    feature alone, once: the rare matter as much as the common.
+    feature alone, once: the rare matter as much as the common. What is absent is noise, a hundredth of what is present,
+    so that no gradient is exactly 0: searches found rules that knew absent features by that, as no known rule does.
 
     What an example says of a weight comes with f_i, so one step size for all weights is either too long for the common
     features or too short for the rare ones; momentum helps less than without noise, and a batch's noise is that of all
@@ -107,6 +109,7 @@ class Sparse(Task):
         shares = torch.logspace(0, -2.5, _DIM, dtype=torch.float64)
         generator = torch.Generator().manual_seed(8)
         features = (torch.rand(_EXAMPLES, _DIM, generator=generator, dtype=torch.float64) < shares).double()
+        features += _ABSENT * _normal(10, _EXAMPLES, _DIM)
         weights = _normal(7, _DIM)
         targets = features @ weights + 0.1 * _normal(9, _EXAMPLES)
         super().__init__((features.float(), targets.float()), (torch.eye(_DIM), weights.float()))

@@ -6,7 +6,8 @@ constants found in it, put into the known rule, make it do the same or read the 
 statements.) Known are the
 built-in rules, and every wrapper among them on every other rule, or on a wrapper on it.
 
-Otherwise two figures say how near it comes, and the known rule is named in which they are largest together:
+Otherwise two figures say how near it comes. The known rule with the largest similarity is named; among those that come
+within `AS_NEAR` of it, the one that shares most:
 
 - *similarity*, how alike they step: both run over the same 24 fixed gradients with p held, at their default
   hyperparameters and without weight decay; it is the mean cosine of their updates over steps, for a matrix and a
@@ -38,6 +39,9 @@ from dsl.parse import definition
 from dsl.program import BUILTINS, Call, Facts, Name, Program, Slot, assignments, expressions
 from dsl.reference import Array, Machine
 from dsl.types import SIZED_BY
+
+AS_NEAR = 0.05
+"""Of similarity: by so little, what two rules do is not told apart, and how they are written decides."""
 
 STEPS = 24
 ROWS, COLS = 6, 4
@@ -78,8 +82,12 @@ class Match:
         return f"new; nearest is {self.name} (similarity {self.similarity:.3f}), {self.shared:.0%} of operations shared"
 
 
-def nearest(program: Program) -> Match:
+def nearest(program: Program, gradients: float | None = None) -> Match:
     """The known rule that a program is, or is nearest to.
+
+    Args:
+        gradients: the mean absolute gradient that the program meets where it is used, to which the fixed ones are
+            scaled for it (known rules keep theirs); None for those as they are, 2.6.
 
     Raises:
         RuleError: the program is not well formed.
@@ -101,12 +109,14 @@ def nearest(program: Program) -> Match:
         forms = tuple((known, _without_decay(form)) for known, form in _forms(name))
         if _still(name) == still or _same(decay_free, still_shape, still, forms) is not None:
             return Match(name, 1.0, False, but_for_decay=True)
-    directions, operations = _directions(program), _operations(program)
-    found = (
+    scale = 1.0 if gradients is None else gradients / _probe()[2]
+    directions, operations = _directions(program, scale), _operations(program)
+    found = [
         Match(name, _similarity(directions, _seen(name)[0]), False, shared=_share(operations, _seen(name)[1]))
         for name in _zoo()
-    )
-    return max(found, key=lambda match: match.similarity + match.shared)
+    ]
+    most = max(match.similarity for match in found)
+    return max((match for match in found if match.similarity >= most - AS_NEAR), key=lambda match: match.shared)
 
 
 # What is known ----------------------------------------------------------------------------------------------------
@@ -250,10 +260,11 @@ def _primitive(name: str) -> frozenset[str]:
 # Nearness ---------------------------------------------------------------------------------------------------------
 
 
-def _directions(program: Program) -> Array:
+def _directions(program: Program, scale: float = 1.0) -> Array:
     """Updates of unit length [step, 2 * elements], those of a matrix beside those of a vector; 0 where not finite."""
     kinds = (Facts(True, "hidden"), Facts(False, "vector"))
-    p, gradients = _probe()
+    p, gradients, _ = _probe()
+    gradients = scale * gradients
     held = [p, column(p)]
     machine = Machine([lower(program, facts) for facts in kinds], held, program.slots, _without_decay(program).defaults)
     curvature = generic(22, (ROWS, COLS))
@@ -279,10 +290,12 @@ def _similarity(a: Array, b: Array) -> float:
 
 
 @cache
-def _probe() -> tuple[Array, Array]:
+def _probe() -> tuple[Array, Array, float]:
+    """Parameters, gradients of each step, and the mean of their absolute values."""
     numbers = generic(21, (3 + STEPS, ROWS, COLS))
     sizes = 10.0 ** np.clip(numbers[0], -1.0, 1.0)
-    return numbers[1], sizes * np.sqrt(0.5) * (numbers[2] + numbers[3:])
+    gradients = sizes * np.sqrt(0.5) * (numbers[2] + numbers[3:])
+    return numbers[1], gradients, float(np.mean(np.abs(gradients)))
 
 
 def _operations(program: Program) -> Counter[str]:

@@ -174,6 +174,13 @@ def test_a_bounded_gradient_is_near_gradient_descent_clipped(body: str) -> None:
     assert match.similarity > 0.95
 
 
+@pytest.mark.parametrize(("gradients", "name"), [(1e-3, "sgd"), (None, "clip_value(sgd)"), (1e4, "signsgd")])
+def test_a_rule_with_a_limit_is_another_on_gradients_of_another_size(gradients: float | None, name: str) -> None:
+    match = identify.nearest(rule("u = g / (abs(g) + 0.8); p = p - lr * u"), gradients)
+    assert match.name == name
+    assert match.similarity > 0.97
+
+
 def test_similarity_is_one_for_the_same_direction_and_minus_one_for_the_opposite() -> None:
     forward, back = (identify._directions(rule(f"p = p {sign} lr * g")) for sign in "-+")
     assert identify._similarity(forward, forward) == pytest.approx(1.0)
