@@ -30,7 +30,7 @@ def search(
     """All that decides a search, as plain data; `more` is what decides its scores beside that."""
     return {
         "space": _deciding(space),
-        "algorithm": algorithm or space.algorithm,
+        "algorithm": (algorithm or space.algorithm).removeprefix(f"{ROOT}/"),
         "model_steps": round(model_steps),
         "seed": seed,
         "shares": list(shares),

@@ -8,6 +8,7 @@ back makes no difference.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,6 +52,7 @@ class Terms:
     Attributes:
         instances: for each rung, what its candidates are trained on.
         keep: for each rung but the last, the share of its candidates that goes on.
+        bars: for each of these, None, or how far above the middle of its generation a candidate goes on instead.
         reference: AdamW, trained on every instance beside the candidates; `reference_scale` is the RMS of its step.
         weights: task -> how much its score counts in a fitness.
         unit: about how many seconds of work a unit is, and how many programs it holds at most.
@@ -60,6 +62,7 @@ class Terms:
 
     instances: tuple[tuple[Instance, ...], ...]
     keep: tuple[float, ...]
+    bars: tuple[float | None, ...]
     reference: Entry
     reference_scale: float
     grid: Grid
@@ -214,8 +217,9 @@ class Live:
         return key, unit
 
     def _judge(self, rung: int) -> list[int]:
-        """Scores a rung that is complete: the candidates that go on, the best share of this generation's own. One of
-        another generation met other instances and another luck of the reference, and says nothing here."""
+        """Scores a rung that is complete: the candidates that go on, the best share of this generation's own, or those
+        above the bar. One of another generation met other instances and another luck of the reference: only how far it
+        was above its own generation says something here."""
         scored: dict[int, float] = {}
         for candidate in [c for c, reached in self.rung_of.items() if reached == rung and c not in self.failures]:
             scores = [s for r in range(rung + 1) for s in self._scores(r, candidate)]
@@ -226,8 +230,13 @@ class Live:
             self.fitness[candidate] = math.fsum(score * weight for score, weight in scores) / self._weight
         if rung + 1 == len(self.terms.instances):
             return []
-        count = math.ceil(self.terms.keep[rung] * len(scored))
-        going_on = sorted(sorted(scored, key=lambda candidate: (-scored[candidate], candidate))[:count])
+        bar = self.terms.bars[rung]
+        if bar is None or not scored:
+            count = math.ceil(self.terms.keep[rung] * len(scored))
+            going_on = sorted(sorted(scored, key=lambda candidate: (-scored[candidate], candidate))[:count])
+        else:
+            middle = statistics.median(scored.values())
+            going_on = [candidate for candidate in scored if scored[candidate] - middle >= bar]
         self._least.append(min((scored[candidate] for candidate in going_on), default=None))
         self.rung_of |= dict.fromkeys(going_on, rung + 1)
         return going_on

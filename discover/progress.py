@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+import statistics
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -47,11 +48,15 @@ class Progress:
         self._gate = Gate(space.require, space.probes, runner(plan.native), space.weight_decay)
         self._fitness: dict[int, float] = {-1 - index: 0.0 for index in range(len(plan.ancestors))}
         self._pace = Pace()
+        self._recent = [deque[list[float]](maxlen=rung.recent) for rung in space.rungs[:-1]]
+        """For each rung but the last, how far above the middle candidates were, in each of its recent generations."""
         self._level: float | None = None
         self._elite: dict[int, str] = {}
         self._fresh: defaultdict[int, list[float]] = defaultdict(list)
         self._programs: dict[int, dsl.Program] = {}
         """Of proposals in flight: reading them again from their text would give the same."""
+        self._scored_now: set[int] = set()
+        """Elites that a generation in flight scores again: another one would not know of its scores."""
         self._costs: dict[int, tuple[float, ...]] = {}
         """Of elites: what the objectives beside fitness come to."""
         context = Context(plan.space, plan.ancestors, plan.grammar, self._fitness, self._fresh, self._elite)
@@ -105,6 +110,7 @@ class Progress:
         return Terms(
             instances=plan.instances(number),
             keep=tuple(rung.keep for rung in space.rungs[:-1]),
+            bars=self._bars(),
             reference=plan.reference,
             reference_scale=plan.reference_scale,
             grid=plan.grid,
@@ -117,24 +123,42 @@ class Progress:
             native=plan.native,
         )
 
+    def _bars(self) -> tuple[float | None, ...]:
+        """Rolling percentiles of what recent candidates came to, each distinct value once: copies of a parent's score,
+        of which there may be many, set no bar (Real et al. 2020, arXiv:2003.03384)."""
+        seen = [sorted({value for values in recent for value in values}) for recent in self._recent]
+        keep = [rung.keep for rung in self.plan.space.rungs]
+        return tuple(
+            float(np.quantile(values, 1.0 - share)) if values else None
+            for values, share in zip(seen, keep, strict=False)
+        )
+
     def _standings(self, number: int, met_again: Sequence[int | None]) -> list[Standing]:
         """Elites to be scored again: half of them the best of those that were before, until each has been scored often
-        enough, half the best of those that were not. The fitness of the latter chose them, and flatters them. Beside
-        them, elites that were proposed again: chosen by no score at all."""
+        enough, half the best of those that were not. The fitness of the latter chose them, and flatters them. With an
+        aggregating cache, elites that were proposed again are scored again in every generation, chosen by no score."""
         confirm = self.plan.space.confirm
-        if number % confirm.every:
-            return []
+        best = [] if number % confirm.every else self._to_confirm()
+        if self.plan.space.cache == "aggregating":
+            met = dict.fromkeys(each for each in met_again if each in self._elite and each not in best)
+            best += [each for each in met if self._may_be_scored(each)]
+        self._scored_now.update(best)
+        return [Standing(self._entry(candidate), tuple(self._fresh.get(candidate, ()))) for candidate in best]
+
+    def _to_confirm(self) -> list[int]:
+        confirm = self.plan.space.confirm
         ranked = sorted(self._elite, key=lambda candidate: (-self._fitness[candidate], candidate))
         if self._costs:
             front = set(undominated({each: (self._fitness[each], *self._costs[each]) for each in ranked}))
             ranked.sort(key=lambda candidate: candidate not in front)
-        again = [candidate for candidate in ranked if 0 < len(self._fresh.get(candidate, ())) < confirm.most]
-        anew = [candidate for candidate in ranked if candidate not in self._fresh]
+        free = [candidate for candidate in ranked if self._may_be_scored(candidate)]
+        again = [candidate for candidate in free if candidate in self._fresh]
+        anew = [candidate for candidate in free if candidate not in self._fresh]
         half = min(len(again), confirm.top // 2)
-        best = (again[:half] + anew[: confirm.top - half] + again[half:])[: confirm.top]
-        others = [each for each in dict.fromkeys(met_again) if each in self._elite and each not in best]
-        best += [each for each in others if len(self._fresh.get(each, ())) < confirm.most][: confirm.again]
-        return [Standing(self._entry(candidate), tuple(self._fresh.get(candidate, ()))) for candidate in best]
+        return (again[:half] + anew[: confirm.top - half] + again[half:])[: confirm.top]
+
+    def _may_be_scored(self, elite: int) -> bool:
+        return elite not in self._scored_now and len(self._fresh.get(elite, ())) < self.plan.space.confirm.most
 
     def _entry(self, candidate: int) -> Entry:
         text = self._elite[candidate]
@@ -146,6 +170,7 @@ class Progress:
         for candidate in generation.candidates if self.plan.space.cache else ():
             original = candidate.id if candidate.duplicate_of is None else candidate.duplicate_of
             self._gate.remember(original, candidate.structure, candidate.behaviour)
+        self._scored_now |= _scored_again(generation)
 
     # Absorbing ----------------------------------------------------------------------------------------------------
 
@@ -161,6 +186,8 @@ class Progress:
         for each in generation.evaluations:
             if each.kind == "confirm" and each.candidate is not None and each.score is not None:
                 fresh[each.candidate].append((each.score, self.plan.weights[each.task]))
+        self._scored_now -= _scored_again(generation)
+        self._note_rungs(generation)
         luck = self._luck(generation.candidates)
         for candidate in generation.candidates:
             self._absorb_candidate(candidate, luck)
@@ -171,6 +198,19 @@ class Progress:
                 self.best, self.trained_at_best = self._fitness[id], self.trained
         if fresh and isinstance(self._proposer, Attentive):
             self._proposer.confirm(sorted(fresh))
+
+    def _note_rungs(self, generation: Generation) -> None:
+        """Keeps what the candidates came to on each rung that has a rolling hurdle."""
+        scores: defaultdict[int, list[tuple[int, float, float]]] = defaultdict(list)
+        for each in generation.evaluations if any(recent.maxlen for recent in self._recent) else ():
+            if each.kind == "search" and each.candidate is not None and each.score is not None:
+                scores[each.candidate].append((each.rung, each.score, self.plan.weights[each.task]))
+        for rung, recent in enumerate(self._recent):
+            reached = [mine for mine in scores.values() if any(at == rung for at, _, _ in mine)]
+            means = [weighted_mean([(score, weight) for at, score, weight in mine if at <= rung]) for mine in reached]
+            if means and recent.maxlen:
+                middle = statistics.median(means)
+                recent.append([mean - middle for mean in means])
 
     def _luck(self, candidates: Sequence[Candidate]) -> float:
         """What all candidates of a generation have in common beyond the level of those before: its instances, on which
@@ -201,3 +241,7 @@ class Progress:
         self._proposer.tell(
             Told(candidate.id, original, program, candidate.parents, candidate.origin, candidate.properties)
         )
+
+
+def _scored_again(generation: Generation) -> set[int]:
+    return {each.candidate for each in generation.evaluations if each.kind == "confirm" and each.candidate is not None}

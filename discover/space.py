@@ -135,6 +135,8 @@ class Rung(Keys):
         steps: a whole number of steps, or a fraction (0.5, 1.0) of each task's horizon.
         seeds: instances of each task, each with a seed and scales of its own.
         keep: the best share of a generation's candidates on this rung, which goes on to the next.
+        recent: 0, or so many earlier generations: then whoever is as far above the middle of its own generation as that
+            share of theirs was goes on, be they many or few.
         resources: what Ray sets aside for a worker that trains on this rung: CPU (1 unless it is said), GPU, memory
             in bytes, or any name that the cluster's nodes declare.
     """
@@ -143,6 +145,7 @@ class Rung(Keys):
     steps: Steps = 1.0
     seeds: Annotated[int, Field(ge=1)] = 1
     keep: Fraction = 0.25
+    recent: Annotated[int, Field(ge=0)] = 0
     resources: Resources = Field(default_factory=dict)
 
     @property
@@ -156,13 +159,11 @@ class Rung(Keys):
 
 
 class Confirm(Keys):
-    """Each `every` generations the `top` candidates are trained again on fresh instances, until `most` times each; and
-    up to `again` others that reached the last rung and were proposed again in that generation."""
+    """Each `every` generations the `top` candidates are trained again on fresh instances, until `most` times each."""
 
     every: Annotated[int, Field(ge=1)] = 2
     top: Annotated[int, Field(ge=1)] = 4
     most: Annotated[int, Field(ge=2)] = 8
-    again: Annotated[int, Field(ge=0)] = 0
 
 
 class Require(Keys):
@@ -269,7 +270,7 @@ class Space(Keys):
     objectives: Annotated[
         tuple[Literal["fitness", "state_bytes", "operations"], ...], AfterValidator(distinct), Field(min_length=1)
     ] = ("fitness",)
-    cache: bool = True
+    cache: bool | Literal["aggregating"] = True
     proposals_per_generation: Annotated[int, Field(ge=1)] = 256
     lag: Annotated[int, Field(ge=1)] = 2
     require: Require = Require()

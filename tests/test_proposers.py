@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import dsl
+from benchmarks import drift
 from discover import proposers, runs, session
 from discover.errors import UserError
 from discover.evaluate import Outcome, Unit, UnitResult
@@ -38,6 +39,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "islands": ("evolution", {"evolution": {"population": 16, "islands": 3, "migrate_every": 8, "migrants": 2}}),
     "restarts": ("evolution", {"evolution": {"population": 16, "restart_after": 10}}),
     "crossover": ("evolution", {"evolution": {"population": 16, "crossover": 0.5}}),
+    "dead statements": (f"{Path(drift.__file__)}:Drift", {"evolution": {"population": 16}}),
     "tuned elites": ("evolution", {"evolution": {"population": 16, "tune": 0.5}}),
     "no drift": ("evolution", {"evolution": {"population": 16, "neutral": False}}),
     "several objectives": ("evolution", {"objectives": ["fitness", "state_bytes", "operations"]}),
@@ -444,3 +446,14 @@ class TestDocumentedExample(ProposerContract):
         origins = [world.propose(number).origin for number in range(1000, 1009)]
         assert any(origin == "language model" for origin in origins)
         assert any(origin.startswith("no rule (") for origin in origins)
+
+
+def test_dead_statements_stay_where_a_proposer_keeps_them() -> None:
+    """Its programs are the engine's with dead statements beside them, and they are passed on to children."""
+    world = World(f"{Path(drift.__file__)}:Drift", {"evolution": {"population": 16}})
+    for number in range(12):
+        world.absorb(world.generation(number), number)
+    proposer: Any = world.proposer
+    whole = [member.program for member in proposer.islands[0] if member.candidate >= 0]
+    assert sum(len(strip_dead(program).body) < len(program.body) for program in whole) > len(whole) / 4
+    assert all(len(program.body) <= proposer.context.grammar.max_statements for program in whole)
