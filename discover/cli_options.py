@@ -56,7 +56,9 @@ Candidates = Annotated[int | None, Option(min=1, help="Stop when so many candida
 Time = Annotated[str | None, Option(metavar="DURATION", help="Stop after this time: 90s, 10m, 2h, 1h30m.")]
 ModelSteps = Annotated[int | None, Option(min=1, help="Stop after so many training steps of one model.")]
 Target = Annotated[float | None, Option(help="Stop when fresh scores let one believe this fitness of a candidate.")]
-Plateau = Annotated[int | None, Option(min=1, help="Stop when the best is not bettered by so many candidates.")]
+Plateau = Annotated[
+    int | None, Option(min=1, help="Stop when the best that is confirmed is not bettered by so many candidates.")
+]
 Workers = Annotated[
     int | None,
     Option(

@@ -90,7 +90,9 @@ def search(
                 return False
             if target is not None and progress.best is not None and progress.best >= target:
                 return False
-            return plateau is None or progress.trained - progress.trained_at_best < plateau
+            if plateau is None or progress.best is None:
+                return True
+            return progress.trained - progress.trained_at_best < plateau
 
         def launch(number: int) -> None:
             """Proposes a generation, or remembers it if the archive holds it already. Once none is allowed, there is no

@@ -42,7 +42,8 @@ class Progress:
         self.fault: str | None = ""
         """What our code stumbled over in every program so far; empty before the first, None once one was trained."""
         self.best: float | None = None
-        """The best fitness so far that fresh scores let one believe, and how many had been trained by then."""
+        """The best fitness so far that fresh scores let one believe, and how many had been trained by then; None before
+        anything was confirmed."""
         self.trained_at_best = 0
         space = plan.space
         self._gate = Gate(space.require, space.probes, runner(plan.native), space.weight_decay)

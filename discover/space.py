@@ -193,7 +193,8 @@ class Budget(Keys):
         candidates: trained.
         model_steps: training steps of one model, references and confirmations included.
         target: a fitness that fresh scores let one believe of a candidate.
-        plateau: so many candidates trained since that was last bettered.
+        plateau: so many candidates trained since the best of these was last bettered, from the first that is confirmed
+            on: before, there is nothing to better.
     """
 
     time: Duration | None = None

@@ -21,6 +21,7 @@ from discover.events import Finished
 from discover.front import costs, undominated
 from discover.manifest import read_manifest
 from discover.plan import Plan
+from discover.progress import Progress
 from discover.records import Generation, believed
 from discover.space import Space
 
@@ -73,9 +74,13 @@ def test_model_steps_end_a_search_and_no_earlier(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "out").configuration.model_steps == 500
 
 
+NOTHING = -1e9
+"""The best before anything was confirmed."""
+
+
 def best_so_far(found: list[Generation]) -> list[float]:
     """The best that fresh scores let one believe, after each generation."""
-    best, curve = -1e9, []
+    best, curve = NOTHING, []
     for generation in found:
         for each in generation.confirmations:
             if each.fitness is not None:
@@ -97,14 +102,30 @@ def test_a_target_ends_a_search_when_it_is_believed(tmp_path: Path) -> None:
 def test_a_plateau_ends_a_search(tmp_path: Path) -> None:
     name = tiny(tmp_path)
     _, whole = searched(name, tmp_path / "whole", candidates=70)
-    since, best, after = 0, -1e9, []
+    since, best, after = 0, NOTHING, []
     for generation, now in zip(whole, best_so_far(whole), strict=True):
-        since, best = (0, now) if now > best else (since + generation.record.trained, best)
+        since, best = (0, now) if now > best or now == NOTHING else (since + generation.record.trained, best)
         after.append(since)
-    last = next(number for number, since in enumerate(after) if since >= 10)
-    _, found = searched(name, tmp_path / "out", candidates=70, plateau=10)
+    before = sum(each.record.trained for each, best in zip(whole, best_so_far(whole), strict=True) if best == NOTHING)
+    assert before > 1  # so that it would end there if it counted from the start
+    last = next(number for number, since in enumerate(after) if since >= before)
+    _, found = searched(name, tmp_path / "out", candidates=70, plateau=before)
     assert found == whole[: last + 2]  # and the one generation that was in flight beside it
     assert len(found) < len(whole)
+
+
+def test_where_nothing_is_confirmed_no_plateau_ends_a_search_but_its_other_limits_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Progress, "_standings", lambda *_: [])
+    last, found = searched(tiny(tmp_path), tmp_path / "out", candidates=30, plateau=1, target=-1.0)
+    assert last.totals.trained >= 30
+    assert sum(each.record.trained for each in found[:-2]) < 30
+    small = {"operators": ["neg"], "max_statements": 3, "ancestor": "sgd", "mutation": {"constant": 0.0}}
+    name = tiny(tmp_path, **small, proposals_per_generation=2, rungs=[{"tasks": ["quadratic"], "steps": 2}])
+    last, found = searched(name, tmp_path / "exhausted", plateau=1)
+    assert not last.interrupted
+    assert not any(generation.record.trained for generation in found[-50:])
 
 
 def test_a_space_that_is_exhausted_ends_the_search(tmp_path: Path) -> None:
