@@ -26,6 +26,7 @@ import tasks
 from benchmarks import evidence
 from discover import artefact, native, runs, session
 from discover.archive import Archive
+from discover.budget import Budget
 from discover.evaluate import Entry, Grid, Unit, draw_instance, evaluate, interpolated_best, score
 from discover.records import believed
 from discover.space import Space
@@ -71,7 +72,7 @@ def search(space: Space, arm: Arm, *, model_steps: int, seed: int, shares: Seque
         path = Path(folder) / f"{space.name}.yaml"
         path.write_text(json.dumps(space.changed(arm.changes).plain()))  # JSON is YAML
         configuration = session.configure(
-            str(path), algorithm=arm.algorithm, seed=seed, model_steps=budget, workers=workers
+            str(path), algorithm=arm.algorithm, seed=seed, budget=Budget(model_steps=budget), workers=workers
         )
         configuration = replace(configuration, ancestors=tuple(dsl.format(rule) for rule in space.ancestors()))
         began = time.monotonic()

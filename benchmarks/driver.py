@@ -25,6 +25,7 @@ import numpy as np
 
 import tasks
 from discover import costs, runs, session, workers
+from discover.budget import Budget
 from discover.evaluate import Outcome, Unit, UnitResult
 from discover.events import Finished
 from discover.manifest import Configuration
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--profile", type=int, default=0, metavar="LINES")
     asked = parser.parse_args()
-    configuration = session.configure(asked.space, seconds=asked.seconds, workers=0)
+    configuration = session.configure(asked.space, budget=Budget.of(seconds=asked.seconds), workers=0)
     plain = {**configuration.space.plain(), "proposals_per_generation": asked.generation}
     configuration = replace(configuration, space=Space.of(plain, asked.space))
     profile = cProfile.Profile(time.process_time) if asked.profile else None

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from discover import session
+from discover.budget import Budget
 from discover.costs import blocks
 from discover.evaluate import Unit, UnitResult
 from discover.plan import Plan
@@ -46,7 +47,7 @@ class Rate:
 
 def units_of(space: str, generations: int) -> list[Unit]:
     """What the first rung of so many generations asks for, cut small, in an order that mixes tasks."""
-    configuration = session.configure(space, seconds=60.0, workers=1, compile="always")
+    configuration = session.configure(space, budget=Budget(time="1m"), workers=1, compile="always")
     plan = Plan(
         configuration.space,
         configuration.seed,

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from discover import runs, session
+from discover.budget import Budget
 from discover.events import Finished, GenerationDone
 from discover.manifest import Configuration
 from discover.space import Space
@@ -69,7 +70,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--compile", choices=["auto", "always", "never"], default="auto")
     asked = parser.parse_args()
-    configuration = session.configure(asked.space, seconds=asked.seconds, workers=asked.workers, compile=asked.compile)
+    configuration = session.configure(
+        asked.space, budget=Budget.of(seconds=asked.seconds), workers=asked.workers, compile=asked.compile
+    )
     table = Table(
         *("space", "first result, s", "trained/s", "proposed/s", "model-steps/s"),
         *(

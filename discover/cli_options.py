@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, is_dataclass
 from enum import StrEnum
@@ -14,6 +15,7 @@ from typer import Argument, Option
 from discover.errors import UserError
 
 if TYPE_CHECKING:
+    from discover.budget import Budget
     from discover.workshop import Staff
 
 
@@ -107,10 +109,18 @@ def staff_of(workers: int | None, ray_address: str | None, runtime_env: Path | N
     return Staff(count, ray_address, environment)
 
 
-def seconds_of(time: str | None) -> float | None:
+def budget_of(
+    time: str | None, candidates: int | None, model_steps: int | None, target: float | None, plateau: int | None
+) -> Budget:
+    """When a search ends. Raises UserError for a time that is none, or a target that is not finite."""
+    from discover.budget import Budget
     from discover.durations import parse_duration
 
-    return None if time is None else parse_duration(time)
+    if time is not None:
+        parse_duration(time)
+    if target is not None and not math.isfinite(target):
+        raise UserError(f"--target {target} is not a fitness; give a number")
+    return Budget(time=time, candidates=candidates, model_steps=model_steps, target=target, plateau=plateau)
 
 
 def print_json(value: object) -> None:

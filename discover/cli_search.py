@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,8 +22,8 @@ from discover.cli_options import (
     Target,
     Time,
     Workers,
+    budget_of,
     environment_of,
-    seconds_of,
 )
 from discover.errors import UserError
 
@@ -71,13 +72,13 @@ def search(
     json: Json = False,
 ) -> None:
     """Search for update rules, until the first of the limits is reached; without one, the space's own budget holds."""
-    seconds = seconds_of(time)
+    budget = budget_of(time, candidates, model_steps, target, plateau)
     if control is not None and algorithm is not None:
         raise UserError("--control and --algorithm exclude each other")
     if control is None and control_compute is not None:
         raise UserError("--control-compute is for a control; give --control too")
-    if control_compute == 0:
-        raise UserError("--control-compute must be more than 0")
+    if control_compute is not None and not 0 < control_compute < math.inf:
+        raise UserError("--control-compute must be more than 0, and finite")
     from discover import calibration, runs, session
     from discover.watch import watch
 
@@ -85,11 +86,7 @@ def search(
         space,
         algorithm=algorithm,
         seed=seed,
-        candidates=candidates,
-        seconds=seconds,
-        model_steps=model_steps,
-        target=target,
-        plateau=plateau,
+        budget=budget,
         control=control,
         control_compute=control_compute or 1.0,
         warm_start=warm_start or (),
@@ -127,17 +124,13 @@ def resume(
 
     --time counts this session, the other limits all sessions together. Any limit given replaces the whole budget.
     """
-    seconds = seconds_of(time)
+    budget = budget_of(time, candidates, model_steps, target, plateau)
     from discover import runs
     from discover.watch import watch
 
     with runs.resume(
         run,
-        candidates=candidates,
-        seconds=seconds,
-        model_steps=model_steps,
-        target=target,
-        plateau=plateau,
+        budget=budget,
         workers=workers,
         ray_address=ray_address,
         runtime_env=environment_of(runtime_env, ray_address, workers),

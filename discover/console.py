@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 import dsl
+from discover.budget import UNLIMITED
 from discover.durations import format_duration
 from discover.events import Event, Finished, GenerationDone, Notice, Started
 from discover.front import costs
@@ -67,10 +68,11 @@ class ProgressView:
     def _progress(self, event: GenerationDone) -> Iterator[str]:
         started, totals = self._started, event.totals
         left = ""
-        if started and started.seconds is not None:
-            left = f", {format_duration(max(started.seconds - event.elapsed, 0.0))} left"
-        elif started and started.candidates is not None:
-            left = f", {max(started.candidates - totals.trained, 0)} candidates left"
+        budget = started.budget if started else UNLIMITED
+        if budget.seconds is not None:
+            left = f", {format_duration(max(budget.seconds - event.elapsed, 0.0))} left"
+        elif budget.candidates is not None:
+            left = f", {max(budget.candidates - totals.trained, 0)} candidates left"
         yield (
             f"{format_duration(event.elapsed):>6}  generation {event.record.number}: {totals.proposed} proposed,"
             f" {totals.trained} trained{left}"
@@ -83,12 +85,7 @@ def started_lines(event: Started) -> Iterator[str]:
     """What is about to happen, in two or three lines."""
     where = f"{event.workers} worker{'s' if event.workers != 1 else ''}" if event.workers else "this process"
     where = "all workers that the cluster has room for" if event.workers is None else where
-    budget = [format_duration(event.seconds)] if event.seconds is not None else []
-    budget += [f"up to {event.candidates} candidates"] if event.candidates is not None else []
-    budget += [f"up to {event.model_steps:,} model steps"] if event.model_steps is not None else []
-    budget += [f"until fitness {event.target:g}"] if event.target is not None else []
-    budget += [f"until {event.plateau} candidates bring nothing better"] if event.plateau is not None else []
-    limit = " and ".join(budget) or "no limit"
+    limit = " and ".join(event.budget.words()) or "no limit"
     yield f"{event.algorithm} in space {event.space}, seed {event.seed}, on {where}, {limit}"
     compiled = [task for task, start in event.compiled_from.items() if start is not None]
     eager = [task for task, start in event.compiled_from.items() if start is None]

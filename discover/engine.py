@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from discover import workers as workers_module
 from discover.archive import Archive
+from discover.budget import EXHAUSTED, UNLIMITED, Budget
 from discover.errors import RunError
 from discover.events import Event, Finished, GenerationDone, Notice
 from discover.front import front
@@ -25,9 +26,6 @@ from discover.generation import Live
 from discover.plan import Plan
 from discover.progress import Progress
 from discover.workers import Crew, Done, Workers
-
-EXHAUSTED = 50
-"""After so many generations in a row without anything new to train a search ends, whatever its budget."""
 
 COLLECT_SECONDS = 30.0
 """Between two searches for cycles in memory."""
@@ -43,11 +41,7 @@ def search(
     workers: int | None,
     ray_address: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
-    seconds: float | None = None,
-    candidates: int | None = None,
-    model_steps: int | None = None,
-    target: float | None = None,
-    plateau: int | None = None,
+    budget: Budget = UNLIMITED,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
     """Searches until a budget is used or it is asked to stop, from wherever the archive ends.
@@ -56,8 +50,7 @@ def search(
         plan: the space and all choices that results depend on.
         archive: of the run, open for writing; what it holds is absorbed first.
         workers, ray_address, runtime_env: as `count`, `address` and `runtime_env` of a `Crew`.
-        seconds: how long this session may search; candidates: how many the whole run may train.
-        model_steps, target, plateau: end the whole run, see `discover.space.Budget`.
+        budget: when it ends.
         stop: asked after each unit; the generations in flight are dropped, nothing absorbed is lost. When a budget is
             used they are brought to their end instead.
 
@@ -78,22 +71,6 @@ def search(
         began, first = time.monotonic(), archive.totals()
         interrupted = over = False
 
-        def allowed() -> bool:
-            """Whether the limits allow another generation."""
-            if seconds is not None and time.monotonic() - began >= seconds:
-                return False
-            if candidates is not None and progress.trained >= candidates:
-                return False
-            if progress.barren >= EXHAUSTED:
-                return False
-            if model_steps is not None and progress.model_steps >= model_steps:
-                return False
-            if target is not None and progress.best is not None and progress.best >= target:
-                return False
-            if plateau is None or progress.best is None:
-                return True
-            return progress.trained - progress.trained_at_best < plateau
-
         def launch(number: int) -> None:
             """Proposes a generation, or remembers it if the archive holds it already. Once none is allowed, there is no
             other: what is in flight then may better the best, but generations have no gaps."""
@@ -101,7 +78,7 @@ def search(
             if number < stored:
                 progress.remember(next(ahead))
                 return
-            over = over or not allowed()
+            over = over or not budget.allows(progress, time.monotonic() - began)
             if over:
                 return
             with clock("propose"):

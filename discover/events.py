@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from discover.budget import UNLIMITED, Budget
 from discover.records import GenerationRecord, Ranked, Totals
 
 
@@ -16,9 +17,7 @@ class Started:
         workers: how many; 0 for this process, None for all that a cluster has room for.
         generations: how many the archive holds already; 0 for a new run.
         compiled_from: task -> the first generation whose gradients run compiled; None for never.
-        seconds: how long this session may search, None for no limit.
-        candidates: how many the whole run may train, None for no limit.
-        model_steps, target, plateau: as `discover.space.Budget`.
+        budget: when it ends.
     """
 
     space: str
@@ -27,11 +26,7 @@ class Started:
     workers: int | None
     generations: int = 0
     compiled_from: Mapping[str, int | None] = field(default_factory=dict)
-    seconds: float | None = None
-    candidates: int | None = None
-    model_steps: int | None = None
-    target: float | None = None
-    plateau: int | None = None
+    budget: Budget = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from discover.budget import UNLIMITED, Budget
 from discover.errors import RunError
 from discover.own_files import digests, named
 from discover.space import Space
+from discover.space_errors import in_words
 
 FORMAT = 1
 """Version of a run folder's layout and of its manifest; another one is refused."""
@@ -33,9 +37,7 @@ class Configuration:
         compiled_from: task -> the first generation whose gradients run compiled, None for never. Settled when the run
             is made, since results depend on it in their last bits.
         native: whether elementwise rules are stepped by `discover.native`; settled when the run is made, as that.
-        candidates: ends the search when so many were trained, all sessions together; None for no limit.
-        seconds: ends this session of it; None for no limit.
-        model_steps, target, plateau: end the search, all sessions together, see `discover.space.Budget`.
+        budget: when it ends. In the file its limits stand beside the rest, each by its name, as they always did.
         workers: processes; 0 trains in this one, None uses all that a cluster has room for. Has no influence on
             results, nor has `ray_address`, nor `runtime_env`, which says how workers there get the code.
     """
@@ -46,17 +48,14 @@ class Configuration:
     seed: int
     compiled_from: Mapping[str, int | None]
     native: bool
-    candidates: int | None
-    seconds: float | None
+    budget: Budget
     workers: int | None
     ray_address: str | None = None
     runtime_env: Mapping[str, Any] | None = None
-    model_steps: int | None = None
-    target: float | None = None
-    plateau: int | None = None
 
     def plain(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__} | {"space": self.space.plain()}
+        own = {name: getattr(self, name) for name in self.__slots__ if name != "budget"}
+        return own | {"space": self.space.plain()} | self.budget.plain()
 
     def files(self) -> dict[str, str]:
         """Digests of the user's files that results depend on, by absolute path. Ancestors are kept as text."""
@@ -65,8 +64,15 @@ class Configuration:
 
     @classmethod
     def of(cls, data: Mapping[str, Any], source: str) -> Configuration:
-        space = Space.of(data["space"], f"{source}: space")
-        return cls(**{**data, "space": space, "ancestors": tuple(data["ancestors"])})
+        """From what `plain` gives; a manifest that is older than some of the limits has none of those."""
+        data = dict(data)
+        data["space"] = Space.of(data["space"], f"{source}: space")
+        data["ancestors"] = tuple(data["ancestors"])
+        try:
+            data["budget"] = Budget.of(**{limit: data.pop(limit) for limit in UNLIMITED.plain() if limit in data})
+        except ValidationError as error:
+            raise RunError(f"{source}: is damaged: {in_words(error, Budget)}") from None
+        return cls(**data)
 
 
 @dataclass(frozen=True, slots=True)

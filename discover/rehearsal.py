@@ -23,6 +23,7 @@ from typing import Any
 import dsl
 from discover import promote
 from discover.asks import Answer, Ask
+from discover.budget import UNLIMITED
 from discover.certify import composed, footprints
 from discover.contenders import Contender, RuleContender, made, spelled
 from discover.contest import tuned_of
@@ -249,8 +250,7 @@ def _manifest(source: Mapping[str, Any]) -> Manifest:
         seed=source["seed"],
         compiled_from={},
         native=True,
-        candidates=None,
-        seconds=None,
+        budget=UNLIMITED,
         workers=0,
     )
     return Manifest(source["run"], "", tuple(shlex.split(source["command"])), configuration, source["versions"])

@@ -312,13 +312,11 @@ def _events(report: Report) -> Iterator[str]:
 
 def _configuration(report: Report) -> Iterator[str]:
     manifest, asked = report.manifest, report.manifest.configuration
-    budget = [format_duration(asked.seconds)] if asked.seconds is not None else []
-    budget += [f"{asked.candidates} candidates"] if asked.candidates is not None else []
     where = "all that the cluster has room for" if asked.workers is None else str(asked.workers)
     compiled = [task for task, start in asked.compiled_from.items() if start is not None]
     rows = [
         ("folder", str(report.folder)),
-        ("budget", " and ".join(budget) or "no limit"),
+        ("budget", " and ".join(asked.budget.words()) or "no limit"),
         ("workers", where),
         ("compiled gradients", ", ".join(compiled) or "none"),
         ("native rules", "yes" if asked.native else "no"),

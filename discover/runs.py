@@ -20,7 +20,7 @@ from typing import Any, Self, TextIO
 
 import dsl
 from discover.archive import Archive
-from discover.durations import format_duration
+from discover.budget import UNLIMITED, Budget
 from discover.errors import RunError, UserError
 from discover.files import free, write_whole
 from discover.manifest import MANIFEST, Configuration, Manifest, host, read_json, read_manifest, versions
@@ -132,11 +132,7 @@ def create(configuration: Configuration, *, out: Path | None = None, command: Se
 def resume(
     text: str,
     *,
-    candidates: int | None = None,
-    seconds: float | None = None,
-    model_steps: int | None = None,
-    target: float | None = None,
-    plateau: int | None = None,
+    budget: Budget = UNLIMITED,
     workers: int | None = None,
     ray_address: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
@@ -145,9 +141,7 @@ def resume(
 
     Args:
         text: as for `find`.
-        candidates: a new limit, all sessions together.
-        seconds: for this session; by default what is left of the run's own.
-        model_steps, target, plateau: as for a search. Whatever is given, the run's own budget holds no longer.
+        budget: a new one. With any limit in it the run's own holds no longer, without one what is left of that does.
         workers, ray_address, runtime_env: of this session; by default as before, but for a run that comes to a cluster,
             which then uses all of it.
 
@@ -164,27 +158,17 @@ def resume(
     try:
         with Archive.open(folder / ARCHIVE) as archive:
             totals = archive.totals()
-        if all(limit is None for limit in (candidates, seconds, model_steps, target, plateau)):
-            used = totals.elapsed
-            hint = f"'discover resume {handle(folder)} --time 10m' goes on for longer"
-            if asked.candidates is not None and totals.trained >= asked.candidates:
-                raise RunError(f"{folder}: has trained its {asked.candidates} candidates; {hint}")
-            if asked.seconds is not None and used >= asked.seconds:
-                raise RunError(f"{folder}: has used its {format_duration(asked.seconds)}; {hint}")
-            if asked.model_steps is not None and totals.model_steps >= asked.model_steps:
-                raise RunError(f"{folder}: has used its {asked.model_steps} model steps; {hint}")
-            candidates, seconds = asked.candidates, None if asked.seconds is None else asked.seconds - used
-            model_steps, target, plateau = asked.model_steps, asked.target, asked.plateau
+        if not budget.limits:
+            if spent := asked.budget.spent(totals):
+                again = f"'discover resume {handle(folder)} --time 10m' goes on for longer"
+                raise RunError(f"{folder}: {spent}; {again}")
+            budget = asked.budget.after(totals.elapsed)
     except BaseException:
         lock.close()
         raise
     configuration = replace(
         asked,
-        candidates=candidates,
-        seconds=seconds,
-        model_steps=model_steps,
-        target=target,
-        plateau=plateau,
+        budget=budget,
         workers=workers if workers is not None else None if ray_address is not None else asked.workers,
         ray_address=asked.ray_address if ray_address is None else ray_address,
         runtime_env=asked.runtime_env if runtime_env is None else runtime_env,

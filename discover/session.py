@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from numpy.random import default_rng
 
 import dsl
+from discover.budget import UNLIMITED, Budget
 from discover.errors import ArchiveError, SpaceError, UserError, first_line
 from discover.events import Event, Finished, GenerationDone, Notice, Started
 from discover.manifest import Configuration
@@ -41,11 +42,7 @@ def configure(
     *,
     algorithm: str | None = None,
     seed: int = 0,
-    candidates: int | None = None,
-    seconds: float | None = None,
-    model_steps: int | None = None,
-    target: float | None = None,
-    plateau: int | None = None,
+    budget: Budget = UNLIMITED,
     control: str | None = None,
     control_compute: float = 1.0,
     warm_start: Sequence[str] = (),
@@ -61,7 +58,7 @@ def configure(
         space: name or YAML file.
         own_tasks: tasks to search on in place of the space's, by name or as "FILE.py:NAME".
         algorithm: a proposer's name or FILE.py:NAME; by default the space's.
-        candidates, seconds, model_steps, target, plateau: if none is given, the space's budget holds.
+        budget: when it ends; without any limit, the space's budget holds.
         control: the algorithm of a control, which gets `control_compute` times the budget.
         warm_start: rules to start from in place of the space's ancestors; RUN@K too.
         workers: by default one for each CPU this process may use, or all that the cluster has room for.
@@ -83,21 +80,18 @@ def configure(
     if warm_start:
         loaded = loaded.starting_from(warm_start)
     algorithm = _absolute(control or algorithm or loaded.algorithm)
-    budget: dict[str, Any] = {"seconds": seconds, "candidates": candidates, "model_steps": model_steps}
-    budget |= {"target": target, "plateau": plateau}
-    if all(value is None for value in budget.values()):
-        budget = {name: getattr(loaded.budget, name) for name in budget}
+    budget = budget if budget.limits else loaded.budget
     if control is not None:
-        budget |= {name: _times(budget[name], control_compute) for name in ("seconds", "candidates", "model_steps")}
+        budget = budget.times(control_compute)
     choice = compile or loaded.compile
     configuration = Configuration(
         space=loaded,
         ancestors=tuple(dsl.format(dsl.check(rule_of(rule))) for rule in loaded.ancestor),
         algorithm=algorithm,
         seed=seed,
-        compiled_from=plan.compile_choice(loaded, choice, budget["seconds"]),
+        compiled_from=plan.compile_choice(loaded, choice, budget.seconds),
         native=plan.native_choice(choice),
-        **budget,
+        budget=budget,
         workers=len(os.sched_getaffinity(0)) if workers is None and ray_address is None else workers,
         ray_address=ray_address,
         runtime_env=runtime_env,
@@ -149,10 +143,6 @@ def _check_ancestors(asked: Configuration, source: str) -> None:
             )
 
 
-def _times(value: float | None, factor: float) -> float | None:
-    return None if value is None else round(value * factor) if isinstance(value, int) else value * factor
-
-
 def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
     """Searches, from wherever the run's archive ends, and keeps `best.rule` up to date.
 
@@ -172,11 +162,7 @@ def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event
             asked.workers,
             archive.totals().generations,
             asked.compiled_from,
-            asked.seconds,
-            asked.candidates,
-            asked.model_steps,
-            asked.target,
-            asked.plateau,
+            asked.budget,
         )
         if gone:
             yield Notice(gone)
@@ -190,11 +176,7 @@ def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event
             workers=asked.workers,
             ray_address=asked.ray_address,
             runtime_env=asked.runtime_env,
-            seconds=asked.seconds,
-            candidates=asked.candidates,
-            model_steps=asked.model_steps,
-            target=asked.target,
-            plateau=asked.plateau,
+            budget=asked.budget,
             stop=stop,
         )
         with closing(cast(Generator[Event, None, None], events)):  # so that workers end before the archive is closed

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 import dsl
+from discover.budget import Budget
 from discover.contender_names import check_name
 from discover.durations import parse_duration
 from discover.errors import SpaceError, UserError
@@ -183,29 +184,6 @@ class Probes(Keys):
     min_update: Weight = 1e-8
     max_update: Positive = 1e8
     max_growth: Positive = 100.0
-
-
-class Budget(Keys):
-    """When a search ends: at whichever of these comes first.
-
-    Attributes:
-        time: of searching.
-        candidates: trained.
-        model_steps: training steps of one model, references and confirmations included.
-        target: a fitness that fresh scores let one believe of a candidate.
-        plateau: so many candidates trained since the best of these was last bettered, from the first that is confirmed
-            on: before, there is nothing to better.
-    """
-
-    time: Duration | None = None
-    candidates: Annotated[int, Field(ge=1)] | None = None
-    model_steps: Annotated[int, Field(ge=1)] | None = None
-    target: float | None = None
-    plateau: Annotated[int, Field(ge=1)] | None = None
-
-    @property
-    def seconds(self) -> float | None:
-        return None if self.time is None else parse_duration(self.time)
 
 
 class TaskSplit(Keys):

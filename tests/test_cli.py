@@ -95,6 +95,11 @@ MISTAKES = {
     "the same in a calibration": ("calibrate --space lion_like --workers 0 --ray-address auto", CONTRADICTION),
     "the same in a promotion": ("promote last --workers 0 --ray-address auto", CONTRADICTION),
     "the same in verifying": ("verify last --workers 0 --ray-address auto", CONTRADICTION),
+    "no finite target": ("search --space tiny.yaml --target nan", "--target nan is not a fitness; give a number"),
+    "no finite compute": (
+        "search --space tiny.yaml --control random --control-compute inf",
+        "--control-compute must be more than 0, and finite",
+    ),
     "negative seed": ("search --space tiny.yaml --seed -1", "--seed"),
     "bad duration": ("search --space tiny.yaml --time 10x", "'10x' is not a duration; write 90s, 10m, 2h or 1h30m"),
     "bad duration on resume": ("resume last --time soon", "'soon' is not a duration"),

@@ -25,6 +25,7 @@ import pytest
 
 from discover import connection, runs, session, workers
 from discover.archive import Archive
+from discover.budget import Budget
 from discover.cluster import RayWorkers
 from discover.errors import ArchiveError, ClusterError
 from discover.events import Event, Finished, GenerationDone
@@ -162,7 +163,9 @@ def write_space(path: Path, task: str, limit: str = "10m", resources: str = "") 
 def whole(folder: Path) -> list[Generation]:
     """What an undisturbed search stores."""
     out = folder / "whole"
-    with runs.create(session.configure(str(folder / "slow.yaml"), workers=0, candidates=10**6), out=out) as run:
+    with runs.create(
+        session.configure(str(folder / "slow.yaml"), workers=0, budget=Budget(candidates=10**6)), out=out
+    ) as run:
         for event in session.search(run):
             if isinstance(event, GenerationDone) and event.record.number == GENERATIONS - 1:
                 break
@@ -220,7 +223,7 @@ def search(
         str(space),
         workers=workers,
         ray_address=address,
-        candidates=candidates,
+        budget=Budget(candidates=candidates),
         runtime_env=environment() if runtime_env is None else runtime_env,
     )
     with runs.create(asked, out=out) as run:
@@ -378,7 +381,9 @@ def test_a_candidate_that_hangs_or_hoards_or_diverges_takes_no_other_with_it(
         return Proposal(programs[number - 5], (), "a culprit") if 5 <= number < 5 + len(programs) else proposal
 
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
-    with runs.create(session.configure(str(folder / "trap.yaml"), workers=0, candidates=1), out=undisturbed) as run:
+    with runs.create(
+        session.configure(str(folder / "trap.yaml"), workers=0, budget=Budget(candidates=1)), out=undisturbed
+    ) as run:
         finish(session.search(run))
     monkeypatch.setattr(Evolution, "propose", with_culprits)
     shown = environment(env_vars={"NAN_OF_A_TEST": str(tmp_path / "nan")})

@@ -13,6 +13,7 @@ import pytest
 import tasks
 from discover import costs, evaluate, native, runs, session
 from discover.archive import Archive
+from discover.budget import Budget
 from discover.costs import Pace
 from discover.engine import _Clock
 from discover.evaluate import Unit, UnitResult
@@ -56,9 +57,9 @@ def generations(out: Path) -> list[Generation]:
         return list(archive.generations())
 
 
-@pytest.mark.parametrize("budget", [{"candidates": 12}, {"candidates": 12, "seconds": 600.0}, {"seconds": 0.4}])
+@pytest.mark.parametrize("budget", [Budget(candidates=12), Budget(candidates=12, time="10m"), Budget(time="0.4s")])
 def test_what_was_launched_before_a_budget_ended_is_in_the_archive(
-    budget: dict[str, float], space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    budget: Budget, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched: list[int] = []
     propose = Progress.propose
@@ -68,20 +69,20 @@ def test_what_was_launched_before_a_budget_ended_is_in_the_archive(
         return propose(self, number, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Progress, "propose", proposed)
-    ended = searched(space, tmp_path / "out", **budget)
+    ended = searched(space, tmp_path / "out", budget=budget)
     assert not ended.interrupted
     assert launched == [each.record.number for each in generations(tmp_path / "out")]
     assert len(launched) >= 3
 
 
 def test_a_budget_raised_later_gives_the_archive_that_it_would_have_given_at_once(space: Path, tmp_path: Path) -> None:
-    searched(space, tmp_path / "whole", candidates=40)
-    searched(space, tmp_path / "parts", candidates=10)
+    searched(space, tmp_path / "whole", budget=Budget(candidates=40))
+    searched(space, tmp_path / "parts", budget=Budget(candidates=10))
     drained = generations(tmp_path / "parts")
     whole = generations(tmp_path / "whole")
     assert drained == whole[: len(drained)]
     assert len(drained) < len(whole)
-    with runs.resume(str(tmp_path / "parts"), candidates=40) as run:
+    with runs.resume(str(tmp_path / "parts"), budget=Budget(candidates=40)) as run:
         list(session.search(run))
     assert generations(tmp_path / "parts") == whole
 
@@ -89,7 +90,7 @@ def test_a_budget_raised_later_gives_the_archive_that_it_would_have_given_at_onc
 def test_resuming_holds_no_more_than_a_generation_at_a_time(
     space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    searched(space, tmp_path / "out", candidates=60)
+    searched(space, tmp_path / "out", budget=Budget(candidates=60))
     count = len(generations(tmp_path / "out"))
     assert count > 5
     alive: list[int] = []
@@ -100,7 +101,7 @@ def test_resuming_holds_no_more_than_a_generation_at_a_time(
         absorb(self, generation)
 
     monkeypatch.setattr(Progress, "absorb", absorbed)
-    with runs.resume(str(tmp_path / "out"), candidates=60) as run:
+    with runs.resume(str(tmp_path / "out"), budget=Budget(candidates=60)) as run:
         list(session.search(run))
     assert len(alive) == count
     assert max(alive) <= 3
@@ -130,7 +131,7 @@ def test_units_are_cut_by_what_they_took_and_no_result_depends_on_it(
         with monkeypatch.context() as patch:
             if not measured:
                 patch.setattr(Pace, "of", lambda self, kind: 1.0)
-            searched(tmp_path / "dear.yaml", tmp_path / f"out{measured}", candidates=200)
+            searched(tmp_path / "dear.yaml", tmp_path / f"out{measured}", budget=Budget(candidates=200))
     by_measure, by_estimate = sizes
     assert all(max(by_measure[n]) == max(by_estimate[n]) > 10 for n in range(3))  # launched before anything was timed
     later = [size for n, cut in by_measure.items() if n >= 3 for size in cut]
@@ -149,7 +150,7 @@ def digest(out: Path) -> str:
 
 
 def test_the_time_of_a_session_is_all_accounted_for(space: Path, tmp_path: Path) -> None:
-    ended = searched(space, tmp_path / "out", candidates=40)
+    ended = searched(space, tmp_path / "out", budget=Budget(candidates=40))
     seconds = ended.totals.seconds
     assert set(seconds) == {"propose", "gate", "absorb", "store", "report", "training", "train", "load", "present"}
     assert all(value > 0 for value in seconds.values())
@@ -202,7 +203,7 @@ def test_what_a_worker_cannot_do_is_said_once_and_the_search_goes_on(
 ) -> None:
     monkeypatch.setattr(native, "available", lambda: True)
     monkeypatch.setattr("discover.gradient.is_cached", lambda task: True)
-    configuration = session.configure(str(space), workers=0, candidates=20, compile="always")
+    configuration = session.configure(str(space), workers=0, budget=Budget(candidates=20), compile="always")
     assert configuration.native
     with runs.create(configuration, out=tmp_path / "out") as run:
         *events, last = session.search(run)

@@ -21,6 +21,7 @@ import dsl
 import tasks
 from discover import ablate, certificate, cli, incumbents, promote, runs, statistics, verify
 from discover.archive import Archive
+from discover.budget import Budget
 from discover.contenders import RuleContender
 from discover.contest import Contest, Terms, anytime_p, hold
 from discover.errors import RunError, SpaceError, UserError
@@ -95,8 +96,7 @@ def a_run(rules: Sequence[str], baseline: str = "crippled.rule", change: Callabl
         seed=3,
         compiled_from={"quadratic": None},
         native=True,
-        candidates=10,
-        seconds=None,
+        budget=Budget(candidates=10),
         workers=0,
     )
     with runs.create(configuration, out=Path("found"), command=["discover", "search"]) as run, run.archive() as archive:
@@ -603,7 +603,7 @@ def test_mistakes_on_the_command_line_are_one_line(capsys: pytest.CaptureFixture
         assert code == 2
         assert words in err
         assert err.count("\n") == 1
-    with pytest.raises(RunError, match="is being searched"), runs.resume(str(folder), candidates=20):
+    with pytest.raises(RunError, match="is being searched"), runs.resume(str(folder), budget=Budget(candidates=20)):
         promote.begin("found", None)
 
 

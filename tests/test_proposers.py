@@ -16,6 +16,7 @@ import pytest
 import dsl
 from benchmarks import drift
 from discover import proposers, runs, session
+from discover.budget import Budget
 from discover.errors import UserError
 from discover.evaluate import Outcome, Unit, UnitResult
 from discover.events import Finished
@@ -396,7 +397,9 @@ def test_a_proposer_of_an_installed_package_searches_under_its_name(
     assert "evolution" in proposers.names()
     rung = "{tasks: [quadratic], steps: 4}"
     (tmp_path / "s.yaml").write_text(f"operators: [lerp]\ntasks: {{search: [quadratic]}}\nrungs: [{rung}]\n")
-    asked = session.configure(str(tmp_path / "s.yaml"), algorithm="walk", workers=0, candidates=1, compile="never")
+    asked = session.configure(
+        str(tmp_path / "s.yaml"), algorithm="walk", workers=0, budget=Budget(candidates=1), compile="never"
+    )
     with runs.create(asked, out=tmp_path / "out") as run:
         *_, ended = session.search(run)
     assert isinstance(ended, Finished)

@@ -15,6 +15,7 @@ import pytest
 
 import dsl
 from discover import cli, runs
+from discover.budget import Budget
 from discover.manifest import Configuration
 from discover.records import Candidate, Confirmation, Evaluation, Generation, GenerationRecord, Incident
 from discover.report_data import curve_of, gather
@@ -43,8 +44,7 @@ def configuration(seed: int = 3, algorithm: str = "evolution") -> Configuration:
         seed=seed,
         compiled_from={"digits_mlp": 0, "bytes_mlp": None},
         native=True,
-        candidates=10,
-        seconds=60.0,
+        budget=Budget(time="1m", candidates=10),
         workers=2,
     )
 

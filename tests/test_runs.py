@@ -12,12 +12,14 @@ import pytest
 import dsl
 from discover import registry, rule_names, runs
 from discover.archive import Archive
+from discover.budget import Budget
 from discover.errors import RunError, UserError
 from discover.manifest import Configuration, read_manifest
 from discover.records import Candidate, Confirmation, Generation, GenerationRecord, Ranked
 from discover.space import Space
 
 ROOT = Path(__file__).parent.parent
+TEN = Budget(candidates=10)
 RULE = "def rule_7(p, g, *, lr=0.1):\n    x1 = lr * g\n    p = p - x1\n"
 
 
@@ -28,7 +30,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISCOVER_RUNS_DIR", raising=False)
 
 
-def configuration(candidates: int | None = 10, seconds: float | None = None) -> Configuration:
+def configuration(budget: Budget = TEN) -> Configuration:
     return Configuration(
         space=Space.load("lion_like"),
         ancestors=(dsl.format(dsl.load("adamw")),),
@@ -36,8 +38,7 @@ def configuration(candidates: int | None = 10, seconds: float | None = None) -> 
         seed=3,
         compiled_from={"digits_mlp": 0, "bytes_mlp": None},
         native=True,
-        candidates=candidates,
-        seconds=seconds,
+        budget=budget,
         workers=2,
     )
 
@@ -59,7 +60,7 @@ def made(out: str, trained: int = 0) -> Path:
 
 
 def test_a_manifest_says_all_that_was_asked_for() -> None:
-    asked = configuration(seconds=60.0)
+    asked = configuration(Budget(time="60s", candidates=10, model_steps=10**9, target=0.3, plateau=7))
     with runs.create(asked, command=["discover", "search"]) as run:
         assert run.folder.parent == Path("runs")
         assert run.name.startswith("lion_like-")
@@ -69,6 +70,22 @@ def test_a_manifest_says_all_that_was_asked_for() -> None:
     assert manifest.configuration == asked
     assert manifest.command == ("discover", "search")
     assert {"python", "torch", "numpy", "optimizer-discovery"} <= set(manifest.versions)
+
+
+def test_limits_stand_in_a_manifest_by_their_names_and_those_that_came_later_may_be_absent() -> None:
+    with runs.create(configuration(Budget(time="1m30s", candidates=10, plateau=7)), out=Path("out")):
+        pass
+    path = Path("out/manifest.json")
+    data = json.loads(path.read_text())
+    limits = {"seconds": 90.0, "candidates": 10, "model_steps": None, "target": None, "plateau": 7}
+    assert data["format"] == 1
+    assert data["configuration"] | limits == data["configuration"]
+    assert "budget" not in data["configuration"]
+    for later in ("model_steps", "target", "plateau"):
+        del data["configuration"][later]
+    path.write_text(json.dumps(data))
+    with runs.resume("out") as resumed:
+        assert resumed.configuration.budget == Budget(time="90s", candidates=10)
 
 
 def test_runs_made_in_one_second_have_different_folders() -> None:
@@ -166,6 +183,10 @@ DAMAGED = {
     "cut off": (lambda text: text[:100], "manifest.json: is damaged"),
     "a list": (lambda text: "[]", "manifest.json: is damaged"),
     "a key gone": (lambda text: text.replace('"seed"', '"sead"'), "manifest.json: is damaged: "),
+    "no limit": (
+        lambda text: text.replace('"candidates": 10', '"candidates": 0'),
+        "manifest.json: is damaged: candidates: expected at least 1, not 0",
+    ),
     "other version": (
         lambda text: text.replace('"format": 1', '"format": 9'),
         "is a run of format 9, and this version reads format 1",
@@ -222,15 +243,15 @@ os._exit(9)
 
 
 def test_resuming_keeps_the_configuration_and_takes_what_is_left_of_the_time() -> None:
-    with runs.create(configuration(candidates=None, seconds=60.0), out=Path("out")) as run, run.archive() as archive:
+    with runs.create(configuration(Budget(time="60s")), out=Path("out")) as run, run.archive() as archive:
         record = GenerationRecord(0, 0, {}, 0, 0, (), 0, None)
         archive.commit_generation(Generation(record), {"idle": 15.0, "propose": 5.0, "train": 500.0})
     with runs.resume("out") as resumed:
-        assert resumed.configuration.seconds == 40.0
+        assert resumed.configuration.budget == Budget(time="40s")
         assert resumed.configuration.space == run.configuration.space
         assert resumed.notes == ()
-    with runs.resume("out", candidates=50, workers=0) as resumed:
-        assert (resumed.configuration.candidates, resumed.configuration.seconds) == (50, None)
+    with runs.resume("out", budget=Budget(candidates=50), workers=0) as resumed:
+        assert resumed.configuration.budget == Budget(candidates=50)
         assert resumed.configuration.workers == 0
 
 
@@ -239,7 +260,7 @@ def test_a_run_whose_budget_is_used_says_how_to_go_on() -> None:
     with pytest.raises(RunError, match="has trained its 10 candidates; 'discover resume out --time 10m' goes on"):
         runs.resume("out")
     assert not runs.is_running(Path("out"))
-    runs.resume("out", seconds=5.0).close()
+    runs.resume("out", budget=Budget(time="5s")).close()
 
 
 def test_other_versions_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:

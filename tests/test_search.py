@@ -17,6 +17,7 @@ import pytest
 
 from discover import runs, session
 from discover.archive import Archive
+from discover.budget import Budget
 from discover.cluster import RayWorkers
 from discover.errors import ArchiveError, RunError
 from discover.evaluate import Unit, UnitResult
@@ -184,7 +185,7 @@ def test_a_lost_worker_costs_only_its_unit(space: Path, tmp_path: Path, monkeypa
 def run(tmp_path_factory: pytest.TempPathFactory) -> list[Generation]:
     folder = tmp_path_factory.mktemp("run")
     (folder / "tiny.yaml").write_text(SPACE)
-    searched(folder / "tiny.yaml", folder / "out", seed=3, candidates=150)
+    searched(folder / "tiny.yaml", folder / "out", seed=3, budget=Budget(candidates=150))
     return generations(folder / "out")
 
 
@@ -262,7 +263,7 @@ def test_confirmations_leave_out_the_scores_that_chose(run: list[Generation]) ->
 
 
 def test_random_search_learns_nothing(space: Path, tmp_path: Path) -> None:
-    searched(space, tmp_path / "random", algorithm="random", candidates=20)
+    searched(space, tmp_path / "random", algorithm="random", budget=Budget(candidates=20))
     candidates = [c for g in generations(tmp_path / "random") for c in g.candidates]
     assert all(c.parents == () and c.origin == "random" for c in candidates)
 
@@ -283,9 +284,9 @@ def test_a_candidate_that_always_fails_takes_no_other_with_it(
             victims.add(here[1])
         return workers.Done(key, None, "timed out") if victims & set(here) else workers.Done(key, _evaluate(unit))
 
-    searched(space, tmp_path / "whole", candidates=10)
+    searched(space, tmp_path / "whole", budget=Budget(candidates=10))
     monkeypatch.setattr(workers.InProcess, "next", fail_with_the_victim)
-    searched(space, tmp_path / "out", candidates=10)
+    searched(space, tmp_path / "out", budget=Budget(candidates=10))
     whole, out = (generations(tmp_path / name)[0] for name in ("whole", "out"))
     assert [c.id for c in out.candidates if c.status != "trained" and c.duplicate_of is None] == list(victims)
     lost = next(c for c in out.candidates if c.id in victims)
@@ -309,9 +310,9 @@ def test_a_candidate_that_our_code_stumbles_over_costs_itself_alone_and_is_told(
             raise LookupError("unforeseen")
         return train(unit)
 
-    searched(space, tmp_path / "whole", candidates=10)
+    searched(space, tmp_path / "whole", budget=Budget(candidates=10))
     monkeypatch.setattr(evaluate, "evaluate", stumbles)
-    searched(space, tmp_path / "out", candidates=10)
+    searched(space, tmp_path / "out", budget=Budget(candidates=10))
     whole, out = (generations(tmp_path / name)[0] for name in ("whole", "out"))
     (lost,) = [c for c in out.candidates if c.status not in ("trained", "duplicate")]
     assert {lost.id} == victims
@@ -330,7 +331,7 @@ def test_a_candidate_that_our_code_stumbles_over_costs_itself_alone_and_is_told(
 
     monkeypatch.setattr(evaluate, "evaluate", all_but_adamw)
     with pytest.raises(RunError, match=r"no program could be trained: fault in .* LookupError: unforeseen"):
-        searched(space, tmp_path / "none", candidates=10)
+        searched(space, tmp_path / "none", budget=Budget(candidates=10))
     assert _stored(tmp_path / "none") == 1
 
     def always(unit: Unit) -> UnitResult:
@@ -338,7 +339,7 @@ def test_a_candidate_that_our_code_stumbles_over_costs_itself_alone_and_is_told(
 
     monkeypatch.setattr(evaluate, "evaluate", always)
     with pytest.raises(LookupError, match="unforeseen"):
-        searched(space, tmp_path / "again", candidates=10)
+        searched(space, tmp_path / "again", budget=Budget(candidates=10))
 
 
 def test_what_came_to_no_result_is_forgotten_alike_by_a_search_that_was_stopped(
@@ -355,12 +356,12 @@ def test_what_came_to_no_result_is_forgotten_alike_by_a_search_that_was_stopped(
         return workers.Done(key, None, "timed out") if failing else workers.Done(key, _evaluate(unit))
 
     monkeypatch.setattr(workers.InProcess, "next", fail_often)
-    searched(space, tmp_path / "whole", candidates=150)
+    searched(space, tmp_path / "whole", budget=Budget(candidates=150))
     found = [c for g in generations(tmp_path / "whole") for c in g.candidates]
     lost = {c.id: c.behaviour for c in found if c.status == "timed_out"}
     assert any(c.behaviour in lost.values() for c in found if c.status == "trained")
     asked = iter([False] * 160 + [True] * 1000)
-    searched(space, tmp_path / "stopped", candidates=150, stop=lambda: next(asked))
+    searched(space, tmp_path / "stopped", budget=Budget(candidates=150), stop=lambda: next(asked))
     assert 1 < _stored(tmp_path / "stopped") < _stored(tmp_path / "whole")
     with runs.resume(str(tmp_path / "stopped")) as run:
         _ = list(session.search(run))
@@ -374,7 +375,7 @@ def _evaluate(unit: Unit) -> UnitResult:
 
 
 def test_events_come_in_order(space: Path, tmp_path: Path) -> None:
-    configuration = session.configure(str(space), workers=0, candidates=30)
+    configuration = session.configure(str(space), workers=0, budget=Budget(candidates=30))
     with runs.create(configuration, out=tmp_path / "out") as run:
         events = list(session.search(run))
     numbers = [e.record.number for e in events if isinstance(e, GenerationDone)]

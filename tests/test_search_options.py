@@ -16,6 +16,7 @@ import yaml
 import dsl
 from discover import rule_names, runs, session, space
 from discover.archive import Archive
+from discover.budget import Budget
 from discover.errors import UserError
 from discover.events import Finished
 from discover.front import costs, undominated
@@ -68,10 +69,10 @@ def digest(out: Path) -> str:
 
 
 def test_model_steps_end_a_search_and_no_earlier(tmp_path: Path) -> None:
-    last, found = searched(tiny(tmp_path), tmp_path / "out", model_steps=500, candidates=10_000)
+    last, found = searched(tiny(tmp_path), tmp_path / "out", budget=Budget(model_steps=500, candidates=10_000))
     assert last.totals.model_steps >= 500
     assert sum(each.record.model_steps for each in found[:-2]) < 500  # what was in flight is brought to its end
-    assert read_manifest(tmp_path / "out").configuration.model_steps == 500
+    assert read_manifest(tmp_path / "out").configuration.budget == Budget(model_steps=500, candidates=10_000)
 
 
 NOTHING = -1e9
@@ -91,17 +92,17 @@ def best_so_far(found: list[Generation]) -> list[float]:
 
 def test_a_target_ends_a_search_when_it_is_believed(tmp_path: Path) -> None:
     name = tiny(tmp_path)
-    _, whole = searched(name, tmp_path / "whole", candidates=30)
+    _, whole = searched(name, tmp_path / "whole", budget=Budget(candidates=30))
     curve = best_so_far(whole)
     reached = next(number for number, best in enumerate(curve) if best == curve[-1])
-    _, found = searched(name, tmp_path / "out", candidates=30, target=curve[-1] - 1e-9)
+    _, found = searched(name, tmp_path / "out", budget=Budget(candidates=30, target=curve[-1] - 1e-9))
     assert len(found) == min(reached + 2, len(whole))  # and the one generation that was in flight beside it
     assert found == whole[: len(found)]
 
 
 def test_a_plateau_ends_a_search(tmp_path: Path) -> None:
     name = tiny(tmp_path)
-    _, whole = searched(name, tmp_path / "whole", candidates=70)
+    _, whole = searched(name, tmp_path / "whole", budget=Budget(candidates=70))
     since, best, after = 0, NOTHING, []
     for generation, now in zip(whole, best_so_far(whole), strict=True):
         since, best = (0, now) if now > best or now == NOTHING else (since + generation.record.trained, best)
@@ -109,7 +110,7 @@ def test_a_plateau_ends_a_search(tmp_path: Path) -> None:
     before = sum(each.record.trained for each, best in zip(whole, best_so_far(whole), strict=True) if best == NOTHING)
     assert before > 1  # so that it would end there if it counted from the start
     last = next(number for number, since in enumerate(after) if since >= before)
-    _, found = searched(name, tmp_path / "out", candidates=70, plateau=before)
+    _, found = searched(name, tmp_path / "out", budget=Budget(candidates=70, plateau=before))
     assert found == whole[: last + 2]  # and the one generation that was in flight beside it
     assert len(found) < len(whole)
 
@@ -118,12 +119,12 @@ def test_where_nothing_is_confirmed_no_plateau_ends_a_search_but_its_other_limit
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Progress, "_standings", lambda *_: [])
-    last, found = searched(tiny(tmp_path), tmp_path / "out", candidates=30, plateau=1, target=-1.0)
+    last, found = searched(tiny(tmp_path), tmp_path / "out", budget=Budget(candidates=30, plateau=1, target=-1.0))
     assert last.totals.trained >= 30
     assert sum(each.record.trained for each in found[:-2]) < 30
     small = {"operators": ["neg"], "max_statements": 3, "ancestor": "sgd", "mutation": {"constant": 0.0}}
     name = tiny(tmp_path, **small, proposals_per_generation=2, rungs=[{"tasks": ["quadratic"], "steps": 2}])
-    last, found = searched(name, tmp_path / "exhausted", plateau=1)
+    last, found = searched(name, tmp_path / "exhausted", budget=Budget(plateau=1))
     assert not last.interrupted
     assert not any(generation.record.trained for generation in found[-50:])
 
@@ -132,17 +133,17 @@ def test_a_space_that_is_exhausted_ends_the_search(tmp_path: Path) -> None:
     """One operator, one statement: a handful of programs, and the rest are duplicates."""
     small = {"operators": ["neg"], "max_statements": 3, "ancestor": "sgd", "mutation": {"constant": 0.0}}
     name = tiny(tmp_path, **small, proposals_per_generation=2, rungs=[{"tasks": ["quadratic"], "steps": 2}])
-    last, found = searched(name, tmp_path / "out", candidates=1000)
+    last, found = searched(name, tmp_path / "out", budget=Budget(candidates=1000))
     assert not any(generation.record.trained for generation in found[-50:])
     assert last.totals.trained < 10
 
 
-@pytest.mark.parametrize("stops", [{"plateau": 12}, {"model_steps": 1_500, "target": 5.0}])
-def test_stops_are_in_the_manifest_and_obeyed_by_resume(stops: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("stops", [Budget(plateau=12), Budget(model_steps=1_500, target=5.0)])
+def test_stops_are_in_the_manifest_and_obeyed_by_resume(stops: Budget, tmp_path: Path) -> None:
     name = tiny(tmp_path)
-    searched(name, tmp_path / "whole", **stops)
+    searched(name, tmp_path / "whole", budget=stops)
     asked = iter([False] * 8 + [True] * 1000)
-    stopped, _ = searched(name, tmp_path / "out", stop=lambda: next(asked), **stops)
+    stopped, _ = searched(name, tmp_path / "out", stop=lambda: next(asked), budget=stops)
     assert stopped.interrupted
     assert digest(tmp_path / "out") != digest(tmp_path / "whole")
     with runs.resume(str(tmp_path / "out")) as run:
@@ -151,7 +152,7 @@ def test_stops_are_in_the_manifest_and_obeyed_by_resume(stops: dict[str, Any], t
 
 
 def test_a_used_budget_of_model_steps_is_said_on_resume(tmp_path: Path) -> None:
-    searched(tiny(tmp_path), tmp_path / "out", model_steps=500)
+    searched(tiny(tmp_path), tmp_path / "out", budget=Budget(model_steps=500))
     with pytest.raises(UserError, match=r"out: has used its 500 model steps; 'discover resume .* --time 10m' goes on"):
         runs.resume(str(tmp_path / "out"))
 
@@ -159,8 +160,9 @@ def test_a_used_budget_of_model_steps_is_said_on_resume(tmp_path: Path) -> None:
 def test_the_space_says_when_to_end_where_nothing_else_does(tmp_path: Path) -> None:
     name = tiny(tmp_path, budget={"model_steps": 800, "target": 3.0, "plateau": 900})
     configuration = session.configure(name, workers=0)
-    assert (configuration.model_steps, configuration.target, configuration.plateau) == (800, 3.0, 900)
-    assert session.configure(name, workers=0, candidates=5).model_steps is None
+    assert configuration.budget == Budget(model_steps=800, target=3.0, plateau=900)
+    asked = Budget(candidates=5)
+    assert session.configure(name, workers=0, budget=asked).budget == asked
 
 
 # Controls -----------------------------------------------------------------------------------------------------------
@@ -168,10 +170,10 @@ def test_the_space_says_when_to_end_where_nothing_else_does(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("control", ["random", "hyperparameters", "best_of_n"])
 def test_a_control_is_a_search_with_so_many_times_the_budget(control: str, tmp_path: Path) -> None:
-    configuration = session.configure(
-        tiny(tmp_path), workers=0, control=control, control_compute=2.5, candidates=4, seconds=60.0
-    )
-    assert (configuration.algorithm, configuration.candidates, configuration.seconds) == (control, 10, 150.0)
+    budget = Budget(time="1m", candidates=4, target=2.0, plateau=50)
+    configuration = session.configure(tiny(tmp_path), workers=0, control=control, control_compute=2.5, budget=budget)
+    assert configuration.algorithm == control
+    assert configuration.budget == Budget(time="150s", candidates=10, target=2.0, plateau=50)
     with runs.create(configuration, out=tmp_path / "out") as run:
         *_, last = session.search(run)
     assert isinstance(last, Finished)
@@ -210,9 +212,9 @@ SWITCHES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_with_each_switch_an_interrupted_search_goes_on_to_the_same_archive(switch: str, tmp_path: Path) -> None:
     name = tiny(tmp_path, **SWITCHES[switch])
-    searched(name, tmp_path / "whole", candidates=24)
+    searched(name, tmp_path / "whole", budget=Budget(candidates=24))
     asked = iter([False] * 4 + [True] * 1000)
-    stopped, before = searched(name, tmp_path / "out", candidates=24, stop=lambda: next(asked))
+    stopped, before = searched(name, tmp_path / "out", budget=Budget(candidates=24), stop=lambda: next(asked))
     assert stopped.interrupted
     assert before
     with runs.resume(str(tmp_path / "out")) as run:
@@ -224,14 +226,14 @@ def test_with_each_switch_an_interrupted_search_goes_on_to_the_same_archive(swit
 def test_with_all_switches_the_number_of_workers_makes_no_difference(tmp_path: Path) -> None:
     on = ("islands, restarts, crossover, tuning", "aggregation", "objectives", "lengths", "tensors, batches")
     name = tiny(tmp_path, **{key: value for switch in on for key, value in SWITCHES[switch].items()})
-    searched(name, tmp_path / "none", candidates=30)
-    with runs.create(session.configure(name, workers=2, candidates=30), out=tmp_path / "two") as run:
+    searched(name, tmp_path / "none", budget=Budget(candidates=30))
+    with runs.create(session.configure(name, workers=2, budget=Budget(candidates=30)), out=tmp_path / "two") as run:
         list(session.search(run))
     assert digest(tmp_path / "none") == digest(tmp_path / "two")
 
 
 def test_without_cache_a_program_is_trained_again(tmp_path: Path) -> None:
-    _, found = searched(tiny(tmp_path, cache=False), tmp_path / "out", candidates=30)
+    _, found = searched(tiny(tmp_path, cache=False), tmp_path / "out", budget=Budget(candidates=30))
     trained = [each for generation in found for each in generation.candidates]
     assert not any(each.status == "duplicate" for each in trained)
     assert len({each.structure for each in trained}) < len(trained)
@@ -240,7 +242,9 @@ def test_without_cache_a_program_is_trained_again(tmp_path: Path) -> None:
 def test_with_an_aggregating_cache_an_elite_that_is_met_again_gets_a_fresh_score(tmp_path: Path) -> None:
     confirm = {"every": 2, "top": 1, "most": 6}
     with_, without = (
-        searched(tiny(tmp_path, confirm=confirm, cache=cache), tmp_path / str(cache), candidates=count, seed=4)[1]
+        searched(
+            tiny(tmp_path, confirm=confirm, cache=cache), tmp_path / str(cache), budget=Budget(candidates=count), seed=4
+        )[1]
         for cache, count in (("aggregating", 120), (True, 30))
     )
     assert max(len(each.confirmations) for each in without) == 1
@@ -297,7 +301,7 @@ def test_lengths_are_drawn_within_their_limits() -> None:
 
 
 def test_what_was_drawn_for_an_instance_is_kept_and_the_reference_trained_on_it(tmp_path: Path) -> None:
-    _, found = searched(tiny(tmp_path, **SWITCHES["tensors, batches"]), tmp_path / "out", candidates=12)
+    _, found = searched(tiny(tmp_path, **SWITCHES["tensors, batches"]), tmp_path / "out", budget=Budget(candidates=12))
     drawn = {}
     for generation in found:
         assert {each.kind for each in generation.evaluations} >= {"search", "reference"}
@@ -312,7 +316,9 @@ def test_what_was_drawn_for_an_instance_is_kept_and_the_reference_trained_on_it(
 def test_the_front_is_of_what_no_other_beats(tmp_path: Path) -> None:
     values = {1: (0.2, 8.0, 5.0), 2: (0.1, 4.0, 5.0), 3: (0.1, 4.0, 5.0), 4: (0.05, 8.0, 4.0), 5: (0.0, 8.0, 9.0)}
     assert undominated(values) == [1, 2, 4]
-    last, _ = searched(tiny(tmp_path, ancestor=["adamw", "signum", "sgd"]), tmp_path / "out", candidates=30)
+    last, _ = searched(
+        tiny(tmp_path, ancestor=["adamw", "signum", "sgd"]), tmp_path / "out", budget=Budget(candidates=30)
+    )
     assert last.front
     assert last.front[0].rank == 1
     pairs = [costs(each) for each in last.front]
@@ -338,7 +344,7 @@ def small(name: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("name", space.names())
 def test_each_space_runs_and_trains(name: str, tmp_path: Path) -> None:
-    last, found = searched(small(name, tmp_path), tmp_path / "out", candidates=6)
+    last, found = searched(small(name, tmp_path), tmp_path / "out", budget=Budget(candidates=6))
     assert last.totals.trained >= 6
     assert last.leaderboard
     texts = {each.text for generation in found for each in generation.candidates}
@@ -363,7 +369,7 @@ def test_each_space_can_start_from_other_rules(name: str, rule: str, tmp_path: P
     assert dsl.parse(both.ancestors[0]) == dsl.load(rule)
     assert both.space.ancestor[0] == rule
     assert len(both.ancestors) == 1 + len(Space.load(name).ancestor)
-    last, found = searched(small(name, tmp_path), tmp_path / "out", warm_start=[rule], candidates=4)
+    last, found = searched(small(name, tmp_path), tmp_path / "out", warm_start=[rule], budget=Budget(candidates=4))
     assert last.totals.trained >= 4
     assert sum(each.status == "trained" for generation in found for each in generation.candidates) >= 3
 
@@ -398,16 +404,16 @@ def test_a_rule_that_can_have_no_child_is_refused_at_the_start(rule: str, tmp_pa
 
 def test_a_rule_that_the_gate_rejects_may_have_children_that_it_does_not(tmp_path: Path) -> None:
     name = tiny(tmp_path, require={"max_slots": 1})  # AdamW has two
-    last, found = searched(name, tmp_path / "out", warm_start=["adamw"], candidates=3)
+    last, found = searched(name, tmp_path / "out", warm_start=["adamw"], budget=Budget(candidates=3))
     assert last.totals.trained >= 3
     assert {each.properties["slots"] for g in found for each in g.candidates if each.status == "trained"} <= {0, 1}
 
 
 def test_a_search_starts_from_what_an_earlier_one_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = tiny(tmp_path)
-    searched(name, tmp_path / "first", candidates=10)
+    searched(name, tmp_path / "first", budget=Budget(candidates=10))
     reference = f"{tmp_path / 'first'}@1"
-    last, _ = searched(name, tmp_path / "second", candidates=10, warm_start=[reference])
+    last, _ = searched(name, tmp_path / "second", budget=Budget(candidates=10), warm_start=[reference])
     assert last.totals.trained >= 10
     manifest = read_manifest(tmp_path / "second").configuration
     assert manifest.space.ancestor == (reference,)
