@@ -29,6 +29,7 @@ from dsl import Program
 if TYPE_CHECKING:
     from discover.archive import Archive
     from discover.plan import Plan
+    from discover.workers import Crew
 
 BREEDING = ("evolution", "hyperparameters", "best_of_n")
 """Algorithms that change the rules that they start from."""
@@ -170,15 +171,7 @@ def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event
         slow += [] if asked.native else ["rules"]
         if slow and not artefact.have_compiler():
             yield Notice(f"no C++ compiler found: plain PyTorch, several times slower, for {', '.join(slow)}")
-        events = engine.search(
-            settled,
-            archive,
-            workers=asked.workers,
-            ray_address=asked.ray_address,
-            runtime_env=asked.runtime_env,
-            budget=asked.budget,
-            stop=stop,
-        )
+        events = engine.search(settled, archive, _crew(asked, settled), asked.budget, stop)
         with closing(cast(Generator[Event, None, None], events)):  # so that workers end before the archive is closed
             for event in events:
                 head = event.best if isinstance(event, GenerationDone) else None
@@ -227,6 +220,21 @@ def _plan(asked: Configuration) -> Plan:
         compiled_from=asked.compiled_from,
         native=asked.native,
         starts=asked.ancestors,
+    )
+
+
+def _crew(asked: Configuration, plan: Plan) -> Crew:
+    from discover.workers import Crew
+
+    unit = asked.space.unit
+    return Crew(
+        count=asked.workers,
+        address=asked.ray_address,
+        time_limit=unit.limit_seconds,
+        memory=int(unit.memory * 1e9),
+        requests=tuple(dict.fromkeys(rung.request for rung in asked.space.rungs)),
+        files=plan.files,
+        runtime_env=asked.runtime_env,
     )
 
 

@@ -14,8 +14,8 @@ import tasks
 from discover import costs, evaluate, native, runs, session
 from discover.archive import Archive
 from discover.budget import Budget
+from discover.clock import Clock
 from discover.costs import Pace
-from discover.engine import _Clock
 from discover.evaluate import Unit, UnitResult
 from discover.events import Finished, Notice
 from discover.generation import Key, Live
@@ -168,8 +168,8 @@ def test_the_time_of_a_session_is_all_accounted_for(space: Path, tmp_path: Path)
 
 def test_a_phase_inside_another_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0, 1, 3, 4, 9, 10, 20, 26])
-    monkeypatch.setattr("discover.engine.time.perf_counter", lambda: float(next(times)))
-    clock = _Clock()
+    monkeypatch.setattr("discover.clock.time.perf_counter", lambda: float(next(times)))
+    clock = Clock()
     with clock("outer"):
         with clock("inner"):
             pass
