@@ -63,6 +63,11 @@ class Budget(Keys):
         """Those that are given."""
         return {name: value for name, value in self.plain().items() if value is not None}
 
+    @property
+    def compute(self) -> dict[str, float]:
+        """Those that are compute, which a control may have more of."""
+        return {name: value for name, value in self.limits.items() if name in ("seconds", "candidates", "model_steps")}
+
     def allows(self, progress: Progress, elapsed: float) -> bool:
         """Whether there may be another generation, `elapsed` seconds after the session began."""
         if self.seconds is not None and elapsed >= self.seconds:

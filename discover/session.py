@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 BREEDING = ("evolution", "hyperparameters", "best_of_n")
 """Algorithms that change the rules that they start from."""
 
+ROOTLESS = ("random",)
+"""Algorithms that start from no rule."""
+
 CHILDREN = 100
 """How many random changes of a rule are tried before it is said that the gate lets none in."""
 
@@ -66,7 +69,8 @@ def configure(
         ray_address, runtime_env: of a cluster, and how its workers get the code (`discover.workers.Crew`).
 
     Raises:
-        UserError: no such space, rule or task, one that breaks its contract, or a task that is in two sets.
+        UserError: no such space, rule or task, one that breaks its contract, or a task that is in two sets; a rule to
+            start from, or times the budget, where that has no influence.
     """
     loaded = Space.load(space)
     import tasks
@@ -78,12 +82,14 @@ def configure(
         loaded = loaded.with_tasks([_spelling(_absolute(task)) for task in own_tasks])
     loaded = loaded.renamed({name: _spelling(name) for rung in loaded.rungs for name in rung.tasks})
     sets.refuse_overlap(loaded.tasks.sets, space)
+    algorithm = _absolute(control or algorithm or loaded.algorithm)
+    if warm_start and algorithm in ROOTLESS:
+        raise UserError(_without_influence(loaded, warm_start, algorithm))
     if warm_start:
         loaded = loaded.starting_from(warm_start)
-    algorithm = _absolute(control or algorithm or loaded.algorithm)
     budget = budget if budget.limits else loaded.budget
     if control is not None:
-        budget = budget.times(control_compute)
+        budget = _times(budget, control_compute)
     choice = compile or loaded.compile
     configuration = Configuration(
         space=loaded,
@@ -110,6 +116,25 @@ def left_out(space: str, configuration: Configuration) -> Iterator[str]:
         for task in asked[part]:
             if task not in now[part]:
                 yield f"{task} is searched on now, under some options, and left out of tasks.{part}"
+
+
+def _times(budget: Budget, factor: float) -> Budget:
+    if factor != 1.0 and not budget.compute:
+        limits = " and ".join(budget.words()) or "no limit"
+        raise UserError(
+            f"--control-compute {factor:g} is so many times the time, candidates and model steps, and none of them"
+            f" limits this search ({limits}); give --model-steps, say"
+        )
+    return budget.times(factor)
+
+
+def _without_influence(space: Space, rules: Sequence[str], algorithm: str) -> str:
+    """That the algorithm takes no notice of these rules; and what of them it would take."""
+    rule = rules[0]
+    words = f"--warm-start {rule} has no influence on algorithm '{algorithm}', which starts from no rule; leave it out"
+    if changing := [rule for rule in rules if rule in space.warm_starts]:
+        words += f", and write what `warm_starts` changes for {changing[0]} into a copy of the space if that is to hold"
+    return words
 
 
 def _check_algorithm(asked: Configuration) -> None:

@@ -100,6 +100,15 @@ MISTAKES = {
         "search --space tiny.yaml --control random --control-compute inf",
         "--control-compute must be more than 0, and finite",
     ),
+    "a start that has no influence": (
+        "search --space tiny.yaml --control random --warm-start lion",
+        "--warm-start lion has no influence on algorithm 'random'",
+    ),
+    "times a target": (
+        "search --space tiny.yaml --control best_of_n --control-compute 4 --target 1",
+        "--control-compute 4 is so many times the time, candidates and model steps, and none of them limits this search"
+        " (until fitness 1); give --model-steps, say",
+    ),
     "negative seed": ("search --space tiny.yaml --seed -1", "--seed"),
     "bad duration": ("search --space tiny.yaml --time 10x", "'10x' is not a duration; write 90s, 10m, 2h or 1h30m"),
     "bad duration on resume": ("resume last --time soon", "'soon' is not a duration"),

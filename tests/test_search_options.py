@@ -16,7 +16,7 @@ import yaml
 import dsl
 from discover import rule_names, runs, session, space
 from discover.archive import Archive
-from discover.budget import Budget
+from discover.budget import UNLIMITED, Budget
 from discover.errors import UserError
 from discover.events import Finished
 from discover.front import costs, undominated
@@ -185,6 +185,30 @@ def test_a_control_is_a_search_with_so_many_times_the_budget(control: str, tmp_p
         assert all(each.origin.startswith(("constant", "unchanged")) for each in candidates)
     else:
         assert not any(each.parents for each in candidates)
+
+
+@pytest.mark.parametrize("asked", [{"control": "random"}, {"algorithm": "random"}])
+@pytest.mark.parametrize(("space", "rule"), [("lion_like", "lion"), ("nos_templates", "signsgd"), ("matrix", "soap")])
+def test_a_rule_to_start_from_is_refused_where_it_would_have_no_influence(
+    space: str, rule: str, asked: dict[str, str]
+) -> None:
+    message = f"--warm-start {rule} has no influence on algorithm 'random', which starts from no rule; leave it out"
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        session.configure(space, workers=0, warm_start=[rule], **asked)  # type: ignore[arg-type]
+    assert ("`warm_starts` changes for soap" in str(error.value)) == (rule == "soap")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("budget", [Budget(target=0.5), Budget(plateau=9, target=0.5), UNLIMITED])
+def test_so_many_times_a_budget_without_compute_is_refused(budget: Budget, tmp_path: Path) -> None:
+    name = tiny(tmp_path)
+    words = " and ".join(budget.words()) or "no limit"
+    message = "--control-compute 4 is so many times the time, candidates and model steps, and none of them limits this"
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        session.configure(name, workers=0, control="best_of_n", control_compute=4.0, budget=budget)
+    assert f"({words})" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert session.configure(name, workers=0, control="best_of_n", budget=budget).budget == budget
 
 
 # Switches -----------------------------------------------------------------------------------------------------------
@@ -399,7 +423,7 @@ def test_a_rule_that_can_have_no_child_is_refused_at_the_start(rule: str, tmp_pa
     with pytest.raises(UserError, match=re.escape(message)) as error:
         session.configure(name, workers=0, warm_start=["adamw", rule])
     assert "\n" not in str(error.value)
-    assert session.configure(name, workers=0, warm_start=[rule], algorithm="random")
+    assert session.configure(name, workers=0, warm_start=[rule], algorithm="optuna")  # which moves its constants
 
 
 def test_a_rule_that_the_gate_rejects_may_have_children_that_it_does_not(tmp_path: Path) -> None:
