@@ -11,10 +11,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import numpy as np
+import torch
 from numpy.random import default_rng
 
 import dsl
@@ -109,13 +114,13 @@ class ProposerContract:
             assert world.propose(number) == world.propose(number)
 
     def test_chance_comes_from_the_generator_alone(self) -> None:
+        """Neither from a generator that all share, Python's, numpy's or torch's, nor from a clock."""
         world, _ = self.grown()
-        random.seed(1)
-        np.random.seed(1)
-        before = [world.propose(number) for number in range(1000, 1006)]
-        random.seed(2)
-        np.random.seed(2)
-        assert [world.propose(number) for number in range(1000, 1006)] == before
+        with _elsewhere(seed=1, later=0.0):
+            before = [world.propose(number) for number in range(1000, 1006)]
+        with _elsewhere(seed=2, later=1e6):
+            after = [world.propose(number) for number in range(1000, 1006)]
+        assert after == before
         assert len({dsl.format(each.program) for each in before}) > 1
 
     def test_proposing_changes_nothing(self) -> None:
@@ -169,6 +174,32 @@ class ProposerContract:
         world, _ = self.grown()
         proposals = {dsl.format(world.proposer.propose(default_rng([9, n])).program) for n in range(12)}
         assert len(proposals) > 1
+
+
+@contextmanager
+def _elsewhere(seed: int, later: float) -> Iterator[None]:
+    """Another seed for the generators that all share, and so many seconds later by every clock of `time`. What asks the
+    system for the time itself, as `datetime` does, sees no more than that the time goes on."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        with ExitStack() as stack:
+            for name in ("time", "monotonic", "perf_counter"):
+                ahead = partial(_ahead, getattr(time, name), later)
+                stack.enter_context(patch.object(time, name, ahead))
+                ahead = partial(_ahead, getattr(time, f"{name}_ns"), int(later * 1e9))
+                stack.enter_context(patch.object(time, f"{name}_ns", ahead))
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def _ahead(clock: Callable[[], float], later: float) -> float:
+    return clock() + later
 
 
 def _read_again(told: Told) -> Told:

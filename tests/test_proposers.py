@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,52 @@ class TestContract(ProposerContract):
 def test_a_class_that_subclasses_the_contract_is_collected() -> None:
     laws = [name for name in dir(ProposerContract) if name.startswith("test_")]
     assert len(laws) >= 8
+
+
+IMPURE = {
+    "Python's generator": "random.random()",
+    "numpy's generator": "np.random.rand()",
+    "torch's generator": "float(torch.rand(()))",
+    "a tensor drawn in place": "float(torch.empty(()).normal_())",
+    "the time": "time.time() // 86400",
+    "the time in nanoseconds": "time.time_ns() // (86400 * 10**9)",
+    "a stopwatch": "time.monotonic() // 86400",
+    "a fine stopwatch": "time.perf_counter() // 86400",
+}
+WITH_LUCK = """
+import random, time
+import numpy as np
+import torch
+import dsl
+from discover.proposers import Proposal
+
+class Mine:
+    def __init__(self, context):
+        self.ancestor = context.ancestors[0]
+
+    def propose(self, rng):
+        return Proposal(self.ancestor.renamed(f"rule_{rng.integers(100)}"), (), f"luck {LUCK}")
+
+    def tell(self, told):
+        pass
+"""
+
+
+@pytest.mark.parametrize("luck", [*IMPURE.values(), "rng.integers(2)"], ids=[*IMPURE, "its own generator"])
+def test_chance_from_elsewhere_breaks_the_contract(luck: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(WITH_LUCK.replace("LUCK", luck))
+
+    class Held(ProposerContract):
+        algorithm = f"{tmp_path / 'mine.py'}:Mine"
+        generations = 1
+
+    clock = time.time
+    if luck.startswith("rng"):
+        Held().test_chance_comes_from_the_generator_alone()
+    else:
+        with pytest.raises(AssertionError):
+            Held().test_chance_comes_from_the_generator_alone()
+    assert time.time is clock
 
 
 # Evolution's switches -------------------------------------------------------------------------------------------------
