@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 import dsl
-from discover.budget import UNLIMITED
+from discover.budget import UNLIMITED, Budget
 from discover.durations import format_duration
 from discover.events import Event, Finished, GenerationDone, Notice, Started
 from discover.front import costs
@@ -27,6 +27,9 @@ from dsl.program import If, Program, RuleError, Statement
 
 EVERY_SECONDS = 10.0
 """How often progress is printed where lines cannot be drawn over."""
+
+EXCESS = 1.1
+"""What takes more than so many times its time says that, and why."""
 
 
 class ProgressView:
@@ -178,8 +181,8 @@ def front_lines(event: Finished) -> Iterator[str]:
         )
 
 
-def summary(event: Finished) -> Iterator[str]:
-    """The funnel, the rates, and where the time went."""
+def summary(event: Finished, budget: Budget = UNLIMITED) -> Iterator[str]:
+    """The funnel, the rates, whether it took much longer than it was to, and where the time went."""
     totals = event.totals
     rejected = sum(totals.rejected.values())
     reasons = ", ".join(f"{reason} {count}" for reason, count in by_count(totals.rejected))
@@ -190,6 +193,9 @@ def summary(event: Finished) -> Iterator[str]:
             f"{format_duration(event.elapsed)}: {event.proposed / event.elapsed:.0f} proposed and"
             f" {event.trained / event.elapsed:.1f} trained a second, {totals.model_steps:,} model steps in all"
         )
+    if budget.seconds is not None and not event.interrupted and event.elapsed > EXCESS * budget.seconds:
+        more, had = format_duration(event.elapsed - budget.seconds), format_duration(budget.seconds)
+        yield f"{more} more than the {had} that it had: so long took what was in flight then"
     if where := time_shares(totals):
         yield f"where the time went: {where}"
     if event.incidents:

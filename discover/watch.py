@@ -74,7 +74,7 @@ def _print_summary(run: Run, finished: Finished, console: Console) -> None:
         "",
         *front,
         *([""] if front else []),
-        *summary(finished),
+        *summary(finished, run.configuration.budget),
         "",
     ]
     if finished.interrupted:

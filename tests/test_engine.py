@@ -15,6 +15,7 @@ from discover import costs, evaluate, native, runs, session
 from discover.archive import Archive
 from discover.budget import Budget
 from discover.clock import Clock
+from discover.console import summary
 from discover.costs import Pace
 from discover.evaluate import Unit, UnitResult
 from discover.events import Finished, Notice
@@ -50,6 +51,14 @@ def searched(space: Path, out: Path, **options: object) -> Finished:
         *_, last = session.search(run)
     assert isinstance(last, Finished)
     return last
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A short search."""
+    folder = tmp_path_factory.mktemp("short")
+    (folder / "tiny.yaml").write_text(SPACE)
+    return searched(folder / "tiny.yaml", folder / "out", budget=Budget(candidates=3))
 
 
 def generations(out: Path) -> list[Generation]:
@@ -164,6 +173,25 @@ def test_the_time_of_a_session_is_all_accounted_for(space: Path, tmp_path: Path)
         kept = archive.totals().seconds
     assert Counter(kept).keys() == seconds.keys()
     assert all(kept[phase] <= seconds[phase] for phase in kept)
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "budget", "interrupted", "said"),
+    [
+        (131.0, Budget(time="2m"), False, False),
+        (133.0, Budget(time="2m"), False, True),
+        (133.0, Budget(time="2m", candidates=3), False, True),
+        (133.0, Budget(time="2m"), True, False),  # then nothing was brought to its end
+        (133.0, Budget(candidates=3), False, False),
+    ],
+)
+def test_what_took_much_longer_than_its_time_says_so(
+    elapsed: float, budget: Budget, interrupted: bool, said: bool, ended: Finished
+) -> None:
+    lines = list(summary(replace(ended, elapsed=elapsed, interrupted=interrupted), budget))
+    line = "13s more than the 2m00s that it had: so long took what was in flight then"
+    assert (line in lines) == said
+    assert sum("that it had" in each for each in lines) == said
 
 
 def test_a_phase_inside_another_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
