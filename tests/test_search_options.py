@@ -295,7 +295,7 @@ def test_a_rolling_hurdle_is_what_recent_candidates_came_to(tmp_path: Path) -> N
         {"tasks": ["quadratic"], "steps": 8},
     ]
     _, found = searched(
-        tiny(tmp_path, rungs=rungs, lag=2, proposals_per_generation=24), tmp_path / "out", candidates=90
+        tiny(tmp_path, rungs=rungs, lag=2, proposals_per_generation=24), tmp_path / "out", budget=Budget(candidates=90)
     )
     above: list[dict[int, float]] = []
     shares = set()
