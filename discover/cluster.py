@@ -9,7 +9,9 @@ step of the driver looks at all actors.
 
 A unit whose worker dies is trained again; one that kills, hangs or bursts its workers is given back as failed, so that
 nothing waits for ever and no other unit is touched. An actor that is gone is replaced; on a cluster, nodes that come
-are used, nodes that go are noted. Where the cluster itself is gone the search ends in one line, and can be resumed.
+are used, nodes that go are noted. A node on which a worker was lost is given nothing until it is known whether it is
+still there: all its workers may be dead, and one unit is not to be lost under several of them. Where the cluster itself
+is gone the search ends in one line, and can be resumed.
 """
 
 from __future__ import annotations
@@ -129,6 +131,8 @@ class RayWorkers:
         self._present, self._ready = 0.0, 0
         self._nodes: dict[str, str] = {}
         """The cluster's nodes: id -> a name for people."""
+        self._doubted: dict[str, float] = {}
+        """Nodes on which a worker was lost, and when, since the cluster was last looked at."""
         self._pools = {request: _Pool(request, crew.count or 0) for request in crew.requests}
         self.room: dict[Request, int] = {}
         """How many workers of each kind the nodes that are there could hold."""
@@ -219,7 +223,7 @@ class RayWorkers:
         """Changes a worker's jobs, and puts it where one with so many belongs."""
         worker.pool.loads[len(worker.jobs)].pop(worker, None)
         change()
-        if worker.ready and not worker.gone:
+        if worker.ready and not worker.gone and worker.node not in self._doubted:
             worker.pool.loads[len(worker.jobs)][worker] = None
 
     def _when_done(self, reference: Any, act: Callable[[Any, BaseException | None], None]) -> None:
@@ -246,6 +250,7 @@ class RayWorkers:
             reason = OUT_OF_MEMORY if isinstance(error, errors.OutOfMemoryError) else WORKER_LOST
             self.notes.append(f"a worker was lost ({first_line(error)}); a unit is tried {ATTEMPTS} times")
             self._note(WORKER_LOST, self._on(worker, first_line(error)), worker.jobs[0][1])
+            self._doubt(worker.node)
             self._replace(worker, reason)
             return
         place = next(index for index, (each, _) in enumerate(worker.jobs) if each == reference)
@@ -314,6 +319,14 @@ class RayWorkers:
                 self._remove(idle[-1])
         self._hire()
 
+    def _on_looked(self, asked: float) -> None:
+        """The cluster was asked then, and `_on_nodes` has what was new: the other nodes are there."""
+        self._doubted = {node: since for node, since in self._doubted.items() if since >= asked}
+        for pool in self._pools.values():
+            for worker in pool.workers:
+                self._load(worker, lambda: None)
+            self._dispatch(pool)
+
     def _on_loss(self, line: str) -> None:
         """The cluster is gone for good, or for too long."""
         self._lost = True
@@ -364,6 +377,16 @@ class RayWorkers:
         self._hire()
         self._dispatch(worker.pool)
 
+    def _doubt(self, node: str) -> None:
+        """Gives nothing more to a node until the cluster has been looked at. The node of a private Ray is this one."""
+        if self.crew.address is None:
+            return
+        self._doubted[node] = time.monotonic()
+        for pool in self._pools.values():
+            for load in pool.loads:
+                for worker in [each for each in load if each.node == node]:
+                    del load[worker]
+
     def _remove(self, worker: _Worker) -> None:
         if worker.ready:
             self._count(-1)
@@ -406,6 +429,7 @@ class RayWorkers:
         known: object = None
         answered = time.monotonic()
         while not self._closed.wait(WATCH_SECONDS):
+            asked = time.monotonic()
             try:
                 nodes = head.nodes()
             except RestartedError:
@@ -419,6 +443,8 @@ class RayWorkers:
                 if nodes.keys() != known:
                     known = nodes.keys()
                     self._inbox.put(partial(self._on_nodes, nodes))
+                if self._doubted:
+                    self._inbox.put(partial(self._on_looked, asked))
             elif time.monotonic() - answered > PATIENCE_SECONDS:
                 where = f"the Ray cluster at {self.crew.address} has not answered for {PATIENCE_SECONDS:g} seconds"
                 self._inbox.put(partial(self._on_loss, where))

@@ -305,6 +305,27 @@ def test_a_node_that_goes_costs_nothing_and_one_that_comes_is_used_within_second
     assert {"node removed", "node added", "worker lost", "unit retried"} <= kinds(out)
 
 
+def test_a_node_that_goes_with_all_its_workers_costs_a_unit_one_attempt(
+    ground: Ground, folder: Path, whole: list[Generation], tmp_path: Path, crews: list[RayWorkers]
+) -> None:
+    out, times = tmp_path / "out", dict[str, int]()
+    extra = ground.cluster.add_node(num_cpus=4, object_store_memory=STORE, wait=True)
+
+    def change() -> bool:
+        there = [each for pool in crews[0]._pools.values() for each in pool.workers if each.ready]
+        if "removed" not in times and [each.node for each in there].count(extra.node_id) == 4 and stored(out):
+            ground.remove(extra)
+            times["removed"] = len(stored(out))
+        return "removed" in times and "node removed" in kinds(out) and len(stored(out)) >= times["removed"] + 4
+
+    search(folder / "slow.yaml", out, ground.address, stop=change, runtime_env=environment(pause=0.1))
+    assert stored(out) == whole[: len(stored(out))]
+    found = incidents(out)
+    retried = [text for kind, text in found if kind == "unit retried"]
+    assert 1 <= len(retried) == len(set(retried))
+    assert "unit given up" not in kinds(out)
+
+
 def test_a_driver_that_is_killed_at_once_loses_nothing(
     ground: Ground, folder: Path, whole: list[Generation], tmp_path: Path, crews: list[RayWorkers]
 ) -> None:

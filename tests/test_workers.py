@@ -7,7 +7,7 @@ import re
 import sqlite3
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
@@ -207,6 +207,7 @@ class _Ray:
         import ray.exceptions
 
         self.exceptions = ray.exceptions
+        self.place: Callable[[int], str] = "node {}".format
         self.actors: list[Any] = []
         self.killed: list[int] = []
         self.asked: list[tuple[int, Unit, _Reference]] = []
@@ -222,7 +223,7 @@ class _Ray:
 
         def hello() -> _Reference:
             reference = _Reference()
-            reference.promise.set_result((f"node {number}", number, "here"))
+            reference.promise.set_result((self.place(number), number, "here"))
             return reference
 
         def evaluate(unit: Unit) -> _Reference:
@@ -379,6 +380,56 @@ def test_a_unit_is_given_up_when_it_has_cost_three_workers_and_not_before(ray: _
         ray.finish(actor, ray.exceptions.OutOfMemoryError("the node ran low on memory"))
     assert settle(crew) == [Done("a", None, "out of memory")]
     assert crew.incidents[-1].kind == "unit given up"
+
+
+def test_a_node_that_dies_costs_a_unit_one_attempt_however_many_workers_it_had(
+    ray: _Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "Head", lambda ray: None)
+    monkeypatch.setattr(cluster, "WATCH_SECONDS", 3600.0)  # looked at below, and at no other time
+    ray.place = lambda number: "lasts" if number == 1 or number > 6 else "dies"
+    crew = RayWorkers(Crew(6, "there"))
+    settle(crew)
+    crew._on_nodes({node: (node, {"CPU": 6.0}) for node in ("dies", "lasts")})
+    for name in "abcdef":
+        crew.submit(name, named(name))
+    for actor in (3, 4, 5):
+        ray.finish(actor)
+    settle(crew)
+    ray.finish(2, ray.exceptions.ActorDiedError())  # the first word of it
+    settle(crew)
+    assert [ray.has(actor) for actor in range(1, 8)] == [["a"], [], [], [], [], ["f"], ["b"]]
+    crew._on_looked(time.monotonic() - 60.0)  # an answer to what was asked before
+    crew.submit("h", named("h"))
+    assert [ray.has(actor) for actor in (3, 4, 5)] == [[], [], []]  # idle, and dead
+    ray.finish(6, ray.exceptions.ActorDiedError())
+    crew._on_nodes({"lasts": ("lasts", {"CPU": 6.0})})
+    crew._on_looked(time.monotonic())
+    assert len(ray.actors) == 6 + 5
+    done = settle(crew)
+    while busy := [actor for actor in range(1, len(ray.actors) + 1) if actor not in ray.killed and ray.has(actor)]:
+        ray.finish(busy[0])
+        done += settle(crew)
+    assert sorted(each.key for each in done if each.result) == ["a", "b", "f", "h"]
+    assert [each.kind for each in crew.incidents].count("unit retried") == 2
+
+
+def test_a_node_that_lost_a_worker_and_is_still_there_gets_units_again(
+    ray: _Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "Head", lambda ray: SimpleNamespace(nodes=lambda: {"0": ("here", {"CPU": 2.0})}))
+    monkeypatch.setattr(cluster, "WATCH_SECONDS", 0.01)
+    ray.place = lambda number: "0"
+    crew = RayWorkers(Crew(2, "there"))
+    settle(crew)
+    crew.submit("a", named("a"))
+    ray.finish(1, ray.exceptions.ActorDiedError())
+    deadline = time.monotonic() + 10
+    while not ray.has(2) and not ray.has(3) and time.monotonic() < deadline:
+        crew.next()
+    ray.finish(2 if ray.has(2) else 3)
+    assert [each.key for each in settle(crew)] == ["a"]
+    crew._closed.set()
 
 
 def test_time_counts_from_when_workers_are_ready(ray: _Ray, monkeypatch: pytest.MonkeyPatch) -> None:
