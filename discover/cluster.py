@@ -4,8 +4,9 @@ This module and `discover.connection` are the only ones that know Ray.
 
 Every kind of worker that a search asks for has a pool: actors, and a heap of units that wait for one. An actor has one
 unit in work and one more waiting inside, so that it need not wait for the driver; whoever has nothing to do takes what
-waits inside another, so that a slow machine holds up nothing but the unit it is at. Results come in by callback: no
-step of the driver looks at all actors.
+waits inside another, so that a slow machine holds up nothing but the unit it is at. Results come in by callback, and
+actors are kept in the order in which they will be wanted, so that no step of the driver looks at all of them, but where
+one was lost or nodes come or go.
 
 A unit whose worker dies is trained again; one that kills, hangs or bursts its workers is given back as failed, so that
 nothing waits for ever and no other unit is touched. An actor that is gone is replaced; on a cluster, nodes that come
@@ -22,7 +23,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -31,14 +31,12 @@ from discover.actor import Actor
 from discover.connection import Head, RestartedError, abandon, alive, connect
 from discover.errors import ClusterError, LostClusterError, first_line
 from discover.placement import fit
+from discover.pools import AHEAD, Job, Pool, Worker
 from discover.records import Incident, IncidentKind
 from discover.workers import FAULTY, OUT_OF_MEMORY, TIMED_OUT, UNBOUNDED, WORKER_LOST, Crew, Done, Request, Work
 
 ATTEMPTS = 3
 """How many workers may die under a unit before it is given up; and how many may fail to start before the first does."""
-
-AHEAD = 2
-"""Units that an actor has at a time, the one in work included."""
 
 WAIT_SECONDS = 0.5
 """How long `next` waits: a search that is asked to stop does so within about this time."""
@@ -69,48 +67,6 @@ class RayActor(Actor):
         return ray.get_runtime_context().get_node_id(), os.getpid(), self.code()
 
 
-@dataclass(slots=True, eq=False)
-class _Job:
-    key: Hashable
-    unit: Work
-    order: int
-    number: int
-    attempts: int = 0
-    running: int = 0
-    """How many actors have it."""
-    over: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Worker:
-    """An actor and the jobs it has, in order: the first is in work since `since`, the others wait inside the actor."""
-
-    actor: Any
-    pool: _Pool
-    jobs: deque[tuple[Any, _Job]] = field(default_factory=deque)
-    since: float = 0.0
-    ready: bool = False
-    gone: bool = False
-    node: str = ""
-    process: int = 0
-    code: str = ""
-
-
-@dataclass(slots=True, eq=False)
-class _Pool:
-    """The workers of one kind, those that are ready by how many jobs they have, and what waits for them."""
-
-    request: Request
-    wanted: int
-    workers: dict[_Worker, None] = field(default_factory=dict)
-    loads: tuple[dict[_Worker, None], ...] = field(default_factory=lambda: tuple({} for _ in range(AHEAD + 1)))
-    waiting: list[tuple[int, int, _Job]] = field(default_factory=list)
-    failures: int = 0
-    """Workers that did not start since one last did."""
-    mean: float = 0.0
-    """Seconds of a unit, the latest counting most."""
-
-
 class RayWorkers:
     """See the module.
 
@@ -133,7 +89,7 @@ class RayWorkers:
         """The cluster's nodes: id -> a name for people."""
         self._doubted: dict[str, float] = {}
         """Nodes on which a worker was lost, and when, since the cluster was last looked at."""
-        self._pools = {request: _Pool(request, crew.count or 0) for request in crew.requests}
+        self._pools = {request: Pool(request, crew.count or 0) for request in crew.requests}
         self.room: dict[Request, int] = {}
         """How many workers of each kind the nodes that are there could hold."""
         self._closed = threading.Event()
@@ -146,7 +102,7 @@ class RayWorkers:
 
     def submit(self, key: Hashable, unit: Work, order: int = 0) -> None:
         self._numbers += 1
-        job = _Job(key, unit, order, self._numbers)
+        job = Job(key, unit, order, self._numbers)
         pool = self._pools[unit.request]
         self._wait(pool, job)
         self._dispatch(pool)
@@ -178,10 +134,10 @@ class RayWorkers:
 
     # Units to workers -------------------------------------------------------------------------------------------------
 
-    def _wait(self, pool: _Pool, job: _Job) -> None:
+    def _wait(self, pool: Pool, job: Job) -> None:
         heapq.heappush(pool.waiting, (job.order, job.number, job))
 
-    def _dispatch(self, pool: _Pool) -> None:
+    def _dispatch(self, pool: Pool) -> None:
         """Gives waiting units to the workers that have the fewest; what is left idle takes from the others."""
         while pool.waiting:
             worker = next((each for load in pool.loads[:AHEAD] for each in load), None)
@@ -193,17 +149,16 @@ class RayWorkers:
         while pool.loads[0] and self._take_over(pool):
             pass
 
-    def _take_over(self, pool: _Pool) -> bool:
-        """Gives an idle worker a unit that waits inside another, behind the one that has been in work the longest; or
-        one that has been in work for far too long, where a machine of another speed is free to do it too."""
-        for worker in sorted(pool.loads[AHEAD], key=lambda each: each.since):
+    def _take_over(self, pool: Pool) -> bool:
+        """Gives an idle worker the unit that has waited inside another the longest; or one that has been in work for
+        far too long, where a machine of another speed is free to do it too."""
+        for worker in pool.loads[AHEAD]:
             reference, job = worker.jobs[-1]
             if not job.over and job.running == 1:
                 self._give(next(iter(pool.loads[0])), job)
                 self._ray.cancel(reference)
                 return True
-        late = time.monotonic() - max(SLOW * pool.mean, SLOW_SECONDS)
-        for worker in [each for load in pool.loads[1:] for each in load if pool.mean and each.since < late]:
+        for worker in pool.beyond(max(SLOW * pool.mean, SLOW_SECONDS)) if pool.mean else ():
             _, job = worker.jobs[0]
             elsewhere = next((each for each in pool.loads[0] if each.node != worker.node), None)
             if elsewhere and not job.over and job.running == 1 and not job.attempts:
@@ -211,15 +166,15 @@ class RayWorkers:
                 return True
         return False
 
-    def _give(self, worker: _Worker, job: _Job) -> None:
+    def _give(self, worker: Worker, job: Job) -> None:
         reference = worker.actor.evaluate.remote(job.unit)
-        if not worker.jobs:
-            worker.since = time.monotonic()
         job.running += 1
         self._load(worker, lambda: worker.jobs.append((reference, job)))
+        if len(worker.jobs) == 1:
+            worker.begin()
         self._when_done(reference, partial(self._on_result, worker, reference))
 
-    def _load(self, worker: _Worker, change: Callable[[], object]) -> None:
+    def _load(self, worker: Worker, change: Callable[[], object]) -> None:
         """Changes a worker's jobs, and puts it where one with so many belongs."""
         worker.pool.loads[len(worker.jobs)].pop(worker, None)
         change()
@@ -237,7 +192,7 @@ class RayWorkers:
 
     # What comes in ----------------------------------------------------------------------------------------------------
 
-    def _on_result(self, worker: _Worker, reference: Any, result: Any, error: BaseException | None) -> None:
+    def _on_result(self, worker: Worker, reference: Any, result: Any, error: BaseException | None) -> None:
         if worker.gone:
             return  # what it had is another's by now
         errors = self._ray.exceptions
@@ -257,9 +212,9 @@ class RayWorkers:
         job = worker.jobs[place][1]
         self._load(worker, lambda: worker.jobs.remove((reference, job)))
         job.running -= 1
-        now = time.monotonic()
         if place == 0:
-            spent, worker.since = now - worker.since, now
+            spent = time.monotonic() - worker.since
+            worker.begin()
             if error is None:
                 worker.pool.mean += 0.1 * (spent - worker.pool.mean) if worker.pool.mean else spent
         if not job.over and error is None:
@@ -278,7 +233,7 @@ class RayWorkers:
             self._wait(worker.pool, job)  # cancelled, and whoever took it is gone
         self._dispatch(worker.pool)
 
-    def _on_ready(self, worker: _Worker, hello: Any, error: BaseException | None) -> None:
+    def _on_ready(self, worker: Worker, hello: Any, error: BaseException | None) -> None:
         if worker.gone:
             return
         pool = worker.pool
@@ -345,18 +300,18 @@ class RayWorkers:
                     self._hire_one(pool)
                     missing = True
 
-    def _hire_one(self, pool: _Pool) -> None:
+    def _hire_one(self, pool: Pool) -> None:
         asked = dict(pool.request)
         options: dict[str, Any] = {"num_cpus": asked.pop("CPU", 0)}
         for name, option in (("GPU", "num_gpus"), ("memory", "memory")):
             if name in asked:
                 options[option] = asked.pop(name)
         actor = self._actor.options(**options, resources=asked).remote(dict(self.crew.files or {}), self.crew.memory)
-        worker = _Worker(actor, pool)
+        worker = Worker(actor, pool)
         pool.workers[worker] = None
         self._when_done(actor.hello.remote(), partial(self._on_ready, worker))
 
-    def _replace(self, worker: _Worker, reason: str) -> None:
+    def _replace(self, worker: Worker, reason: str) -> None:
         """A new actor for one that hangs or is gone, or may be. The unit it was at goes first to another while it has
         attempts left; those that waited inside the actor had no part in it."""
         self._ray.kill(worker.actor)
@@ -387,11 +342,12 @@ class RayWorkers:
                 for worker in [each for each in load if each.node == node]:
                     del load[worker]
 
-    def _remove(self, worker: _Worker) -> None:
+    def _remove(self, worker: Worker) -> None:
         if worker.ready:
             self._count(-1)
         worker.gone = True
         worker.pool.workers.pop(worker, None)
+        worker.pool.busy.pop(worker, None)
         for load in worker.pool.loads:
             load.pop(worker, None)
 
@@ -402,7 +358,7 @@ class RayWorkers:
             return
         self._looked = now
         for pool in self._pools.values():
-            for worker in [each for load in pool.loads[1:] for each in load if now - each.since > self.time_limit]:
+            for worker in pool.beyond(self.time_limit):
                 job = worker.jobs[0][1]
                 if not job.over:
                     self._note(TIMED_OUT, self._on(worker, str(job.unit)), job)
@@ -417,10 +373,10 @@ class RayWorkers:
         self._counted = now
         self._ready += change
 
-    def _note(self, kind: IncidentKind, text: str, job: _Job | None = None) -> None:
+    def _note(self, kind: IncidentKind, text: str, job: Job | None = None) -> None:
         self.incidents.append(Incident(kind, text, getattr(job.key, "generation", None) if job else None))
 
-    def _on(self, worker: _Worker, what: str) -> str:
+    def _on(self, worker: Worker, what: str) -> str:
         return f"process {worker.process} on {self._nodes.get(worker.node, 'a node that is gone')}: {what}"
 
     def _watch(self, head: Head) -> None:

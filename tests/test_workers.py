@@ -31,6 +31,7 @@ from discover.cluster import ATTEMPTS, RayWorkers
 from discover.environment import read_environment
 from discover.errors import ClusterError, SpaceError, UserError
 from discover.evaluate import Entry, Grid, Instance, Unit, UnitResult, evaluate
+from discover.pools import AHEAD
 from discover.records import Incident
 from discover.space import Space
 from discover.workers import Crew, Done, InProcess
@@ -335,6 +336,28 @@ def test_who_has_nothing_to_do_takes_what_waits_elsewhere(ray: _Ray) -> None:
     ray.finish(2)
     assert [each.key for each in settle(crew)] == ["d", "b"]
     assert all(not worker.jobs for pool in crew._pools.values() for worker in pool.workers)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), max_size=60))
+def test_who_is_wanted_next_is_known_without_looking_at_all(events: list[tuple[int, bool]]) -> None:
+    ray = _Ray()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("discover.cluster.connect", lambda crew: ray)
+        crew = RayWorkers(Crew(4))
+    settle(crew)
+    for number, (actor, fails) in enumerate(events):
+        crew.submit(number, named(str(number)))
+        if actor not in ray.killed and ray.has(actor):
+            ray.finish(actor, ray.exceptions.ActorDiedError() if fails else None)
+        settle(crew)
+        (pool,) = crew._pools.values()
+        assert set(pool.busy) == {each for each in pool.workers if each.jobs}
+        assert [each.since for each in pool.busy] == sorted(each.since for each in pool.busy)
+        assert [set(load) for load in pool.loads] == [
+            {each for each in pool.workers if each.ready and len(each.jobs) == count} for count in range(AHEAD + 1)
+        ]
+        assert pool.beyond(-1.0) == list(pool.busy)
+        assert pool.beyond(60.0) == []
 
 
 def test_a_unit_that_two_workers_have_is_done_once(ray: _Ray, monkeypatch: pytest.MonkeyPatch) -> None:
