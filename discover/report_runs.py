@@ -22,7 +22,7 @@ from discover.report_svg import short
 from discover.statistics import Estimate, mean_interval
 
 POINTS = 8
-"""At which fitness is read off, evenly up to where the longest run ends."""
+"""At which fitness is read off, evenly up to where the first run ends: beyond it, nothing is beside the others."""
 
 
 def run(texts: Sequence[str], *, as_json: bool) -> None:
@@ -50,7 +50,8 @@ def run(texts: Sequence[str], *, as_json: bool) -> None:
 
 
 def compared(found: Sequence[Report]) -> dict[str, Any]:
-    """Fitness over compute for each group of runs, and each run's counts and best rule."""
+    """Fitness for each group of runs, at compute that all of them had and at each one's end, and each run's counts and
+    best rule."""
     groups, grid = grouped(found), _grid(found)
     data: dict[str, Any] = plain(
         {
@@ -60,6 +61,10 @@ def compared(found: Sequence[Report]) -> dict[str, Any]:
                     "runs": [one.manifest.run for one in own],
                     "seeds": [one.manifest.configuration.seed for one in own],
                     "fitness": [_estimate(at_steps(own, steps)) for steps in grid],
+                    "end": {
+                        "model_steps": [one.totals.model_steps for one in own],
+                        **_estimate([at_steps([one], one.totals.model_steps)[0] for one in own]),
+                    },
                 }
                 for name, own in groups.items()
             },
@@ -99,12 +104,13 @@ def at_steps(own: Sequence[Report], steps: int) -> list[float]:
 
 
 def _grid(found: Sequence[Report]) -> list[int]:
-    longest = max(one.totals.model_steps for one in found)
-    return sorted({longest * point // POINTS for point in range(1, POINTS + 1)} - {0})
+    """Of runs that have trained nothing yet there is no end."""
+    shortest = min((one.totals.model_steps for one in found if one.totals.model_steps), default=0)
+    return sorted({shortest * point // POINTS for point in range(1, POINTS + 1)} - {0})
 
 
 def _estimate(values: Sequence[float]) -> dict[str, Any]:
-    """The mean over seeds with Student's interval; of those that came so far, and how many these are."""
+    """The mean over seeds with Student's interval; of those that had a confirmed leader, and how many these are."""
     known = np.array([value for value in values if not math.isnan(value)])
     mean = mean_interval(known) if len(known) else Estimate(math.nan, math.nan, math.nan)
     return {**asdict(mean), "seeds": len(known)}
@@ -144,18 +150,18 @@ def _facts(one: Report) -> dict[str, Any]:
 
 def _shown(found: Sequence[Report], data: Mapping[str, Any]) -> Iterator[Any]:
     yield "\nfitness of the leader on fresh instances, after model steps"
+    groups = data["groups"].values()
+    rows = [
+        [_steps(steps), *(_cell(own["fitness"][place], len(own["runs"])) for own in groups)]
+        for place, steps in enumerate(data["model_steps"])
+    ]
+    ends = [f"{_cell(own['end'], len(own['runs']))} after {_between(own['end']['model_steps'])}" for own in groups]
     yield rows_table(
         ("model steps", *(f"{name} ({len(own['runs'])} runs)" for name, own in data["groups"].items())),
-        [
-            [
-                short(float(f"{steps:.3g}")),
-                *(_cell(own["fitness"][place], len(own["runs"])) for own in data["groups"].values()),
-            ]
-            for place, steps in enumerate(data["model_steps"])
-        ],
+        [*rows, ["at its end", *ends]],
     )
-    yield "[..]: 95 % interval of the mean over seeds (Student); (n): of n runs; the others ended"
-    yield "before, or had no confirmed leader yet."
+    yield "[..]: 95 % interval of the mean over seeds (Student); (n): of n runs, as the others had no confirmed"
+    yield "leader. Rows end with the run that ends first; what came later is not to be compared line by line."
     yield "\nfunnel"
     lines = [
         [
@@ -187,6 +193,15 @@ def _shown(found: Sequence[Report], data: Mapping[str, Any]) -> Iterator[Any]:
             else f"{fitness_in_words(best)}: {one_line(best.candidate.text, 200)}"
         )
         yield f"{one.manifest.run}: {words}"
+
+
+def _steps(steps: int) -> str:
+    return short(float(f"{steps:.3g}"))
+
+
+def _between(steps: Sequence[int]) -> str:
+    first, last = _steps(min(steps)), _steps(max(steps))
+    return first if first == last else f"{first} to {last}"
 
 
 def _cell(estimate: Mapping[str, Any], of: int) -> str:

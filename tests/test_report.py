@@ -255,11 +255,14 @@ def test_seeds_of_one_search_are_taken_together_and_others_apart() -> None:
     groups = grouped([*found, other])
     assert {name: len(own) for name, own in groups.items()} == {"lion_like evolution": 3, "lion_like random": 1}
     data = compared([*found, other])
-    assert data["model_steps"][-1] == 6000
-    last = data["groups"]["lion_like evolution"]["fitness"]
-    middle = next(e for steps, e in zip(data["model_steps"], last, strict=True) if steps == 3000)
+    assert data["model_steps"] == [500 * point for point in range(1, 9)]  # as far as the shortest went
+    own = data["groups"]["lion_like evolution"]
+    middle = next(e for steps, e in zip(data["model_steps"], own["fitness"], strict=True) if steps == 3000)
     assert (middle["value"], middle["seeds"]) == (pytest.approx(0.2), 3)
-    assert (last[-1]["value"], last[-1]["seeds"], last[-1]["low"]) == (pytest.approx(0.5), 1, None)
+    assert [each["seeds"] for each in own["fitness"]] == [0] + [3] * 7  # nobody is confirmed in half a generation
+    assert own["end"]["model_steps"] == [4000, 5000, 6000]
+    assert (own["end"]["value"], own["end"]["seeds"]) == (pytest.approx(0.4), 3)
+    assert data["groups"]["lion_like random"]["end"]["model_steps"] == [4000]
     assert [one["proposed"] for one in data["runs"]] == [40, 50, 60, 40]
     assert math.isnan(at_steps(found, 5500)[0])
 
@@ -272,6 +275,7 @@ def test_runs_are_shown_side_by_side(capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr().out
     for words in (
         "lion_like evolution (3 runs)",
+        "(2) after 0 to 3000",  # one of the three has nothing yet
         "nothing was trained yet",
         "two: +0.100 ±0.010 (4)",
         "6 > 3",
