@@ -1,86 +1,72 @@
 """How many programs a second the driver proposes, gates, hands out, takes in and stores, with a thousand workers.
 
-The workers are virtual: a unit is done when the seconds that it would take (`discover.costs`) are over, with losses
-drawn from its candidates' ids, and nobody trains. So the driver is the only thing that works, as it would be the only
-thing on its core beside a cluster. Prints the rate, each phase as microseconds of a proposal, and with --profile where
-the time goes by function.
+The workers are virtual: `discover.cluster` is the real one, and Ray is `benchmarks.virtual_ray`, whose actors sleep for
+as long as a unit would take (`discover.costs`), with losses drawn from its candidates' ids. So the driver is the only
+thing that works, as it would be the only thing on its core beside a cluster; what is missing of it is Ray's own part of
+sending and receiving. Prints the rates, each phase as microseconds of a proposal, and with --profile where the time
+goes by function.
 
-    python -m benchmarks.driver [--workers 1000] [--generation 8192] [--seconds 30] [--space lion_like] [--profile 25]
+At the speed of `lion_like`'s tasks that keeps a few workers busy, with units of a hundred programs. With --slower 100
+a training takes a hundred times as long, units hold a program or two, and there is work for all.
+
+    python -m benchmarks.driver [--workers 1000] [--generation 4096] [--seconds 30] [--space lion_like]
+        [--slower 1] [--profile 25]
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
-import heapq
 import pstats
 import tempfile
 import time
-from collections import deque
-from collections.abc import Hashable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+import dsl
 import tasks
-from discover import costs, runs, session, workers
+from benchmarks.virtual_ray import Sleeping
+from discover import cluster, costs, runs, session
+from discover.archive import Archive
 from discover.budget import Budget
-from discover.evaluate import Outcome, Unit, UnitResult
+from discover.cluster import RayWorkers, connect
+from discover.evaluate import Entry, Grid, Instance, Outcome, Unit, UnitResult
 from discover.events import Finished
 from discover.manifest import Configuration
-from discover.records import OF_WORKERS, Incident
+from discover.records import OF_WORKERS
 from discover.space import Space
-from discover.workers import Done
+from discover.workers import Crew
 
 BAR = 3000.0
 """Programs a second that the driver proposes, gates and stores."""
 
 
-class Virtual:
-    """So many workers, each with one unit at a time; what they would be doing is a heap of times."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A search with virtual workers.
 
-    def __init__(self, count: int) -> None:
-        self.notes: deque[str] = deque()
-        self.incidents: deque[Incident] = deque()
-        self.free, self.began = count, time.monotonic()
-        self.count = count
-        self._submitted = 0
-        self._waiting: list[tuple[int, int, Hashable, Unit]] = []
-        self._busy: list[tuple[float, int, float, Hashable, Unit]] = []
+    Attributes:
+        last: its end.
+        spent: seconds of CPU that the driver took.
+        units: how many were handed out and done; busy: seconds that workers slept over them.
+        candidates, evaluations: rows that were stored.
+    """
 
-    def submit(self, key: Hashable, unit: Unit, order: int = 0) -> None:
-        self._submitted += 1
-        heapq.heappush(self._waiting, (order, self._submitted, key, unit))
-        self._start()
+    last: Finished
+    spent: float
+    units: int
+    busy: float
+    candidates: int
+    evaluations: int
 
-    def _start(self) -> None:
-        while self.free and self._waiting:
-            _, number, key, unit = heapq.heappop(self._waiting)
-            lanes = len(unit.entries) * unit.grid.points
-            seconds = lanes * costs.seconds(tasks.load(unit.instance.task), unit.instance.steps)
-            heapq.heappush(self._busy, (time.monotonic() + seconds, number, seconds, key, unit))
-            self.free -= 1
 
-    def next(self, wait: bool = True) -> Done | None:
-        if not self._busy:
-            return None
-        left = self._busy[0][0] - time.monotonic()
-        if left > 0:
-            if not wait:
-                return None
-            time.sleep(left)
-        _, _, seconds, key, unit = heapq.heappop(self._busy)
-        self.free += 1
-        self._start()
-        return Done(key, UnitResult(tuple(_outcome(unit, index) for index in range(len(unit.entries))), seconds))
-
-    def present(self) -> float:
-        began, self.began = self.began, time.monotonic()
-        return self.count * (self.began - began)
-
-    def close(self) -> None:
-        pass
+def answer(unit: Unit) -> UnitResult:
+    """What a worker would say, and how long it would take."""
+    lanes = len(unit.entries) * unit.grid.points
+    seconds = lanes * costs.seconds(tasks.load(unit.instance.task), unit.instance.steps)
+    return UnitResult(tuple(_outcome(unit, index) for index in range(len(unit.entries))), seconds)
 
 
 def _outcome(unit: Unit, index: int) -> Outcome:
@@ -93,19 +79,53 @@ def _outcome(unit: Unit, index: int) -> Outcome:
     return Outcome(candidate, rates, losses, len(rates) * unit.instance.steps)
 
 
-def measure(configuration: Configuration, count: int) -> tuple[Finished, float]:
-    """The end of a search, and the seconds of its CPU that the driver took."""
-    start = workers.start
-    workers.start = lambda crew: Virtual(count)
+def measure(configuration: Configuration, count: int, slower: float = 1.0) -> Measured:
+    """A search by so many actors that sleep."""
+    ray, estimate = Sleeping(count, answer), costs.seconds
     try:
-        with tempfile.TemporaryDirectory() as folder, runs.create(configuration, out=Path(folder) / "run") as run:
-            began = time.process_time()
-            *_, last = session.search(run)
-            spent = time.process_time() - began
+        cluster.connect = lambda crew: ray
+        costs.seconds = lambda *task: slower * estimate(*task)
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "run"
+            with runs.create(configuration, out=out) as run:
+                began = time.process_time()
+                *_, last = session.search(run)
+                spent = time.process_time() - began - ray.elsewhere
+            with Archive.read(out / runs.ARCHIVE) as archive:
+                stored = [(len(each.candidates), len(each.evaluations)) for each in archive.generations()]
     finally:
-        workers.start = start
+        cluster.connect, costs.seconds = connect, estimate
     assert isinstance(last, Finished)
-    return last, spent
+    candidates, evaluations = map(sum, zip(*stored, strict=True))
+    return Measured(last, spent, ray.units, ray.busy, candidates, evaluations)
+
+
+def handing(count: int, live: int, seconds: float) -> tuple[float, float]:
+    """Hands out units of one program and about a second each, and takes them in, so many at a time and nothing else.
+
+    Returns:
+        Units a second, and seconds of the driver's CPU for each, sending them pickled included.
+    """
+    ray = Sleeping(count, lambda unit: UnitResult((), 0.8 + 0.4 * unit.instance.seed / live))
+    text = dsl.format(dsl.load("adamw"))
+    try:
+        cluster.connect = lambda crew: ray
+        workers = RayWorkers(Crew(count))
+    finally:
+        cluster.connect = connect
+    entry, grid = Entry(1, text, 1.0, 0.0), Grid(5, 2.5)
+    waiting, number, done = 0, 0, 0
+    cpu, until = time.thread_time(), time.monotonic() + seconds
+    while time.monotonic() < until:
+        while waiting < live:
+            number, waiting = number + 1, waiting + 1
+            instance = Instance("quadratic", number % live, 40)
+            workers.submit(number, Unit(instance, (entry,), grid, 1.0, 0.0, compiled=False, native=False))
+        if workers.next() is not None:
+            waiting, done = waiting - 1, done + 1
+    cpu = time.thread_time() - cpu
+    workers.close()
+    return done / seconds, cpu / done
 
 
 def main() -> None:
@@ -114,22 +134,31 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1000)
     parser.add_argument("--generation", type=int, default=4096, help="proposals a generation")
     parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--slower", type=float, default=1.0, help="times as long as lion_like's tasks take")
     parser.add_argument("--profile", type=int, default=0, metavar="LINES")
     asked = parser.parse_args()
-    configuration = session.configure(asked.space, budget=Budget.of(seconds=asked.seconds), workers=0)
+    configuration = session.configure(asked.space, budget=Budget.of(seconds=asked.seconds), workers=asked.workers)
     plain = {**configuration.space.plain(), "proposals_per_generation": asked.generation}
     configuration = replace(configuration, space=Space.of(plain, asked.space))
     profile = cProfile.Profile(time.process_time) if asked.profile else None
     if profile:
         profile.enable()
-    last, spent = measure(configuration, asked.workers)
+    found = measure(configuration, asked.workers, asked.slower)
     if profile:
         profile.disable()
-    totals = last.totals
+    last, totals = found.last, found.last.totals
     print(f"{asked.workers} virtual workers, {asked.generation} proposals a generation, space {asked.space}")
-    rates = [last.proposed / last.elapsed, last.trained / last.elapsed]
-    print(f"{rates[0]:.0f} proposals a second (bar {BAR:.0f}), {rates[1]:.0f} of them trained;")
-    print(f"{last.proposed / spent:.0f} proposals a second of the driver's CPU time, on a core of its own")
+    print(f"{'a second':<28} {'of the clock':>12} {'of its CPU':>12}")
+    for name, count in (
+        (f"proposed (bar {BAR:.0f})", last.proposed),
+        ("admitted by the gate, new", last.trained),
+        ("stored, with duplicates", found.candidates),
+        ("evaluations stored", found.evaluations),
+        ("units handed out", found.units),
+    ):
+        print(f"{name:<28} {count / last.elapsed:12.0f} {count / found.spent:12.0f}")
+    share, busy = found.spent / last.elapsed, found.busy / last.elapsed
+    print(f"the driver had {share:.0%} of a core; {busy:.0f} of the workers were busy")
     per = {phase: 1e6 * s / totals.proposed for phase, s in totals.seconds.items() if phase not in OF_WORKERS}
     whole = sum(per.values())
     for phase, each in sorted(per.items(), key=lambda item: -item[1]):
@@ -137,6 +166,9 @@ def main() -> None:
     needed = 1e6 / BAR - sum(each for phase, each in per.items() if phase not in ("propose", "gate", "idle"))
     print(f"for the bar, proposing and gating may take {needed:.0f} us of one core; they take", end=" ")
     print(f"{per.get('propose', 0.0) + per.get('gate', 0.0):.0f}")
+    for live in (2 * asked.workers, max(asked.workers // 3, 1)):
+        rate, spent = handing(asked.workers, live, 6.0)
+        print(f"handing out alone, {live} units of a second at a time: {rate:.0f} a second, {1e6 * spent:.0f} us each")
     if profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(asked.profile)
         pstats.Stats(profile).sort_stats("cumtime").print_stats(asked.profile)

@@ -38,7 +38,7 @@ def test_what_is_planted_is_best_and_of_the_family(name: str) -> None:
     assert all(math.log(best[rule] / best[BEST[name]]) > 0.7 for rule in RULES if rule != BEST[name]), best
 
 
-@pytest.mark.parametrize("name", ["arms", "drift", "evidence", "planted"])
+@pytest.mark.parametrize("name", ["arms", "drift", "evidence", "planted", "virtual_ray"])
 def test_a_library_among_the_benchmarks_says_that_it_is_one(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(benchmarks.__path__[0] + f"/{name}.py", run_name="__main__")
     said = capsys.readouterr().out

@@ -7,8 +7,7 @@ import re
 import sqlite3
 import textwrap
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from hypothesis import strategies as st
 
 import dsl
 import tasks
+from benchmarks.virtual_ray import Reference, Sleeping, VirtualRay
 from discover import cluster, costs, runs, session
 from discover.actor import Actor, bounded_memory
 from discover.archive import Archive
@@ -191,66 +191,23 @@ def test_an_exception_costs_the_programs_of_its_unit_and_is_raised_where_adamw_a
         next_done(crew)
 
 
-class _Reference:
-    """Something that Ray computes; done when it is told to be."""
+class _Ray(VirtualRay):
+    """Units are done when told."""
 
     def __init__(self) -> None:
-        self.promise: Future[Any] = Future()
+        super().__init__()
+        self.asked: list[tuple[Unit, Reference]] = []
 
-    def future(self) -> Future[Any]:
-        return self.promise
+    def ask(self, unit: Unit, reference: Reference) -> None:
+        self.asked.append((unit, reference))
 
-
-class _Ray:
-    """Stands in for Ray: actors that are ready at once, on nodes of their own, and units that are done when told."""
-
-    def __init__(self) -> None:
-        import ray.exceptions
-
-        self.exceptions = ray.exceptions
-        self.place: Callable[[int], str] = "node {}".format
-        self.actors: list[Any] = []
-        self.killed: list[int] = []
-        self.asked: list[tuple[int, Unit, _Reference]] = []
-
-    def remote(self, *_: object, **__: object) -> Any:
-        return lambda _: self
-
-    def options(self, **_: object) -> Any:
-        return type("Class", (), {"remote": staticmethod(self.actor)})
-
-    def actor(self, *_: object) -> Any:
-        number = len(self.actors) + 1
-
-        def hello() -> _Reference:
-            reference = _Reference()
-            reference.promise.set_result((self.place(number), number, "here"))
-            return reference
-
-        def evaluate(unit: Unit) -> _Reference:
-            reference = _Reference()
-            self.asked.append((number, unit, reference))
-            return reference
-
-        methods = {"hello": hello, "evaluate": evaluate}
-        actor = type("Actor", (), {n: type("Method", (), {"remote": staticmethod(f)}) for n, f in methods.items()})
-        actor.number = number  # type: ignore[attr-defined]
-        self.actors.append(actor)
-        return actor
-
-    def nodes(self) -> list[Any]:
-        return [{"NodeID": "0", "NodeManagerAddress": "here", "Resources": {"CPU": 2.0}, "Alive": True}]
-
-    def kill(self, actor: Any) -> None:
-        self.killed.append(actor.number)
-
-    def cancel(self, reference: _Reference) -> None:
+    def cancel(self, reference: Reference) -> None:
         if not reference.promise.done():
             reference.promise.set_exception(self.exceptions.TaskCancelledError())
 
     def finish(self, actor: int, error: Exception | None = None) -> None:
         """Ends the first unit that an actor has."""
-        unit, reference = next((u, r) for n, u, r in self.asked if n == actor and not r.promise.done())
+        unit, reference = self._of(actor)[0]
         if error:
             reference.promise.set_exception(error)
         else:
@@ -258,7 +215,10 @@ class _Ray:
 
     def has(self, actor: int) -> list[str]:
         """The tasks of the units that an actor has."""
-        return [unit.instance.task for n, unit, r in self.asked if n == actor and not r.promise.done()]
+        return [unit.instance.task for unit, _ in self._of(actor)]
+
+    def _of(self, actor: int) -> list[tuple[Unit, Reference]]:
+        return [(unit, each) for unit, each in self.asked if each.actor == actor and not each.promise.done()]
 
 
 @pytest.fixture
@@ -464,6 +424,23 @@ def test_time_counts_from_when_workers_are_ready(ray: _Ray, monkeypatch: pytest.
     now += 3.0
     assert crew.present() == pytest.approx(6.0)
     assert crew.present() == 0.0
+
+
+def test_actors_that_sleep_do_all_units_each_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = Sleeping(20, lambda unit: UnitResult((), 0.02 * (unit.instance.seed + 1), (unit.instance.task,)))
+    monkeypatch.setattr("discover.cluster.connect", lambda crew: ray)
+    crew = RayWorkers(Crew(20))
+    for number in range(200):
+        crew.submit(number, replace(named(str(number)), instance=Instance(str(number), number % 5, 4)))
+    done: list[Done] = []
+    deadline = time.monotonic() + 60
+    while len(done) < 200 and time.monotonic() < deadline:
+        done += [each for each in (crew.next(),) if each]
+    assert sorted(each.key for each in done) == list(range(200))
+    assert all(each.result.notes == (str(each.key),) for each in done)
+    assert 200 <= ray.units <= 220  # some were in work when another took them
+    assert not crew.incidents
+    crew.close()
 
 
 # What a worker is -----------------------------------------------------------------------------------------------------
