@@ -469,6 +469,64 @@ def test_a_full_disk_ends_the_search_in_one_line_and_costs_nothing(
     assert stored(out) == whole[: len(stored(out))]
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of half a megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        mount("-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place))
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"nothing can be mounted here (who is not root may not): {error}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def mount(*argv: str) -> None:
+    subprocess.run(["mount", *argv], check=True, capture_output=True)
+
+
+def test_a_disk_that_is_full_in_truth_ends_the_command_in_one_line_and_costs_nothing(
+    ground: Ground, folder: Path, whole: list[Generation], tmp_path: Path, disk: Path
+) -> None:
+    out = disk / "out"
+    (tmp_path / "environment.yaml").write_text(json.dumps(environment()))
+    ours = ("--ray-address", ground.address, "--runtime-env", str(tmp_path / "environment.yaml"))
+    process = driver(
+        *("search", "--space", str(folder / "slow.yaml"), *ours, "--candidates", "1000000", "--out", str(out)),
+    )
+    try:
+        _, err = process.communicate(timeout=DEADLINE)
+    finally:
+        process.kill()
+    assert process.returncode == 2, err
+    last = err.strip().splitlines()[-1]
+    reasons = "the disk is full; free some space, then 'discover resume' goes on", "No space left on device"
+    assert last.startswith("discover: ")
+    assert last.endswith(reasons)
+    assert shutil.disk_usage(disk).free < 64 * 2**10
+    before = len(stored(out))
+    assert 0 < before < GENERATIONS
+    assert digest(out, before) == digest(folder / "whole", before)
+    mount("-o", "remount,size=64m", str(disk))
+    again = driver("resume", str(out), *ours, "--candidates", "1000000")
+    try:
+        wait_until(lambda: len(stored(out)) >= before + 2 or again.poll() is not None)
+        again.send_signal(signal.SIGINT)
+        _, err = again.communicate(timeout=30)
+    finally:
+        again.kill()
+    assert again.returncode == 0, err
+    after = len(stored(out))
+    assert before + 2 <= after <= GENERATIONS
+    assert digest(out, after) == digest(folder / "whole", after)
+
+
+def digest(out: Path, generations: int) -> str:
+    with Archive.read(out / "archive.sqlite") as archive:
+        return archive.digest(generations)
+
+
 def test_a_rung_gets_the_kind_of_worker_that_it_asks_for(
     ground: Ground, folder: Path, whole: list[Generation], tmp_path: Path, crews: list[RayWorkers]
 ) -> None:
