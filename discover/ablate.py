@@ -97,7 +97,7 @@ def simplify(winner: Program, terms: Terms, margin: float, workshop: Workshop) -
             current = variant
             break
     names = tuple(one.name for one in judge.variants)
-    contest = Contest(terms, names, (judge.winner.name,), results=judge.results, built=judge.built)
+    contest = Contest(terms, names, (judge.winner.name,), results=judge.results)
     return Simplified(current, tuple(judge.trials), contest, (judge.winner, *judge.variants))
 
 
@@ -110,7 +110,6 @@ class _Judge:
         self.trials: list[Trial] = []
         self.variants: list[RuleContender] = []
         self.results: Results = {}
-        self.built: dict[str, dict[str, bool | None]] = {}
         self._failed: set[str] = set()
         self._virtues = _virtues(winner)
 
@@ -127,7 +126,6 @@ class _Judge:
         one = RuleContender(f"variant {len(self.variants) + 1}", variant)
         contest = hold(self.terms, [one], [self.winner], self.workshop)
         self.variants.append(one)
-        self.built |= contest.built
         for task, row in contest.results.items():
             self.results.setdefault(task, {}).update(row)
         found = differences(contest.results, one.name, self.winner.name)

@@ -25,7 +25,7 @@ class Ask:
         contender, task: what is tuned, and on what.
         steps: of a training.
         budget, seeds, curve: see `tuning.tune`.
-        device, compile: see `trainers.Ground`.
+        device, compile, native: see `trainers.Ground`.
         request: what a worker must have to train it.
     """
 
@@ -38,13 +38,14 @@ class Ask:
     device: str = "cpu"
     compile: bool = True
     request: Request = CORE
+    native: bool = True
 
     def __str__(self) -> str:
         return f"{self.contender.name} on {self.task.spelling}, {len(self.seeds)} tunings"
 
     @property
     def site(self) -> Site:
-        return Site(absolute(self.task.spelling), self.steps, self.compile, self.device)
+        return Site(absolute(self.task.spelling), self.steps, self.compile, self.device, self.native)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Job:
             before = len(study.trials)
             study.take(notes)
             self.workshop.count((len(study.trials) - before) * budget.seeds)
-        self._note(result)
+        self.workshop.once(result.note)
         if result.tuned is not None:
             self.found[block] = result.tuned
             self.workshop.count(len(result.tuned) * budget.fresh)
@@ -132,12 +133,6 @@ class Job:
             folder=None if folder is None else str(folder.absolute()),
             request=ask.request,
         )
-
-    def _note(self, result: Advanced) -> None:
-        site, built = self.ask.site, self.workshop.built
-        before = built.setdefault(site, result.built)
-        built[site] = {name: value for name, value in before.items() if result.built.get(name) == value}
-        self.workshop.once(result.note)
 
     def __str__(self) -> str:
         return str(self.ask)

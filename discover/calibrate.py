@@ -246,7 +246,13 @@ def step_seconds(ground: Ground) -> float:
     assert isinstance(adamw, RuleContender)
     side_by_side = [Lane(0, seed, {"lr": ground.task.learning_rate}) for seed in range(tile)]
     training = lanes.Training(
-        ground.task, [adamw.program], side_by_side, ground.steps, ground.gradient, native=ground.native, checkpoints=()
+        ground.task,
+        [adamw.program],
+        side_by_side,
+        ground.steps,
+        ground.gradient,
+        native=ground.built.native,
+        checkpoints=(),
     )
     took = []
     for t in range(1, min(_TIMED_STEPS, ground.steps) + 1):

@@ -20,7 +20,7 @@ from discover.compare import _json_ready as json_ready
 from discover.contest import Contest, Results, differences, wins
 from discover.verdict import log_losses, percent
 
-FORMAT = 2
+FORMAT = 3
 """Version of certificate.json."""
 
 FACTORS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 import tasks
 from discover import statistics
 from discover.asks import Ask
+from discover.built import Built
 from discover.contenders import Contender
 from discover.errors import UserError
 from discover.pieces import CORE
@@ -97,7 +98,6 @@ class Contest:
         candidates, baselines: names.
         beside: names of others that are tuned alike and shown, but need not be beaten.
         results: candidates that are decided early have fewer tunings than the others.
-        built: task -> how it was trained, see `Workshop.how`.
     """
 
     terms: Terms
@@ -105,7 +105,6 @@ class Contest:
     baselines: tuple[str, ...]
     beside: tuple[str, ...] = ()
     results: Results = field(default_factory=dict)
-    built: dict[str, dict[str, bool | None]] = field(default_factory=dict)
 
     @property
     def known(self) -> tuple[str, ...]:
@@ -152,7 +151,6 @@ class Contest:
             "candidates": list(self.candidates),
             "baselines": list(self.baselines),
             "beside": list(self.beside),
-            "built": self.built,
             "results": rows,
         }
 
@@ -166,7 +164,7 @@ class Contest:
         request = tuple((name, quantity) for name, quantity in data["terms"].get("request", CORE))
         terms = Terms(**{**data["terms"], "request": request})
         candidates, baselines, beside = (tuple(data.get(key, ())) for key in ("candidates", "baselines", "beside"))
-        return cls(terms, candidates, baselines, beside, rows, dict(data["built"]))
+        return cls(terms, candidates, baselines, beside, rows)
 
 
 def load(task: str) -> Task:
@@ -209,9 +207,8 @@ def _tune(contest: Contest, contenders: Sequence[Contender], count: int, worksho
     """Brings all of them to so many tunings on every task: all that is known to be needed, wherever it is trained."""
     asks = list(_asks(contest.terms, contenders, count))
     for answer in workshop.tuned(asks):
-        ask = answer.ask
-        contest.results.setdefault(ask.task.spelling, {})[ask.contender.name] = answer.tunings
-        contest.built[ask.task.spelling] = workshop.how(ask)
+        task, name = answer.ask.task.spelling, answer.ask.contender.name
+        contest.results.setdefault(task, {})[name] = answer.tunings
 
 
 def _asks(terms: Terms, contenders: Sequence[Contender], count: int) -> Iterator[Ask]:
@@ -289,9 +286,10 @@ def plain_tuned(tuned: Tuned) -> dict[str, Any]:
 
 def tuned_of(data: Mapping[str, Any]) -> Tuned:
     """From what `plain_tuned` gave."""
-    changed = {key: tuple(data[key]) for key in ("steps", "seeds")}
+    changed: dict[str, Any] = {key: tuple(data[key]) for key in ("steps", "seeds")}
     changed |= {key: tuple(map(_number, data[key])) for key in ("losses", "untrained")}
     changed["curves"] = tuple(tuple(map(_number, curve)) for curve in data["curves"])
+    changed |= {"built": tuple(map(Built.of, data["built"])), "fresh_built": Built.of(data["fresh_built"])}
     return Tuned(**{**data, **changed, "value": _number(data["value"])})
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import tasks
+from discover.built import Built
 from discover.contenders import made
 from discover.errors import UserError
 from discover.keeper import Keeper
@@ -43,6 +44,7 @@ class Site:
     steps: int
     compile: bool = True
     device: str = "cpu"
+    native: bool = True
 
     def moved(self, here: Here) -> Site:
         return replace(self, task=here(self.task))
@@ -62,14 +64,12 @@ class Advanced:
     Attributes:
         notes: for each study what was added to it.
         tuned: what the studies came to, where nothing is left to train.
-        built: how it was trained, see `how_built`.
         note: what the gradient's maker had to say.
         seconds: that it took.
     """
 
     notes: tuple[Notes, ...]
     tuned: tuple[Tuned, ...] | None
-    built: Mapping[str, object]
     note: str
     seconds: float
 
@@ -113,7 +113,7 @@ class Piece:
         except UserError as error:
             return Refusal(str(error))
         added = tuple(Notes([], {}, each.added, each.fresh) for each in self.notes)
-        return Advanced(added, tuned, how_built(ground), ground.gradient.note, time.perf_counter() - began)
+        return Advanced(added, tuned, ground.gradient.note, time.perf_counter() - began)
 
     def _keeper(self) -> Keeper:
         folder = Path(self.folder) if self.folder else None
@@ -131,7 +131,7 @@ class Trained:
 
     traces: tuple[Trace, ...]
     untrained: tuple[float, ...]
-    built: Mapping[str, object]
+    built: Built
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class Training:
             traces = train(made(self.name, self.spelled), ground, self.runs, curve=self.curve)
         except UserError as error:
             return Refusal(str(error))
-        return Trained(tuple(traces), tuple(ground.untrained(run.seed) for run in self.runs), how_built(ground))
+        return Trained(tuple(traces), tuple(ground.untrained(run.seed) for run in self.runs), ground.built)
 
     def __str__(self) -> str:
         return f"{len(self.runs)} runs of {self.name} on {self.site.task}"
@@ -182,20 +182,6 @@ class Look:
         return "a look for a GPU"
 
 
-def how_built(ground: Ground) -> dict[str, object]:
-    """How a ground trains: what the bits of a training depend on beside versions of packages."""
-    return {
-        "compiled": bool(ground.gradient.compiled),
-        "native": ground.native,
-        "cpu": cpu(),
-    }
-
-
-def cpu() -> str:
-    """The kind of CPU of this machine, by which torch chooses its kernels."""
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
-
 @lru_cache(maxsize=16)
 def ground_of(site: Site) -> Ground:
     """A site's ground, made once a process. Raises UserError: no such task here, no such device."""
@@ -205,7 +191,7 @@ def ground_of(site: Site) -> Ground:
         task = tasks.load(site.task)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return Ground(task, steps=site.steps, compile=site.compile, device=site.device)
+    return Ground(task, steps=site.steps, compile=site.compile, native=site.native, device=site.device)
 
 
 def files_of(names: Sequence[str]) -> dict[str, bytes]:

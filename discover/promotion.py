@@ -30,7 +30,7 @@ from discover.workshop import Place, Workshop
 from dsl import Program
 from dsl.lift import lift
 
-FORMAT = 2
+FORMAT = 3
 """Version of promotion.json."""
 
 PROMOTION, CERTIFICATE, READABLE = "promotion.json", "certificate.json", "certificate.md"

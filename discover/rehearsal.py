@@ -88,9 +88,6 @@ class Recorded(Workshop):
                 )
             yield Answer(ask, there[:count], "", 0.0)
 
-    def how(self, ask: Ask) -> dict[str, bool | None]:
-        return dict(self.stages[ask.seeds[0]]["built"][ask.task.spelling])
-
     def ground(self, ask: Ask) -> Ground:
         """Uncompiled: what is asked of it here is how far contenders step."""
         return super().ground(replace(ask, compile=False))

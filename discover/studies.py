@@ -8,7 +8,7 @@ import math
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import qmc
 
 from discover import pruning
+from discover.built import Built
 from discover.contenders import Contender
 from discover.errors import UserError
 from discover.lanes import Trace
@@ -27,7 +28,7 @@ from discover.pruners import Pruner, least_seeds
 from discover.ranges import Dimension, dimensions, rounded
 from discover.trainers import Ground, capped_log, model_steps
 
-FORMAT = 3
+FORMAT = 4
 """Part of every study's key: raise it when tuning changes, so that old results are not taken for new ones."""
 
 EXTENSION = 3.0
@@ -109,6 +110,8 @@ class Tuned:
         losses: at the end on each fresh seed; inf for a lost run.
         curves: for each fresh seed, held-out losses after `steps`, as far as it came.
         untrained: for each fresh seed, the loss before the first step.
+        built: in which ways its trials were trained, each once: workers may be of several kinds.
+        fresh_built: how the fresh seeds were trained.
     """
 
     seed: int
@@ -124,6 +127,13 @@ class Tuned:
     losses: tuple[float, ...]
     curves: tuple[tuple[float, ...], ...]
     untrained: tuple[float, ...]
+    built: tuple[Built, ...]
+    fresh_built: Built
+
+    @property
+    def all_built(self) -> tuple[Built, ...]:
+        """In which ways any of it was trained, each once."""
+        return tuple(dict.fromkeys((*self.built, self.fresh_built)))
 
 
 class Study:
@@ -194,6 +204,8 @@ class Study:
         }
         if self.device != "cpu":  # sums have another order there
             facts["device"] = self.device
+        else:  # what was asked for, and can be here; on which kind of CPU is kept with each trial
+            facts["built"] = {"compiled": self.ground.built.compiled, "native": self.ground.built.native}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
         name = f"{self.contender.name} on {self.ground.task.spelling}, {self.ground.steps} steps"
         label = f"{self.budget.trials} trials x {self.budget.seeds}"
@@ -319,6 +331,7 @@ class Study:
                     "losses": [_plain(trace.loss) for trace in traces],
                     "lost": [trace.lost for trace in traces if trace.lost],
                     "model_steps": model_steps(traces),
+                    "built": asdict(self.ground.built),
                 }
             },
         )
@@ -340,7 +353,9 @@ class Study:
             "steps": list(curve),
             "losses": [_plain(trace.loss) for trace in traces],
             "curves": [[_plain(loss) for loss in trace.curve] for trace in traces],
+            "untrained": [self.ground.untrained(seed) for seed in self.fresh_seeds],
             "model_steps": model_steps(traces),
+            "built": asdict(self.ground.built),
         }
         self._keep_fresh(found)
 
@@ -374,7 +389,9 @@ class Study:
             seeds=tuple(self.fresh_seeds),
             losses=tuple(map(_number, fresh["losses"][:count])),
             curves=tuple(tuple(map(_number, curve)) for curve in fresh["curves"][:count]),
-            untrained=tuple(self.ground.untrained(seed) for seed in self.fresh_seeds),
+            untrained=tuple(fresh["untrained"][:count]),
+            built=tuple(dict.fromkeys(Built.of(trial.user_attrs["run"]["built"]) for trial in self.trials)),
+            fresh_built=Built.of(fresh["built"]),
         )
 
 

@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 
 import dsl
-from discover import gradient, lanes, native
+from discover import gradient, lanes
+from discover.built import Built, machine
 from discover.contenders import Contender, RuleContender, fresh
 from discover.errors import UserError
 from discover.keeper import Keeper
 from discover.lanes import LOST_ABOVE, Lane, Prune, Trace
+from discover.native import available
 from discover.strides import STEPS
 from tasks import Task
 
@@ -54,16 +56,27 @@ class Ground:
         task: what to train.
         steps: of each training; the schedule is stretched to it. None: the task's horizon.
         compile: gradients of lanes, see `gradient.build`.
+        native: step elementwise rules by `discover.native`, where it is there.
         device: where to train.
+
+    Attributes:
+        built: what came of that here.
     """
 
     def __init__(
-        self, task: Task, *, steps: int | None = None, compile: bool = True, device: torch.device | str = "cpu"
+        self,
+        task: Task,
+        *,
+        steps: int | None = None,
+        compile: bool = True,
+        native: bool = True,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.gradient = gradient.build(task, compile=compile, device=device)
         self.task = self.gradient.task
         self.steps = task.horizon if steps is None else steps
-        self.native = self.gradient.device.type == "cpu" and native.available()
+        stepped = native and self.gradient.device.type == "cpu" and available()
+        self.built = Built(self.gradient.compiled, stepped, machine(self.gradient.device))
         self.ratios = [task.lr_ratio(t, self.steps) for t in range(1, self.steps + 1)]
         self._untrained: dict[int, float] = {}
         self._strides: dict[str, float] = {}
@@ -214,7 +227,7 @@ Pulse = Callable[[Callable[[], object]], None]
 def _key(contender: Contender, ground: Ground, runs: Sequence[Run], curve: Sequence[int], pruned: bool) -> str:
     """Trainings of one key come to the same bits; whatever may change one is in it."""
     versions = [platform.python_version(), torch.__version__, np.__version__, __name__]
-    built = [ground.gradient.compiled, ground.gradient.tile, ground.native, str(ground.gradient.device)]
+    built = [str(ground.built), ground.gradient.tile, str(ground.gradient.device)]
     asked = [[sorted(run.hypers.items()), run.seed] for run in runs]
     parts = [contender.fingerprint, ground.fingerprint, asked, list(curve), pruned, versions, built]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
@@ -240,7 +253,7 @@ def _train_lanes(
         some,
         steps=ground.steps,
         gradient=ground.gradient,
-        native=ground.native,
+        native=ground.built.native,
         checkpoints=CHECKPOINTS,
         curve=curve,
         prune=prune,

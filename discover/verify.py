@@ -5,16 +5,17 @@ it follows from the space and the tunings in it (`discover.rehearsal`), and that
 the runs (trained again with the same hyperparameters on the same seeds, they end where the certificate says); and
 tunings (done again with all their trials, they come to the same hyperparameters).
 
-Where versions, kind of CPU and the way of training are those of the certificate, losses are equal to the last bit;
-elsewhere a training rounds in another way, and a run's loss may differ by `TOLERANCE`.
+What was trained is trained again as it was: with compiled gradients or without, with native rules or without. Where
+versions and kind of CPU are those of the certificate too, losses are equal to the last bit; elsewhere a training rounds
+in another way, and a run's loss may differ by `TOLERANCE`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,16 @@ import torch
 from rich.console import Console
 
 from discover import certificate, runs
+from discover.built import Built
 from discover.certify import BESIDE
 from discover.certify import packages as classes
 from discover.contenders import made
 from discover.contest import Contest, Terms, ask_of, curve_of
 from discover.errors import UserError
 from discover.keeper import Keeper, StoppedError
-from discover.manifest import host, versions
+from discover.manifest import versions
 from discover.own_files import changed
-from discover.pieces import CORE, ONE_GPU, Site, Training, absolute, cpu
+from discover.pieces import CORE, ONE_GPU, Site, Training, absolute
 from discover.plausible import problems_of
 from discover.rehearsal import Recorded, compare, stages_of
 from discover.storage import Store
@@ -57,7 +59,9 @@ TUNINGS_APART = 0.25
 """Nats that a tuning done again may differ by where it cannot be the same: from the first rounding on it may try other
 settings."""
 
-ANOTHER_WAY = "trained in another way, without a compiler say"
+ON_A_GPU = "it was trained on a GPU, whose sums have no fixed order"
+
+IN_MANY_WAYS = "its trials and fresh seeds were trained in more ways than one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,10 @@ class Place:
     run: int
 
 
+Group = tuple[int, str, str, tuple[Built, ...]]
+"""Contest, task, contender, and how it was trained."""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What checking came to.
@@ -79,7 +87,9 @@ class Report:
         problems: why it does not hold; none where it does.
         retrained, runs: how many runs were trained again, of all.
         retuned, tunings: how many tunings were done again, of all.
-        exact: whether they had to be equal to the bit; `why_not` says why not.
+        exact: whether all runs had to be equal to the bit; `why_not` says why not.
+        loose, tunings_loose: how many of those runs and tunings could not be trained here as they were, and were held
+            to a tolerance.
         largest: the largest difference of log loss that was found in runs that were trained again.
         unchecked: what cannot be told from what is here, each in a line.
     """
@@ -91,6 +101,8 @@ class Report:
     tunings: int = 0
     exact: bool = False
     why_not: str = ""
+    loose: int = 0
+    tunings_loose: int = 0
     largest: float = 0.0
     unchecked: tuple[str, ...] = ()
 
@@ -176,10 +188,21 @@ def verify(
     studies = list(dict.fromkeys(replace(place, run=0) for place in places))
     some = [_drawn(each, count, seed) for each, count in ((places, sample), (studies, tune))]
     whole = {**data, "contests": stages}
-    largest, changed = _retrain(whole, contests, some[0], why_not, workshop)
-    changed += _retune(whole, contests, some[1], why_not or why_not_tuned, workshop)
-    counts = (len(some[0]), len(places), len(some[1]), len(studies))
-    return Report((*problems, *changed), *counts, not why_not, why_not, largest, tuple(unchecked))
+    runs = _retrain(whole, contests, some[0], why_not, workshop)
+    tunings = _retune(whole, contests, some[1], why_not or why_not_tuned, workshop)
+    return Report(
+        problems=(*problems, *runs.problems, *tunings.problems),
+        retrained=len(some[0]),
+        runs=len(places),
+        retuned=len(some[1]),
+        tunings=len(studies),
+        exact=not runs.loose and not why_not,
+        why_not=why_not or "; ".join(runs.reasons),
+        loose=runs.loose,
+        tunings_loose=tunings.loose,
+        largest=runs.largest,
+        unchecked=tuple(unchecked),
+    )
 
 
 def _drawn(places: Sequence[Place], count: int | None, seed: int) -> list[Place]:
@@ -198,18 +221,43 @@ def _places(contests: Sequence[Contest]) -> Iterator[Place]:
 
 
 def _not_exact(data: Mapping[str, Any], packages: Sequence[str] = BOUND) -> str:
-    """Why what is trained again cannot be expected to be equal to the bit; empty where it can."""
+    """Why nothing that is trained again can be expected to be equal to the bit; empty where it can."""
     here = {**versions(*BESIDE), **classes(data["contenders"])}
     for name in (*packages, *classes(data["contenders"])):
         if data["versions"].get(name) != here[name]:
             return f"{name} is {here[name]}, not {data['versions'].get(name)}"
-    kind = torch.backends.cpu.get_cpu_capability()
-    for name, value in (("machine", host()["machine"]), ("capability", kind)):
-        if data["hardware"].get(name) != value:
-            return f"the CPU's {name} is {value}, not {data['hardware'].get(name)}"
-    if any(each["terms"]["device"] != "cpu" for each in data["contests"]):
-        return "it was trained on a GPU, whose sums have no fixed order"
     return ""
+
+
+def _another_way(terms: Terms, stored: Built, here: Built) -> str:
+    """Why what was trained in a way cannot be expected to come to the same bits as it was trained here; empty where it
+    can."""
+    if terms.device != "cpu":
+        return ON_A_GPU
+    if stored.on != here.on:
+        return f"it was trained on {stored.on}, and this is {here.on}"
+    return "" if stored == here else f"it was trained with {stored}, and here that came to {here}"
+
+
+@dataclass(slots=True)
+class Again:
+    """What training again came to.
+
+    Attributes:
+        problems: what is wrong.
+        largest: the largest difference of log loss.
+        loose: how many could not be trained as they were; `reasons` say why, each once.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    largest: float = 0.0
+    loose: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+    def held_loosely(self, count: int, reason: str) -> None:
+        self.loose += count
+        if reason not in self.reasons:
+            self.reasons.append(reason)
 
 
 # Training again -------------------------------------------------------------------------------------------------------
@@ -221,36 +269,41 @@ def _retrain(
     places: Sequence[Place],
     why_not: str,
     workshop: Workshop,
-) -> tuple[float, list[str]]:
-    """The largest difference of log loss, and what is wrong."""
-    largest, problems = 0.0, []
-    groups = _grouped(places)
+) -> Again:
+    """Runs on fresh seeds."""
+    again, groups = Again(), _grouped(places, contests, lambda tuned: (tuned.fresh_built,))
     works = [
-        _work(contests[index], task, name, data["contests"][index]["rules"][name], some, workshop)
-        for (index, task, name), some in groups.items()
+        _work(contests[index], task, name, data["contests"][index]["rules"][name], ways, some, workshop)
+        for (index, task, name, ways), some in groups.items()
     ]
-    for ((index, task, name), some), found in zip(groups.items(), workshop.done(works), strict=True):
+    for ((index, task, name, ways), some), found in zip(groups.items(), workshop.done(works), strict=True):
         contest, tunings = contests[index], contests[index].results[task][name]
-        built = {key: found.built[key] for key in ("compiled", "native")}
-        alike = built == contest.built[task] and found.built["cpu"] == cpu()
-        loose = why_not or ("" if alike else ANOTHER_WAY)
+        loose = why_not or _another_way(contest.terms, ways[0], found.built)
+        if loose:
+            again.held_loosely(len(some), loose)
         workshop.say(f"{contest.terms.name}: {name} on {task}, {len(some)} runs{_allowed(loose, why_not, TOLERANCE)}")
         for place, trace, untrained in zip(some, found.traces, found.untrained, strict=True):
             tuned = tunings[place.tuning]
             stored, gap = tuned.losses[place.run], _gap(trace.loss, tuned.losses[place.run])
-            largest = max(largest, gap)
+            again.largest = max(again.largest, gap)
             same = trace.loss == stored and tuple(trace.curve) == tuned.curves[place.run]
             same = same and untrained == tuned.untrained[place.run]
             if gap > TOLERANCE if loose else not same:
-                problems.append(
+                again.problems.append(
                     f"{contest.terms.name}: {name} on {task}, seed {tuned.seeds[place.run]}: trained again it ends at"
                     f" {trace.loss:.6g}, not {stored:.6g}" + _elsewhere(trace.loss, stored, tuned)
                 )
-    return largest, problems
+    return again
 
 
 def _work(
-    contest: Contest, task: str, name: str, spelling: Mapping[str, str], some: Sequence[Place], workshop: Workshop
+    contest: Contest,
+    task: str,
+    name: str,
+    spelling: Mapping[str, str],
+    ways: Sequence[Built],
+    some: Sequence[Place],
+    workshop: Workshop,
 ) -> Training:
     terms, tunings = contest.terms, contest.results[task][name]
     request, device = _place_of(terms, workshop)
@@ -258,7 +311,7 @@ def _work(
     return Training(
         name=name,
         spelled=spelling,
-        site=Site(absolute(task), terms.tasks[task], terms.compile, device),
+        site=Site(absolute(task), terms.tasks[task], ways[0].compiled, device, ways[0].native),
         runs=tuple(Run(tunings[p.tuning].hypers, tunings[p.tuning].seeds[p.run]) for p in some),
         curve=tuple(curve_of(terms.tasks[task])),
         request=request,
@@ -283,11 +336,14 @@ def _gap(one: float, other: float) -> float:
     return abs(math.log(one / other))
 
 
-def _grouped(places: Sequence[Place]) -> dict[tuple[int, str, str], list[Place]]:
-    """By contest, task and contender: what is trained side by side."""
-    groups: dict[tuple[int, str, str], list[Place]] = {}
+def _grouped(
+    places: Sequence[Place], contests: Sequence[Contest], ways_of: Callable[[Tuned], tuple[Built, ...]]
+) -> dict[Group, list[Place]]:
+    """What is trained side by side."""
+    groups: dict[Group, list[Place]] = {}
     for place in places:
-        groups.setdefault((place.contest, place.task, place.contender), []).append(place)
+        tuned = contests[place.contest].results[place.task][place.contender][place.tuning]
+        groups.setdefault((place.contest, place.task, place.contender, ways_of(tuned)), []).append(place)
     return groups
 
 
@@ -308,28 +364,40 @@ def _retune(
     places: Sequence[Place],
     why_not: str,
     workshop: Workshop,
-) -> list[str]:
-    """What is wrong with tunings that are done again, all trials of each."""
-    problems, groups, asks = [], _grouped(places), []
-    for (index, task, name), some in groups.items():
+) -> Again:
+    """Tunings, all trials of each."""
+    again, groups, asks = Again(), _grouped(places, contests, lambda tuned: tuned.all_built), []
+    for (index, task, name, ways), some in groups.items():
         terms = contests[index].terms
         request, device = _place_of(terms, workshop)
         ask = ask_of(terms, made(name, data["contests"][index]["rules"][name]), task)
         seeds = tuple(terms.first + place.tuning for place in some)
-        asks.append(replace(ask, seeds=seeds, request=request, device=device))
-    for ((index, task, name), some), answer in zip(groups.items(), workshop.tuned(asks), strict=True):
-        contest = contests[index]
-        loose = why_not or ("" if workshop.how(answer.ask) == contest.built[task] else ANOTHER_WAY)
-        allowed = _allowed(loose, "", TUNINGS_APART)
-        workshop.say(f"{contest.terms.name}: {name} on {task}, {len(some)} tunings{allowed}")
+        how = ways[-1]
+        ask = replace(ask, seeds=seeds, compile=how.compiled, native=how.native)
+        asks.append(replace(ask, request=request, device=device))
+    for ((index, task, name, ways), some), answer in zip(groups.items(), workshop.tuned(asks), strict=True):
+        contest, said = contests[index], set[str]()
         for place, found in zip(some, answer.tunings, strict=True):
             stored = contest.results[task][name][place.tuning]
+            loose = why_not or _other_ways(contest.terms, ways, found.all_built)
+            if loose:
+                again.held_loosely(1, loose)
+                said.add(loose)
             if _apart(found, stored) > TUNINGS_APART if loose else _unlike(found, stored):
-                problems.append(
+                again.problems.append(
                     f"{contest.terms.name}: {name} on {task}, tuning {stored.seed}: tuned again its best is"
                     f" {_setting(found)}, not {_setting(stored)}"
                 )
-    return problems
+        allowed = _allowed("; ".join(sorted(said)), "", TUNINGS_APART)
+        workshop.say(f"{contest.terms.name}: {name} on {task}, {len(some)} tunings{allowed}")
+    return again
+
+
+def _other_ways(terms: Terms, stored: Sequence[Built], here: Sequence[Built]) -> str:
+    """As `_another_way`, of a tuning."""
+    if len(stored) > 1 or len(here) > 1:
+        return IN_MANY_WAYS
+    return _another_way(terms, stored[0], here[0])
 
 
 def _unlike(found: Tuned, stored: Tuned) -> bool:
@@ -378,9 +446,9 @@ def run(text: str, *, sample: int | None, tune: int, seed: int, staff: Staff, as
         return INTERRUPTED
     for problem in found.problems:
         say(problem)
-    how = "equal to the bit was asked" if found.exact else f"within {TOLERANCE:g} nats was asked, since {found.why_not}"
-    say(f"{found.retrained} of {found.runs} runs trained again ({how}); largest difference {found.largest:.3g} nats")
-    say(f"{found.retuned} of {found.tunings} tunings done again, with all their trials")
+    how, apart = _asked(found), f"largest difference {found.largest:.3g} nats"
+    say(f"{found.retrained} of {found.runs} runs trained again ({how}); {apart}")
+    say(f"{found.retuned} of {found.tunings} tunings done again, with all their trials{_asked_of_tunings(found)}")
     for line in found.unchecked:
         say(f"not checked: {line}")
     say(f"holds: {data['statement']}" if found.holds else f"does not hold: {len(found.problems)} problems")
@@ -390,8 +458,22 @@ def run(text: str, *, sample: int | None, tune: int, seed: int, staff: Staff, as
             "runs": found.runs,
             "retrained": found.retrained,
             "exact": found.exact,
+            "loose": found.loose,
             "largest": largest,
         }
-        facts |= {"tunings": found.tunings, "retuned": found.retuned, "unchecked": list(found.unchecked)}
+        facts |= {"tunings": found.tunings, "retuned": found.retuned, "tunings_loose": found.tunings_loose}
+        facts["unchecked"] = list(found.unchecked)
         print(json.dumps({"holds": found.holds, "problems": list(found.problems), **facts}, indent=1))
     return 0 if found.holds else 1
+
+
+def _asked(found: Report) -> str:
+    """What was asked of runs that were trained again."""
+    if found.exact:
+        return "equal to the bit was asked"
+    of = f" of {found.loose}" if found.loose < found.retrained else ""
+    return f"within {TOLERANCE:g} nats was asked{of}, since {found.why_not}"
+
+
+def _asked_of_tunings(found: Report) -> str:
+    return f"; {found.tunings_loose} of them held to {TUNINGS_APART:g} nats" if found.tunings_loose else ""

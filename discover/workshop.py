@@ -24,7 +24,7 @@ from discover.asks import Answer, Ask, Job
 from discover.contenders import spelled
 from discover.errors import ClusterError, UserError
 from discover.keeper import Keeper, StoppedError
-from discover.pieces import CORE, Look, Refusal, Site, files_of, how_built
+from discover.pieces import CORE, Look, Refusal, Site, files_of
 from discover.storage import Store
 from discover.studies import Tuned
 from discover.trainers import Ground
@@ -72,7 +72,6 @@ class Workshop:
         store, keeper: where studies are kept, and trainings that last; the keeper says when to stop.
         say: keeps a line; `tell` shows what is in hand; `count` hears of runs that are done.
         staff: who trains.
-        built: how tasks were trained, see `how`.
     """
 
     store: Store
@@ -81,7 +80,6 @@ class Workshop:
     tell: Callable[[str], None] = lambda line: None
     count: Callable[[int], None] = lambda runs: None
     staff: Staff = Staff()
-    built: dict[Site, Mapping[str, object]] = field(default_factory=dict)
     _grounds: dict[Site, Ground] = field(default_factory=dict)
     _places: dict[Request, Place] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
@@ -97,18 +95,10 @@ class Workshop:
         if site.device != "cpu" and not torch.cuda.is_available() and self.staff.workers != 0:
             site = replace(site, device="cpu")
         if site not in self._grounds:
-            made = Ground(ask.task, steps=ask.steps, compile=ask.compile, device=site.device)
+            made = Ground(ask.task, steps=ask.steps, compile=ask.compile, native=ask.native, device=site.device)
             self._grounds[site] = made
             self.once(made.gradient.note)
         return self._grounds[site]
-
-    def how(self, ask: Ask) -> dict[str, bool | None]:
-        """How a task was trained: whether gradients were compiled, and rules native; None where that differs from
-        worker to worker, or their CPUs from this one, so that bits do."""
-        here = how_built(self.ground(ask))
-        there = self.built.get(ask.site, here)
-        alike = there.get("cpu") == here["cpu"]
-        return {name: bool(there[name]) if alike and name in there else None for name in ("compiled", "native")}
 
     def tuned(self, asks: Iterable[Ask]) -> Iterator[Answer]:
         """Tunes, and gives what it came to in the order of the asks.

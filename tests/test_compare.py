@@ -24,6 +24,7 @@ import torch
 import dsl
 import tasks
 from discover import cli, compare, pictures, tuning, verdict
+from discover.built import Built
 from discover.compare import Options, carry_out, judged, select
 from discover.contender_names import check_name
 from discover.contenders import contender, fresh, spelled
@@ -39,6 +40,7 @@ from tests.test_runs import made as made_run
 
 ROOT = Path(__file__).parent.parent
 POINTS = (10, 20)
+HERE = Built(compiled=False, native=True, on="a CPU")
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +86,8 @@ def made(loss: Callable[[int, int], float], *, tunings: int = 6, seeds: int = 4)
                 losses=tuple(ends),
                 curves=tuple((4 * end, 2 * end) if math.isfinite(end) else () for end in ends),
                 untrained=(100.0,) * seeds,
+                built=(HERE,),
+                fresh_built=HERE,
             )
         )
     return found

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,13 @@ def test_what_was_tuned_before_is_not_trained_again(tmp_path: Path, monkeypatch:
     assert tuned("adamw", fewer, url=url(tmp_path), curve=[5])[0].losses == first[0].losses[:1]
 
 
+def built(**changes: bool) -> Ground:
+    """As a machine trains that has a compiler, and as one that has none."""
+    here = Ground(ground().task, steps=10, compile=False)
+    here.built = replace(here.built, **{"native": True, "compiled": False} | changes)
+    return here
+
+
 CHANGES = {
     "steps": {"ground": lambda: ground(steps=11)},
     "task": {"ground": lambda: ground("quadratic")},
@@ -238,18 +246,29 @@ CHANGES = {
     "hyperband": {"budget": Budget(6, 1, 2, pruner="hyperband")},
     "seed": {"seed": 1},
     "more is tuned": {"budget": Budget(6, 1, 2, own=True)},
+    "generated rules": {"ground": lambda: built(native=False)},
+    "compiled gradients": {"ground": lambda: built(compiled=True)},
 }
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_whatever_results_depend_on_makes_another_study(change: dict[str, Any]) -> None:
     options = {"name": "adamw", "budget": SMALL, "seed": 0, **change}
-    here = options.pop("ground", ground)()
-    study = Study(named("adamw"), ground(), SMALL, 0, Store(None))
+    here = options.pop("ground", built)()
+    study = Study(named("adamw"), built(), SMALL, 0, Store(None))
     other = Study(named(options["name"]), here, options["budget"], options["seed"], Store(None))
-    again = Study(contender("adamw"), Ground(ground().task, steps=10, compile=False), SMALL, 0, Store(None))
+    again = Study(contender("adamw"), built(), SMALL, 0, Store(None))
     assert study.name == again.name != other.name
     assert study.name.partition("[")[2] != other.name.partition("[")[2]
+
+
+def test_a_store_of_an_older_format_opens_and_its_studies_are_left_alone(tmp_path: Path) -> None:
+    store = Store(url(tmp_path))
+    store.study("adamw on breast_cancer, 10 steps [0123456789ab]", {"format": 3})
+    store.add("adamw on breast_cancer, 10 steps [0123456789ab]", optuna.trial.create_trial(value=0.1))
+    store.close()
+    assert tuned("adamw", url=url(tmp_path)) == tuned("adamw")
+    assert sorted(len(each) for each in trials(url(tmp_path)).values()) == [1, SMALL.trials]
 
 
 @pytest.mark.parametrize("after", [1, 5, 8])

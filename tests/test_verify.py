@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import dsl
-from discover import ablate, archive, certificate, certify, cli, rehearsal, verdict, verify
+from discover import ablate, archive, built, certificate, certify, cli, pieces, rehearsal, trainers, verdict, verify
 from discover.contenders import RuleContender
 from discover.contest import Contest, plain_tuned
 from discover.keeper import Keeper
@@ -219,8 +219,7 @@ def _another_seed(data: Data) -> None:
 def _another_task(data: Data) -> None:
     final = stage(data, "final")
     final["terms"]["tasks"] = {"quadratic": 12}
-    for part in ("results", "built"):
-        final[part] = {"quadratic": final[part]["diabetes_regression"]}
+    final["results"] = {"quadratic": final["results"]["diabetes_regression"]}
     data["footprints"] = {"quadratic": data["footprints"]["diabetes_regression"]}
     refit(data)
 
@@ -519,6 +518,84 @@ def test_runs_of_the_ablation_are_trained_again_too(data: Data) -> None:
     assert [line.partition(" on ")[0] for line in report.problems] == ["simplify: variant 1"]
 
 
+# Trained in several ways ----------------------------------------------------------------------------------------------
+
+
+KINDS = {"plain": False, "quick": True}
+
+
+@pytest.fixture
+def no_ground_kept() -> Iterator[None]:
+    pieces.ground_of.cache_clear()
+    yield
+    pieces.ground_of.cache_clear()
+
+
+def _promoted_where(name: str, monkeypatch: pytest.MonkeyPatch, *, native: bool = False, on: str | None = None) -> Data:
+    """The certificate of a run as a machine makes it that steps rules so, on such a CPU, all with one store."""
+    with monkeypatch.context() as patch:
+        patch.setattr(trainers, "available", lambda: native)
+        if on is not None:
+            patch.setattr(trainers, "machine", lambda device: on)
+        a_run([adam()]).rename(name)
+        assert cli.main(["promote", name, "--workers", "0"]) == 0
+    return read(Path(name))
+
+
+def _ways(data: Data) -> set[str]:
+    contests = [Contest.of(each) for each in rehearsal.stages_of(data)]
+    rows = [row for contest in contests for row in contest.results.values()]
+    return {str(way) for row in rows for own in row.values() for tuned in own for way in tuned.all_built}
+
+
+@pytest.mark.usefixtures("no_ground_kept")
+def test_a_study_that_was_trained_otherwise_is_not_taken_and_both_certificates_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = (_promoted_where(name, monkeypatch, native=native) for name, native in KINDS.items())
+    assert _ways(first) == {f"eager gradients, generated rules, on {built.cpu()}"}
+    assert _ways(second) == {f"eager gradients, native rules, on {built.cpu()}"}
+    monkeypatch.setattr(trainers, "available", lambda: True)
+    for data in (first, second):  # what was trained without is trained again without
+        report = verify.verify(data, sample=20, tune=2)
+        assert (report.problems, report.exact, report.loose, report.tunings_loose) == ((), True, 0, 0)
+    pieces.ground_of.cache_clear()
+    monkeypatch.setattr(trainers, "available", lambda: False)
+    report = verify.verify(second, sample=20, tune=2)
+    assert report.holds
+    assert (report.exact, report.loose, report.tunings_loose) == (False, 20, 2)
+    assert "native rules, on" in report.why_not
+    assert "and here that came to eager gradients, generated rules" in report.why_not
+
+
+@pytest.mark.usefixtures("no_ground_kept")
+def test_what_another_kind_of_cpu_trained_is_used_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _promoted_where("there", monkeypatch, on="x86_64 AVX2 00000000")
+    here = _promoted_where("here", monkeypatch)  # by the studies of the other
+    assert _ways(here) == {"eager gradients, generated rules, on x86_64 AVX2 00000000"}
+    monkeypatch.setattr(trainers, "available", lambda: False)
+    capsys.readouterr()
+    code, out, _ = command(capsys, "verify here --sample 5 --tune 1")
+    assert code == 0
+    assert (
+        f"(within 0.05 nats was asked, since it was trained on x86_64 AVX2 00000000, and this is {built.cpu()})" in out
+    )
+    assert "with all their trials; 1 of them held to 0.25 nats" in out
+
+
+def test_a_tuning_by_workers_of_two_kinds_is_held_to_a_tolerance_and_the_rest_to_the_bit(data: Data) -> None:
+    final = stage(data, "final")["results"]["diabetes_regression"]["candidate_1"]
+    other = {**final[0]["fresh_built"], "on": "another kind"}
+    final[0]["built"].append(other)
+    final[1]["fresh_built"] = other
+    report = verify.verify(fit_all(data), sample=None, tune=10**6)
+    assert (report.problems, report.exact) == ((), False)
+    assert (report.loose, report.tunings_loose) == (1, 2)
+    assert report.why_not == f"it was trained on another kind, and this is {built.cpu()}"
+
+
 # What a certificate has -----------------------------------------------------------------------------------------------
 
 
@@ -560,7 +637,7 @@ def test_a_promotion_of_another_format_is_refused(run: Path, home: Path, capsys:
     (home / "old" / PROMOTION).write_text(json.dumps({**read(run, PROMOTION), "format": 1}))
     code, _, err = command(capsys, "promote old")
     assert code == 2
-    assert "is of format 1, and this version reads format 2; what was begun with another version goes on" in err
+    assert "is of format 1, and this version reads format 3; what was begun with another version goes on" in err
 
 
 def test_what_was_trained_elsewhere_than_asked_pruned_and_by_a_class_of_torch_holds(

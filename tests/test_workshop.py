@@ -4,6 +4,7 @@ whatever befalls them; nothing is lost, and what cannot be is said in one line."
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
 import math
 import os
@@ -42,7 +43,7 @@ from discover.promotion_keys import PromotionRung
 from discover.space import Space
 from discover.storage import Store
 from discover.studies import Budget, Study
-from discover.trainers import Run
+from discover.trainers import Ground, Run
 from discover.workers import Crew, Done, Request, Work
 from discover.workshop import Place, Staff, Workshop
 from tests.test_promote import ASCENT, a_run, adam, read
@@ -349,20 +350,28 @@ def test_a_device_other_than_the_cpu_makes_another_study_and_the_cpu_the_same_as
     made = [Study(ask.contender, ground, BUDGET, 0, Store(None), device=each) for each in (None, "cpu", "cuda")]
     assert made[0].name == made[1].name != made[2].name
     facts = made[0]._identity()[1]
-    assert set(facts) == {"format", "task", "ground", "steps", "optimizer", "budget", "seed", "versions", "digest"}
+    parts = {"format", "task", "ground", "steps", "optimizer", "budget", "seed", "versions", "digest"}
+    assert set(facts) == parts | {"built"}
+    assert set(made[2]._identity()[1]) == parts | {"device"}
+    assert facts["built"] == {"compiled": False, "native": ground.built.native}
     assert facts["budget"] == {"trials": 4, "tuning_seeds": 2, "own": False, "pruner": "none"}
 
 
-def test_how_a_task_was_trained_is_unknown_where_workers_differ(hands: list[Hands]) -> None:
-    asked = asks(("adamw", "lion"))
-    workshop = Workshop(Store(None), Keeper(None), staff=Staff(2))
-    assert [len(each.tunings) for each in workshop.tuned(asked[:1])] == [2]
-    here = {"compiled": False, "native": workshop.ground(asked[0]).native}
-    assert workshop.how(asked[0]) == here
-    workshop.built[asked[0].site] = {**workshop.built[asked[0].site], "cpu": "another kind"}
-    assert workshop.how(asked[0]) == {"compiled": None, "native": None}
-    workshop.built[asked[0].site] = {"compiled": False, "cpu": pieces.cpu()}  # rules were native on some only
-    assert workshop.how(asked[0]) == {"compiled": False, "native": None}
+def test_a_tuning_says_how_whoever_trained_it_did(hands: list[Hands], monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = itertools.cycle(["one kind", "another kind"])
+
+    def ground_of(site: Site) -> Ground:
+        ground = Ground(tasks.load(site.task), steps=site.steps, compile=site.compile)
+        ground.built = replace(ground.built, on=next(kinds))
+        return ground
+
+    monkeypatch.setattr(pieces, "ground_of", ground_of)
+    (answer,) = answers(2, asks(("adamw",), seeds=(0,))[:1], url(Path.cwd()))
+    (tuned,) = answer.tunings
+    assert {way.on for way in tuned.built} == {"one kind", "another kind"} == {way.on for way in tuned.all_built}
+    assert tuned.fresh_built.on in ("one kind", "another kind")
+    (again,) = answers(0, asks(("adamw",), seeds=(0,))[:1], url(Path.cwd()))  # of the store
+    assert again.tunings == [tuned]
 
 
 # Contests, comparisons, calibrations, certificates ------------------------------------------------------------------
@@ -472,12 +481,12 @@ def test_verify_by_workers_finds_what_verify_in_this_process_finds(hands: list[H
         "contests": [{"rules": {name: {"text": text} for name, text in rules.items()}}],
         "data": {task: tasks.load(task).data_sha256 for task in found_.results},
     }
-    assert verify._retrain(data, [found_], places, "", workshop) == (0.0, [])
+    assert verify._retrain(data, [found_], places, "", workshop) == verify.Again()
     changed = found_.results["quadratic"]["good"]
     changed[0] = replace(changed[0], losses=(0.9 * changed[0].losses[0],))
-    largest, problems = verify._retrain(data, [found_], places, "", workshop)
-    assert largest == pytest.approx(-math.log(0.9))
-    assert len(problems) == 1
+    again = verify._retrain(data, [found_], places, "", workshop)
+    assert again.largest == pytest.approx(-math.log(0.9))
+    assert (len(again.problems), again.loose) == (1, 0)
 
 
 # Where a rung is trained --------------------------------------------------------------------------------------------
