@@ -13,7 +13,6 @@ def generators(device: torch.device) -> list[torch.Generator]:
     """Those that an optimizer on a device may draw from."""
     own = [torch.default_generator]
     if device.type == "cuda":
-        torch.cuda.init()
         own.append(torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index])
     return own
 

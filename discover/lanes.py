@@ -192,7 +192,7 @@ class Training:
         self.scaled = any(not bool((each == 1).all()) for each in (*scales.values(), *gains.values()))
         self.batches = torch.stack([task.batches(seed, steps) for seed in self.seeds])
         self.of_seed = torch.tensor([self.seeds.index(lane.seed) for lane in rows])
-        self.first_loss = torch.zeros(len(rows))
+        self.first_loss = torch.zeros(len(rows), dtype=gradient.dtype, device=device)
         self.ratios = [task.lr_ratio(t, steps) for t in range(1, steps + 1)]
         self.parts = parts_of(task, programs, codes, rows, self.buffer, self.ratios)
 

@@ -27,6 +27,7 @@ from discover import gradient, lanes
 from discover.built import Built, machine
 from discover.contenders import Contender, RuleContender, fresh
 from discover.errors import UserError
+from discover.generators import left_alone, seeded, states, take_up
 from discover.keeper import Keeper
 from discover.lanes import LOST_ABOVE, Lane, Prune, Trace
 from discover.native import available
@@ -316,7 +317,7 @@ def _train_loop(
 
 def _advance(ground: Ground, block: Sequence[_Single], stop: int, pulse: Callable[[], None]) -> None:
     """Steps runs side by side to step `stop`; those behind, of a block that was cut otherwise before, go first."""
-    with torch.random.fork_rng(devices=[]):
+    with left_alone(ground.gradient.device):
         while left := [single for single in block if single.done < stop and not single.lost]:
             t = 1 + min(single.done for single in left)
             now = [single for single in left if single.done == t - 1]
@@ -344,8 +345,8 @@ class _Single:
         self.looks = {max(1, round(fraction * ground.steps)) for fraction in CHECKPOINTS}
         self.wanted = frozenset(curve)
         self.done, self.first_loss, self.lost, self.curve = 0, 0.0, "", list[float]()
-        with torch.random.fork_rng(devices=[]):
-            self.random = torch.manual_seed(run.seed).get_state()  # of an optimizer that draws
+        self.device = ground.gradient.device
+        self.random = seeded(self.device, run.seed)  # of an optimizer that draws, on the CPU or where it trains
         _switch(self.optimizer, "train")
 
     def step(self, t: int, loss: float, grad: Tensor) -> None:
@@ -357,13 +358,13 @@ class _Single:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.ground.ratios[t - 1]
         self.done = t
-        torch.set_rng_state(self.random)
+        take_up(self.device, self.random)
         try:
             self.optimizer.step()
         except (ArithmeticError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             self.lost = f"{type(error).__name__.lstrip('_')}: {error}"
             return
-        self.random = torch.get_rng_state()
+        self.random = states(self.device)
         if t in self.looks:
             self._look(loss, 2 * t >= self.ground.steps)
         if t in self.wanted and not self.lost:

@@ -15,7 +15,7 @@ import torch
 import dsl
 import tasks
 from discover import gradient, native
-from discover.lanes import Lane, Trace, train
+from discover.lanes import Lane, Trace, Training, train
 from dsl import Program
 from tests import twins
 
@@ -266,3 +266,27 @@ def test_where_all_lanes_are_lost_training_ends() -> None:
 def test_a_training_leaves_denormals_to_the_process_as_they_were() -> None:
     traces(["adamw"], [Lane(0, 0, {"lr": 0.01})], steps=2)
     assert torch.tensor(1e-40) * 1 != 0
+
+
+def on_meta() -> Training:
+    """A training on a device that is not the CPU: torch's `meta`, which has shapes and places and no numbers."""
+    ready = gradient.build(tasks.load("digits_mlp"), compile=False, device="meta")
+    some = [Lane(program, seed, {"lr": 0.1}) for program in (0, 1) for seed in (0, 1)]
+    return Training(ready.task, [PROGRAMS["adamw"], PROGRAMS["muon"]], some, STEPS, ready, native=False, checkpoints=())
+
+
+def test_a_training_that_goes_on_lies_where_it_trains() -> None:
+    stopped = on_meta()
+    for t in (1, 2):
+        stopped.step(t)
+    stopped._drop({1: "pruned"}, 2)
+    stopped.done = 2
+    resumed = on_meta()
+    resumed.restore(stopped.state())
+    resumed.step(3)
+    for training in (on_meta(), stopped, resumed):
+        kept = training.state()
+        tensors = [kept["first_loss"], kept["buffer"], *(each for part in kept["parts"] for each in part)]
+        assert {each.device.type for each in tensors} == {"meta"}
+    assert [part.state()[0].shape for part in resumed.parts] == [part.state()[0].shape for part in stopped.parts]
+    assert len(resumed.first_loss) == len(resumed.order) == 3

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import tasks
+from discover import generators
 from discover.contenders import ClassContender, Contender, RuleContender, check, contender
 from discover.errors import UserError
 from discover.footprint import measure
@@ -272,6 +273,41 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits(name: str, at: int
     assert train(one, here, some, curve=CURVE, prune=halfway, keeper=Keeper(tmp_path)) == undisturbed
     assert told == expected
     assert list(tmp_path.iterdir()) == []
+
+
+class OnDevice(Noisy):
+    """Draws where it trains: from a generator that is not the CPU's."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        super().step()
+        for p in self.param_groups[0]["params"]:
+            p.add_(torch.randn(p.shape, generator=DEVICE), alpha=self.noise)
+
+
+DEVICE = torch.Generator()
+
+
+@pytest.mark.parametrize("at", [1, 5, 20])
+def test_what_is_drawn_on_a_device_is_a_runs_own_and_goes_on(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU has a generator of its own; here another one of the CPU stands for it."""
+    monkeypatch.setattr(generators, "generators", lambda device: [torch.default_generator, DEVICE])
+    here, one, some = ground("digits_mlp"), ClassContender("on device", OnDevice), runs(0.01, 0.1)
+    before = [each.get_state() for each in (torch.default_generator, DEVICE)]
+    undisturbed = train(one, here, some)
+    assert [train(one, here, [each])[0] for each in some] == undisturbed
+    calls = iter(range(10**6))
+    with pytest.raises(StoppedError):
+        train(one, here, some, keeper=Keeper(tmp_path, stop=lambda: next(calls) == at))
+    DEVICE.manual_seed(17)  # another process
+    assert train(one, here, some, keeper=Keeper(tmp_path)) == undisturbed
+    DEVICE.set_state(before[1])
+    train(one, here, some)
+    assert all(
+        torch.equal(each.get_state(), b) for each, b in zip((torch.default_generator, DEVICE), before, strict=True)
+    )
 
 
 def test_what_was_kept_of_another_training_or_damaged_is_not_used(tmp_path: Path) -> None:
