@@ -114,6 +114,12 @@ class Gradient:
 
         return run
 
+    @property
+    def batch_bytes(self) -> int:
+        """Of a lane's examples of a step."""
+        pieces = self.task.batch_size // self._piece
+        return pieces * sum(x.numel() * x.element_size() for x in self._example[1:])
+
     def _check(self, batch: Batch, lanes: int) -> None:
         """A compiled tile trusts its arguments: anything wrong here would be read as other numbers, or crash."""
         if len(batch) + 1 != len(self._example):

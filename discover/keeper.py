@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import time
 from collections.abc import Callable
@@ -11,10 +10,14 @@ from typing import Any
 
 import torch
 
-from discover.files import write_whole
+from discover.files import whole
 
 KEEP_SECONDS = 30.0
 """How often a training is kept on disk."""
+
+SPACING = 20.0
+"""At least so many times as long as keeping took passes before it is kept again, so that large ones are not mostly
+written."""
 
 
 class StoppedError(Exception):
@@ -26,7 +29,7 @@ class Keeper:
 
     Args:
         folder: where; None keeps nothing.
-        seconds: how often.
+        seconds: how often; less often where keeping takes long, see `SPACING`.
         stop: whether to stop now.
     """
 
@@ -34,7 +37,7 @@ class Keeper:
         self, folder: Path | None, *, seconds: float = KEEP_SECONDS, stop: Callable[[], bool] = lambda: False
     ) -> None:
         self.folder, self.seconds, self.stop = folder, seconds, stop
-        self._kept_at = time.monotonic()
+        self._kept_at, self._took = time.monotonic(), 0.0
 
     def load(self, key: str) -> Any:
         """What was kept under a key, None if nothing was, or nothing that can be read."""
@@ -51,19 +54,25 @@ class Keeper:
     def pulse(self, key: str, state: Callable[[], object]) -> None:
         """Keeps the state if it is time. Raises StoppedError, once it is kept, when asked to stop."""
         stop = self.stop()
-        if stop or time.monotonic() - self._kept_at >= self.seconds:
-            if self.folder is not None:
-                buffer = io.BytesIO()
-                torch.save(state(), buffer)
-                write_whole(self._path(key), buffer.getvalue())
-            self._kept_at = time.monotonic()
+        if stop or time.monotonic() - self._kept_at >= max(self.seconds, SPACING * self._took):
+            self.keep(key, state)
         if stop:
             raise StoppedError
 
-    def forget(self, key: str) -> None:
-        """The training is done and stored elsewhere."""
+    def keep(self, key: str, state: Callable[[], object]) -> None:
+        """Keeps the state now."""
+        began = time.monotonic()
         if self.folder is not None:
-            self._path(key).unlink(missing_ok=True)
+            with whole(self._path(key)) as file:
+                torch.save(state(), file)
+        self._kept_at = time.monotonic()
+        self._took = self._kept_at - began
+
+    def forget(self, key: str) -> None:
+        """The training, with all whose keys are this one and more, is done and stored elsewhere."""
+        if self.folder is not None:
+            for path in self.folder.glob(f"{key}*.pt"):
+                path.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None

@@ -6,6 +6,7 @@ at most. All of it comes to the same wherever it is carried out (kinds of CPU di
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from discover.errors import UserError
 from discover.keeper import Keeper
 from discover.lanes import Trace
 from discover.ledger import Notes
+from discover.memory import shortage_said
 from discover.studies import Budget, Study, Tuned
 from discover.trainers import Ground, Run, train
 from discover.tuning import advance
@@ -103,13 +105,15 @@ class Piece:
     def carry_out(self) -> Advanced | Refusal:
         began = time.perf_counter()
         try:
-            ground, one = ground_of(self.site), made(self.name, self.spelled)
-            studies = [
-                Study(one, ground, self.budget, seed, notes) for seed, notes in zip(self.seeds, self.notes, strict=True)
-            ]
-            advance(studies, keeper=self._keeper(), curve=self.curve)
-            done = all(study.is_done(self.curve) for study in studies)
-            tuned = tuple(study.result() for study in studies) if done else None
+            with shortage_said(self):
+                ground, one = ground_of(self.site), made(self.name, self.spelled)
+                studies = [
+                    Study(one, ground, self.budget, seed, notes)
+                    for seed, notes in zip(self.seeds, self.notes, strict=True)
+                ]
+                advance(studies, keeper=self._keeper(), curve=self.curve)
+                done = all(study.is_done(self.curve) for study in studies)
+                tuned = tuple(study.result() for study in studies) if done else None
         except UserError as error:
             return Refusal(str(error))
         added = tuple(Notes([], {}, each.added, each.fresh) for each in self.notes)
@@ -155,8 +159,9 @@ class Training:
 
     def carry_out(self) -> Trained | Refusal:
         try:
-            ground = ground_of(self.site)
-            traces = train(made(self.name, self.spelled), ground, self.runs, curve=self.curve)
+            with shortage_said(self):
+                ground = ground_of(self.site)
+                traces = train(made(self.name, self.spelled), ground, self.runs, curve=self.curve)
         except UserError as error:
             return Refusal(str(error))
         return Trained(tuple(traces), tuple(ground.untrained(run.seed) for run in self.runs), ground.built)
@@ -191,7 +196,8 @@ def ground_of(site: Site) -> Ground:
         task = tasks.load(site.task)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return Ground(task, steps=site.steps, compile=site.compile, native=site.native, device=site.device)
+    how = {"compile": site.compile, "native": site.native}
+    return Ground(task, steps=site.steps, **how, device=site.device, among=os.cpu_count() or 1)
 
 
 def files_of(names: Sequence[str]) -> dict[str, bytes]:

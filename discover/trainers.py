@@ -2,7 +2,7 @@
 
 Both see the same: initial parameters and batches by seed, the task's schedule, the same compiled gradients, the same
 notion of a lost run. A result depends on the contender, its hyperparameters and the seed alone, not on what is trained
-beside it.
+beside it. So runs that would not fit into memory all at once train in groups, one after the other.
 
 A long training is kept on disk now and then and goes on from there, to the same bits, when it is asked for again.
 """
@@ -15,7 +15,7 @@ import math
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import dsl
-from discover import gradient, lanes
+from discover import gradient, lanes, memory
 from discover.built import Built, machine
 from discover.contenders import Contender, RuleContender, fresh
 from discover.errors import UserError
@@ -59,6 +59,7 @@ class Ground:
         compile: gradients of lanes, see `gradient.build`.
         native: step elementwise rules by `discover.native`, where it is there.
         device: where to train.
+        among: how many processes share this machine's memory.
 
     Attributes:
         built: what came of that here.
@@ -72,7 +73,9 @@ class Ground:
         compile: bool = True,
         native: bool = True,
         device: torch.device | str = "cpu",
+        among: int = 1,
     ) -> None:
+        self.among = among
         self.gradient = gradient.build(task, compile=compile, device=device)
         self.task = self.gradient.task
         self.steps = task.horizon if steps is None else steps
@@ -81,6 +84,7 @@ class Ground:
         self.ratios = [task.lr_ratio(t, self.steps) for t in range(1, self.steps + 1)]
         self._untrained: dict[int, float] = {}
         self._strides: dict[str, float] = {}
+        self._bytes: dict[str, int] = {}
 
     @cached_property
     def single(self) -> gradient.Gradient:
@@ -107,6 +111,13 @@ class Ground:
             parts = self.task.split(self._start(seed).unsqueeze(0))
             self._untrained[seed] = float(self.task.validation_loss(parts)[0])
         return self._untrained[seed]
+
+    def at_once(self, contender: Contender, together: int = 1) -> int:
+        """How many runs of a contender train side by side now, see `memory.at_once`."""
+        key = contender.fingerprint
+        if key not in self._bytes:
+            self._bytes[key] = memory.of_run(contender, self.task, self.steps, self.gradient.batch_bytes)
+        return memory.at_once(self._bytes[key], memory.room(self.gradient.device, self.among), together)
 
     def stride(self, contender: Contender) -> float:
         """How far a contender steps at a learning rate, as a multiple of AdamW's: what its rates are measured in.
@@ -192,16 +203,20 @@ def train(
     *,
     curve: Sequence[int] = (),
     prune: Prune | None = None,
+    together: int = 1,
     keeper: Keeper | None = None,
 ) -> list[Trace]:
-    """Trains a contender from each run's seed to the end of the schedule.
+    """Trains a contender from each run's seed to the end of the schedule: as many runs side by side as fit into memory
+    (`Ground.at_once`), in groups, in order. However they are cut, it comes to the same.
 
     Args:
         contender: what trains.
         ground: where.
-        runs: trainings; those of a rule step together.
+        runs: trainings; those of a rule step together, as far as they are in one group.
         curve: steps after which held-out losses are taken, besides the end.
-        prune: is asked after each of those steps which runs to drop; its answer may depend on what it was told alone.
+        prune: is asked after each of those steps, group by group, which runs of the group to drop. Its answer may
+            depend on what it was told alone, and of other runs on what earlier ones came to at the same step.
+        together: so many runs in a row are never parted, as those of a trial whose mean over seeds decides.
         keeper: keeps long trainings on disk; without one they are not kept.
 
     Returns:
@@ -212,14 +227,54 @@ def train(
         UserError: the optimizer cannot be made with these hyperparameters.
     """
     keeper = keeper or Keeper(None)
-    key = _key(contender, ground, runs, curve, prune is not None)
-    stored = keeper.load(key)
-    if isinstance(contender, RuleContender):
-        traces = _train_lanes(contender, ground, runs, curve, prune, stored, lambda state: keeper.pulse(key, state))
-    else:
-        traces = _train_loop(contender, ground, runs, curve, prune, stored, lambda state: keeper.pulse(key, state))
+    key, size = _key(contender, ground, runs, curve, prune is not None), ground.at_once(contender, together)
+    traces: list[Trace] = []
+    for start in range(0, len(runs), size):
+        some, asked = runs[start : start + size], _of_group(prune, start)
+        name = key if len(some) == len(runs) else f"{key}-{start}-{start + len(some)}"
+        traces += (found := _train_group(contender, ground, some, curve, asked, keeper, name))
+        if name != key:  # until all groups are done
+            keeper.keep(name, partial(dict, finished=found))
     keeper.forget(key)
     return traces
+
+
+def _of_group(prune: Prune | None, start: int) -> Prune | None:
+    """As a group of runs asks it, whose first is number `start` of all."""
+    if prune is None or start == 0:
+        return prune
+    return lambda step, losses: [run - start for run in prune(step, {start + i: loss for i, loss in losses.items()})]
+
+
+def _train_group(
+    contender: Contender,
+    ground: Ground,
+    runs: Sequence[Run],
+    curve: Sequence[int],
+    prune: Prune | None,
+    keeper: Keeper,
+    name: str,
+) -> list[Trace]:
+    """Trains runs side by side, or goes on with what is kept of them."""
+    stored = keeper.load(name)
+    if stored is not None and "finished" in stored:
+        found: list[Trace] = stored["finished"]
+        _tell_again(prune, curve, ground.steps, ground.steps, [trace.curve for trace in found])
+        return found
+    asked = (ground, runs, curve, prune, stored, lambda state: keeper.pulse(name, state))
+    if isinstance(contender, RuleContender):
+        return _train_lanes(contender, *asked)
+    return _train_loop(contender, *asked)
+
+
+def _tell_again(
+    prune: Prune | None, curve: Sequence[int], done: int, steps: int, curves: Sequence[Sequence[float]]
+) -> None:
+    """Tells who prunes what it was told before, up to a step."""
+    for place, step in enumerate(t for t in sorted(set(curve)) if t <= done and t < steps):
+        told = {i: each[place] for i, each in enumerate(curves) if place < len(each)}
+        if prune is not None and told:
+            prune(step, told)
 
 
 Pulse = Callable[[Callable[[], object]], None]
@@ -245,9 +300,8 @@ def _train_lanes(
 ) -> list[Trace]:
     names = {name for run in runs for name in run.hypers}
     some = [Lane(0, r.seed, {name: r.hypers.get(name, contender.defaults[name]) for name in names}) for r in runs]
-    if stored is not None and prune is not None:  # what it was told before
-        for place, step in enumerate(t for t in sorted(set(curve)) if t <= stored["done"] and t < ground.steps):
-            prune(step, {i: each[place] for i, each in enumerate(stored["curves"]) if place < len(each)})
+    if stored is not None:
+        _tell_again(prune, curve, stored["done"], ground.steps, stored["curves"])
     return lanes.train(
         ground.task,
         [contender.program],

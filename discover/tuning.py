@@ -103,7 +103,8 @@ def _train_batch(studies: Sequence[Study], keeper: Keeper | None, tell: Tell) ->
             for place in places
         ]
         prune = _Pruning(ground, asked, runs, budget.seeds) if looks else None
-        found = train(contender, ground, runs, curve=looks, prune=prune, keeper=keeper)
+        whole = len(places) if prune else 1
+        found = train(contender, ground, runs, curve=looks, prune=prune, together=whole, keeper=keeper)
         for number, index in enumerate(left):
             traces[index] += found[number * len(places) : (number + 1) * len(places)]
         if places.stop < budget.seeds:

@@ -24,6 +24,7 @@ from discover.asks import Answer, Ask, Job
 from discover.contenders import spelled
 from discover.errors import ClusterError, UserError
 from discover.keeper import Keeper, StoppedError
+from discover.memory import shortage_said
 from discover.pieces import CORE, Look, Refusal, Site, files_of
 from discover.storage import Store
 from discover.studies import Tuned
@@ -95,7 +96,8 @@ class Workshop:
         if site.device != "cpu" and not torch.cuda.is_available() and self.staff.workers != 0:
             site = replace(site, device="cpu")
         if site not in self._grounds:
-            made = Ground(ask.task, steps=ask.steps, compile=ask.compile, native=ask.native, device=site.device)
+            with shortage_said(ask):
+                made = Ground(ask.task, steps=ask.steps, compile=ask.compile, native=ask.native, device=site.device)
             self._grounds[site] = made
             self.once(made.gradient.note)
         return self._grounds[site]
@@ -154,12 +156,13 @@ class Workshop:
         self.tell(str(ask))
         ground = self.ground(ask)
         try:
-            found = tune(
-                *(ask.contender, ground, ask.budget, ask.seeds, self.store),
-                keeper=self.keeper,
-                curve=ask.curve,
-                tell=self.count,
-            )
+            with shortage_said(ask):
+                found = tune(
+                    *(ask.contender, ground, ask.budget, ask.seeds, self.store),
+                    keeper=self.keeper,
+                    curve=ask.curve,
+                    tell=self.count,
+                )
         except UserError as error:
             refusal = str(error)
         return Answer(ask, found, refusal, time.perf_counter() - began)

@@ -475,6 +475,20 @@ def test_a_mistake_is_one_line_exit_code_2_and_nothing_written(
     assert [path.name for path in Path().iterdir()] == ["file"]
 
 
+def test_where_memory_runs_out_that_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore lines")
+
+    monkeypatch.setattr(tuning, "train", short)
+    code, _, err = run(capsys, "compare lion --task quadratic --tunings 1 --trials 2 --steps 4")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert "quadratic, 1 tunings: out of memory (RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB)" in line
+    assert "smaller batches" in line
+
+
 def test_help_states_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "compare --help")
     defaults = Options()

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import tasks
-from discover import generators
+from discover import generators, memory
 from discover.contenders import ClassContender, Contender, RuleContender, check, contender
 from discover.errors import UserError
 from discover.footprint import measure
@@ -244,6 +245,138 @@ def test_a_ground_is_another_where_data_length_or_loss_differ() -> None:
     ]
     assert len(set(prints)) == len(prints)
     assert Ground(tasks.load("digits_mlp"), steps=10, compile=False).fingerprint == prints[1]
+
+
+# In groups ----------------------------------------------------------------------------------------------------------
+
+
+def fitting(count: int, patch: pytest.MonkeyPatch) -> None:
+    """As if so many runs fitted into memory."""
+    patch.setattr(memory, "of_run", lambda *_: 10)
+    patch.setattr(memory, "room", lambda *_: 10 * count)
+
+
+def worst_of_pairs(step: int, losses: Mapping[int, float]) -> list[int]:
+    """Drops a pair of runs that is worse than the one before it, or lost: a trial of two seeds."""
+    pairs = {run // 2: [losses[i] for i in (2 * (run // 2), 2 * (run // 2) + 1) if i in losses] for run in losses}
+    for pair, ends in pairs.items():
+        means.setdefault(step, {})[pair] = sum(ends) / len(ends)
+    return [
+        run for run in losses if means[step][run // 2] > means[step].get(run // 2 - 1, math.inf) and step == CURVE[0]
+    ]
+
+
+means: dict[int, dict[int, float]] = {}
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_runs_come_to_the_same_however_they_are_cut(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, one, some = ground("digits_mlp"), named(name), runs(0.01, 0.3, 0.1, 1e9)
+    means.clear()
+    whole = [train(one, here, some, curve=CURVE), train(one, here, some, curve=CURVE, prune=worst_of_pairs, together=2)]
+    told = {step: dict(pairs) for step, pairs in means.items()}
+    assert any(trace.lost == "pruned" for trace in whole[1])
+    fitting(count, monkeypatch)
+    means.clear()
+    assert train(one, here, some, curve=CURVE) == whole[0]
+    assert train(one, here, some, curve=CURVE, prune=worst_of_pairs, together=2) == whole[1]
+    assert means == told
+
+
+@pytest.mark.parametrize("name", ["muon", "noisy"])
+@pytest.mark.parametrize("at", [5, 20, 27])
+def test_a_training_in_groups_that_was_stopped_goes_on_in_the_group_where_it_was(
+    name: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, one, some = ground("digits_mlp"), named(name), runs(0.01, 0.3, 0.1)
+    means.clear()
+    options: dict[str, Any] = {"curve": CURVE, "prune": worst_of_pairs, "together": 2}
+    expected = train(one, here, some, **options)
+    fitting(2, monkeypatch)
+
+    def steps_of(stop_at: int, keeping: Path | None) -> int:
+        """How many steps are trained, to the end or until it is stopped."""
+        means.clear()
+        taken: list[int] = []
+
+        def stop() -> bool:
+            taken.append(1)
+            return len(taken) == stop_at
+
+        with suppress(StoppedError):
+            assert train(one, here, some, **options, keeper=Keeper(keeping, stop=stop)) == expected
+        return len(taken)
+
+    in_all = steps_of(10**6, None)
+    assert steps_of(at, tmp_path) == at
+    assert steps_of(10**6, tmp_path) == in_all - at  # not from the start
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_as_many_runs_train_at_once_as_fit_by_what_each_takes() -> None:
+    task = tasks.load("digits_mlp")
+    sizes = {name: memory.of_run(named(name), task, STEPS, 0) for name in ("sgd", "lion", "adamw", "torch.optim:AdamW")}
+    numbers = 4 * task.size
+    assert sizes["lion"] - sizes["sgd"] == numbers
+    assert sizes["adamw"] - sizes["sgd"] == 2 * numbers == sizes["torch.optim:AdamW"] - sizes["sgd"]
+    assert sizes["sgd"] == memory.COPIES * numbers + 8 * STEPS * task.batch_size
+    assert [memory.at_once(10, room) for room in (0, 9, 10, 39, 40, 1000)] == [1, 1, 1, 2, 4, 64]
+    assert [memory.at_once(10, room, together=3) for room in (0, 59, 60, 130)] == [3, 3, 6, 12]
+    assert ground("digits_mlp").at_once(named("adamw")) > 100
+
+
+def machine(root: Path, files: Mapping[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_memory_is_what_the_machine_and_its_control_groups_leave(tmp_path: Path) -> None:
+    assert memory.free_memory(tmp_path / "unknown") == sys.maxsize
+    plain = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    4000 kB\n", "proc/self/cgroup": "0::/job/step\n"}
+    assert memory.free_memory(machine(tmp_path / "plain", plain)) == 4_096_000
+    outer = "sys/fs/cgroup/job/"
+    bound = {outer + "memory.max": "1000000\n", outer + "memory.current": "700000\n"}
+    bound |= {outer + "memory.stat": "anon 1\ninactive_file 200000\n", outer + "step/memory.max": "max\n"}
+    assert memory.free_memory(machine(tmp_path / "bound", plain | bound)) == 500_000
+    old = "sys/fs/cgroup/memory/"
+    first = {"proc/meminfo": plain["proc/meminfo"], "proc/self/cgroup": "5:memory:/docker/abc\n"}
+    first |= {old + "memory.limit_in_bytes": "900000", old + "memory.usage_in_bytes": "1000000"}
+    first |= {old + "memory.stat": "total_inactive_file 50000\n"}
+    assert memory.free_memory(machine(tmp_path / "first", first)) == 0
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), RuntimeError("bad_alloc")]
+)
+def test_a_shortage_of_memory_is_said_in_a_line_and_other_errors_are_not(error: Exception) -> None:
+    with pytest.raises(UserError) as found, memory.shortage_said("12 runs of muon on gpt"):
+        raise error
+    assert str(found.value).startswith("12 runs of muon on gpt: out of memory (")
+    assert "fewer --workers" in str(found.value)
+    assert "\n" not in str(found.value)
+    with pytest.raises(RuntimeError, match="shape"), memory.shortage_said("12 runs of muon on gpt"):
+        raise RuntimeError("a shape is wrong")
+
+
+def test_a_training_is_kept_less_often_where_keeping_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, kept = [0.0], []
+
+    def state() -> int:
+        kept.append(now[0])
+        now[0] += 3.0  # takes so long
+        return 0
+
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    keeper = Keeper(tmp_path, seconds=30)
+    while now[0] < 200:
+        keeper.pulse("key", state)
+        now[0] += 1.0
+    assert kept == [30.0, 93.0, 156.0]
 
 
 # Kept and resumed ---------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import tasks
-from discover import pruning, tuning
+from discover import memory, pruning, tuning
 from discover.contenders import Contender, contender
 from discover.errors import UserError
 from discover.keeper import Keeper, StoppedError
@@ -388,6 +388,20 @@ def test_the_same_trials_are_pruned_side_by_side_and_alone_and_after_a_stop(prun
     alone, both = trials(url(tmp_path)), trials(url(tmp_path / "whole"))
     for name, some in alone.items():
         assert [(t.state, t.params, t.value) for t in some] == [(t.state, t.params, t.value) for t in both[name]]
+
+
+@pytest.mark.parametrize("name", ["adamw", "torch.optim:AdamW"])
+@pytest.mark.parametrize("pruner", PRUNED)
+def test_a_tuning_is_the_same_however_few_of_its_runs_fit_into_memory(
+    pruner: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side_by_side = tuned(name, PRUNED[pruner], (0, 1))
+    monkeypatch.setattr(memory, "of_run", lambda *_: 10)
+    for count in (1, 8):
+        monkeypatch.setattr(memory, "room", lambda *_, count=count: 10 * count)
+        assert (
+            tuned(name, PRUNED[pruner], (0, 1), ground=Ground(ground().task, steps=10, compile=False)) == side_by_side
+        )
 
 
 def test_hyperband_looks_at_a_ninth_and_a_third_and_lets_a_third_go_on(tmp_path: Path) -> None:
