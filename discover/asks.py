@@ -106,6 +106,7 @@ class Job:
             study.take(notes)
             self.workshop.count((len(study.trials) - before) * budget.seeds)
         self.workshop.once(result.note)
+        self.workshop.met(result.by)
         if result.tuned is not None:
             self.found[block] = result.tuned
             self.workshop.count(len(result.tuned) * budget.fresh)

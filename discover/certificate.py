@@ -18,6 +18,7 @@ import numpy as np
 from discover import sets, statistics, verdict
 from discover.compare import _json_ready as json_ready
 from discover.contest import Contest, Results, differences, wins
+from discover.studies import tuning_seeds
 from discover.verdict import log_losses, percent
 
 FORMAT = 3
@@ -175,9 +176,30 @@ def _lines(data: Mapping[str, Any]) -> Iterator[str]:
             size = "not trained" if trial["difference"] is None else percent(trial["difference"])
             yield f"| `{trial['change']}` | {size} | {trial['p']:.2g} | {'yes' if trial['kept'] else 'no'} |"
     yield from ("", "## To check it", "", "```", *data["commands"], "```", "")
-    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
-    hardware = ", ".join(f"{name} {value}" for name, value in data["hardware"].items())
-    yield f"Made {data['date']} with {versions}; on {hardware}. Digest {data['sha256']}."
+    yield from ("## By whom", "")
+    yield from _by_whom(data)
+    yield f"- written {data['date']} with {_machine(data)}"
+    yield from ("", f"Digest {data['sha256']}.")
+
+
+def _by_whom(data: Mapping[str, Any]) -> Iterator[str]:
+    """Sessions, those in a row that are alike in one line."""
+    rows: list[tuple[str, list[str]]] = []
+    for session in data["sessions"]:
+        workers = [f"; worker with {_machine(worker)}" for worker in session["workers"]]
+        line = _machine(session) + "".join(workers)
+        if not rows or rows[-1][0] != line:
+            rows.append((line, []))
+        rows[-1][1].append(session["began"])
+    for line, began in rows:
+        when = began[0] if len(began) == 1 else f"{began[0]} to {began[-1]} ({len(began)} of them)"
+        yield f"- session of {when} with {line}"
+
+
+def _machine(of: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in of["versions"].items())
+    hardware = ", ".join(f"{name} {value}" for name, value in of["hardware"].items())
+    return f"{versions}; on {hardware}"
 
 
 def _provenance(data: Mapping[str, Any]) -> Iterator[str]:
@@ -221,9 +243,32 @@ def _contests(data: Mapping[str, Any]) -> Iterator[str]:
             f" (dimensions: {numbers}); error rate {terms['error_rate']:g}; on {terms['device']}"
             + (f"; {contest['place']}" if contest["place"] else "")
         )
+    for contest in data["contests"]:
+        yield from _seeds(contest)
     yield "- p: largest over baselines, sequential (valid whenever one stops), Holm-corrected over candidates."
     spent = ", ".join(f"{name} {steps:,}" for name, steps in data["spent"]["model_steps"].items())
     yield f"- spent in model steps: {spent}; {data['spent']['seconds']:.0f} s here"
+
+
+def _seeds(contest: Mapping[str, Any]) -> Iterator[str]:
+    """Which seeds a contest's tunings had, and how they were trained."""
+    held, name = Contest.of(contest), contest["terms"]["name"]
+    tunings = [tuned for row in held.results.values() for own in row.values() for tuned in own]
+    rows = {tuned.seed: tuned.seeds for tuned in tunings}
+    each = [
+        f"{seed}: {_range(tuning_seeds(seed, held.terms.tuning_seeds))} / {_range(rows[seed])}" for seed in sorted(rows)
+    ]
+    yield f"- seeds of {name} (tuning: tuning seeds / fresh seeds): {'; '.join(each)}"
+    counts: dict[str, int] = {}
+    for tuned in tunings:
+        words = " and ".join(map(str, tuned.all_built))
+        counts[words] = counts.get(words, 0) + 1
+    ways = "; ".join(f"{words} ({count} tunings)" for words, count in sorted(counts.items()))
+    yield f"- {name} was trained with {ways}"
+
+
+def _range(seeds: Sequence[int]) -> str:
+    return f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
 
 
 def _detail(data: Mapping[str, Any]) -> Iterator[str]:
@@ -255,12 +300,17 @@ def _detail(data: Mapping[str, Any]) -> Iterator[str]:
                 f" {_interval(own['win_rate'], lambda x: f'{100 * x:.0f} %')}"
             )
     factors = found["profile"]["factors"]
-    yield from ("", f"Share of runs within a factor of {data['contests'][-1]['baselines'][0]}'s mean loss:", "")
+    first = data["contests"][-1]["baselines"][0]
+    yield from ("", f"Share of runs, in %, within a factor of {first}'s mean loss, with its 95 % band:", "")
     yield f"| contender | {' | '.join(f'{factor:g}' for factor in factors)} |"
     yield "| --- " * (1 + len(factors)) + "|"
     for name, profile in found["profile"].items():
         if name != "factors":
-            yield f"| {name} | {' | '.join(f'{100 * share:.0f} %' for share in profile[0])} |"
+            cells = (
+                f"{100 * share:.0f} ({100 * low:.0f} to {100 * high:.0f})"
+                for share, low, high in zip(*profile, strict=True)
+            )
+            yield f"| {name} | {' | '.join(cells)} |"
 
 
 def _interval(estimate: Mapping[str, float | None] | None, shown: Any) -> str:

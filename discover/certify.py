@@ -10,21 +10,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import dsl
 from discover import certificate, footprint
 from discover.contenders import ClassContender, made
 from discover.contest import Contest, load
 from discover.files import write_whole
 from discover.footprint import Footprint
-from discover.manifest import host, versions
 from discover.promotion import CERTIFICATE, CERTIFIED, READABLE, Promotion
+from discover.sessions import this_machine
 from discover.sets import facts_of
 from dsl.canonical import structure_hash
-
-BESIDE = ("optuna", "scipy", "scikit-learn")
-"""Packages that tunings, statistics and tasks' data go by, beside those of a run."""
 
 
 def certify(promotion: Promotion) -> dict[str, Any]:
@@ -32,8 +27,9 @@ def certify(promotion: Promotion) -> dict[str, Any]:
     data = composed(promotion)
     measured = footprints(data["contests"][-1])
     data["footprints"] = {task: {name: asdict(cost) for name, cost in row.items()} for task, row in measured.items()}
-    data["versions"] = {**versions(*BESIDE), **packages(data["contenders"])}
-    data["hardware"] = {**host(), "capability": torch.backends.cpu.get_cpu_capability()}
+    data["versions"] = {**this_machine()["versions"], **packages(data["contenders"])}
+    data["hardware"] = this_machine()["hardware"]
+    data["sessions"] = promotion.state.get("sessions", [])
     data["date"] = datetime.now(UTC).isoformat(timespec="seconds")
     sealed = certificate.seal(json.loads(json.dumps(data, allow_nan=False)))
     write_whole(promotion.folder / READABLE, certificate.markdown(sealed))
@@ -105,9 +101,10 @@ def _commands(search: str, asked: Mapping[str, Any]) -> list[str]:
     pruned = ["--prune", asked["pruner"]] if asked["pruner"] != "none" else []
     by = ["--space", asked["by"]["space"]] if asked["by"] else []
     further = [word for task in asked["tasks"] for word in ("--task", task)]
-    options = ["--top", str(asked["top"]), *pruned, *by, *further]
+    given = [word for name, value in asked["given"].items() for word in (f"--{name}", str(value))]
+    options = ["--top", str(asked["top"]), *pruned, *by, *further, *given]
     return [
         search,
         shlex.join(["discover", "promote", asked["run"], *options]),
-        shlex.join(["discover", "verify", str(Path(asked["folder"]) / CERTIFICATE)]),
+        shlex.join(["discover", "verify", str(Path(asked["folder"]).absolute() / CERTIFICATE)]),
     ]

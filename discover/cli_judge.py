@@ -166,6 +166,7 @@ def promote(
         storage=storage,
         staff=staff,
         as_json=json,
+        given={"storage": storage, "workers": workers, "ray-address": ray_address},
     )
 
 

@@ -24,6 +24,7 @@ from discover.keeper import Keeper
 from discover.lanes import Trace
 from discover.ledger import Notes
 from discover.memory import shortage_said
+from discover.sessions import Machine, this_machine
 from discover.studies import Budget, Study, Tuned
 from discover.trainers import Ground, Run, train
 from discover.tuning import advance
@@ -68,12 +69,14 @@ class Advanced:
         tuned: what the studies came to, where nothing is left to train.
         note: what the gradient's maker had to say.
         seconds: that it took.
+        by: the machine that did it.
     """
 
     notes: tuple[Notes, ...]
     tuned: tuple[Tuned, ...] | None
     note: str
     seconds: float
+    by: Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ class Piece:
         except UserError as error:
             return Refusal(str(error))
         added = tuple(Notes([], {}, each.added, each.fresh) for each in self.notes)
-        return Advanced(added, tuned, ground.gradient.note, time.perf_counter() - began)
+        return Advanced(added, tuned, ground.gradient.note, time.perf_counter() - began, this_machine())
 
     def _keeper(self) -> Keeper:
         folder = Path(self.folder) if self.folder else None

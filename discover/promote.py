@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,14 +33,14 @@ from discover.errors import RunError
 from discover.keeper import StoppedError
 from discover.manifest import read_json
 from discover.pieces import CORE
-from discover.promotion import CERTIFICATE, CERTIFIED, READABLE, Promotion, begin, program_of
+from discover.promotion import CERTIFICATE, CERTIFIED, READABLE, Promotion, begin, named_space, program_of
 from discover.promotion_keys import Promote, PromotionRung, Sizes, Tuning
 from discover.pruners import Pruner
 from discover.ranges import dimensions
 from discover.ranges import rounded as to_six_digits
 from discover.records import Candidate
 from discover.sets import facts_of, shared
-from discover.storage import default_url
+from discover.storage import default_url, public_url
 from discover.workshop import Place, Staff, Workshop, interrupted, opened
 from dsl import Program
 from dsl.canonical import shape_hash, structure_hash
@@ -56,6 +57,7 @@ def carry_out(promotion: Promotion, workshop: Workshop) -> dict[str, Any]:
         StoppedError: asked to stop; the same call goes on.
         UserError: a task or baseline that is not there, a candidate that cannot train.
     """
+    promotion.open_session(workshop)
     stages(promotion, workshop)
     return certify(promotion)
 
@@ -339,6 +341,12 @@ def _dimensions(one: Contender, terms: Terms, workshop: Workshop) -> int:
     return len(dimensions(one, workshop.ground(ask_of(terms, one, next(iter(terms.tasks)))), own=terms.own))
 
 
+def repeatable(given: Mapping[str, str | int | None]) -> dict[str, str | int]:
+    """Options as they mean the same wherever the command is given again; without passwords."""
+    found = {name: value for name, value in given.items() if value is not None}
+    return {name: public_url(str(value)) if name == "storage" else value for name, value in found.items()}
+
+
 # The command ----------------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +360,7 @@ def run(
     storage: str | None,
     staff: Staff,
     as_json: bool,
+    given: Mapping[str, str | int | None] = MappingProxyType({}),
 ) -> None:
     """Promotes, shows what came of it, and says where the certificate is.
 
@@ -360,6 +369,7 @@ def run(
         storage: URL of an Optuna storage; None for the user's own file.
         staff: who trains.
         as_json: print the certificate on stdout, and what is shown to people on stderr.
+        given: further options of the command line, which the certificate's command repeats.
 
     Raises:
         UserError: a mistake of the user's.
@@ -372,7 +382,7 @@ def run(
     torch.set_num_threads(1)
     promotion = begin(text, top, pruner, by=by, own_tasks=own_tasks)
     asked, earlier = promotion.settings, (promotion.state.get("by") or {}).get("space")
-    if by is not None and by != earlier:
+    if by is not None and named_space(by) != earlier:
         whose = "the run's own space" if earlier is None else earlier
         say(f"an earlier promotion of this run went by {whose}; it stays so: nothing is drawn again")
     if top is not None and top != asked.top:
@@ -386,6 +396,7 @@ def run(
         data = read_json(promotion.folder / CERTIFICATE)
         say("this run was promoted before; its certificate stands, and the final tasks are not touched again")
     else:
+        promotion.state["given"] = repeatable(given)
         if promotion.state["tasks"]:
             promotion.keep()  # so that it goes on with them, whenever it is stopped
         url = storage or default_url()

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from discover.promotion_keys import Promote, PromotionRung, least_tunings, prune
 from discover.pruners import Pruner
 from discover.records import Candidate
 from discover.runs import ARCHIVE, find, handle, is_running
+from discover.sessions import Machine, this_machine
 from discover.sets import refuse_overlap
 from discover.space import Space
 from discover.workers import Request
@@ -35,6 +37,9 @@ FORMAT = 3
 
 PROMOTION, CERTIFICATE, READABLE = "promotion.json", "certificate.json", "certificate.md"
 CERTIFIED = "certified.rule"
+
+ASKED = ("top", "pruner", "by", "tasks", "given")
+"""What of the command line a promotion keeps; `given` are options that change no result."""
 
 
 @dataclass(slots=True)
@@ -54,6 +59,18 @@ class Promotion:
     state: dict[str, Any]
     compile: bool
     notes: tuple[str, ...] = ()
+
+    def open_session(self, workshop: Workshop) -> None:
+        """Notes who promotes from here on: this process, and each kind of worker when it is first heard of."""
+        session = {"began": datetime.now(UTC).isoformat(timespec="seconds"), **this_machine(), "workers": []}
+        self.state.setdefault("sessions", []).append(session)
+
+        def met(machine: Machine) -> None:
+            if machine not in session["workers"]:
+                session["workers"].append(machine)
+                self.keep()
+
+        workshop.met = met
 
     def keep(self) -> None:
         write_whole(self.folder / PROMOTION, json.dumps(self.state, indent=1, allow_nan=False) + "\n")
@@ -119,7 +136,7 @@ class Promotion:
     def asked(self) -> dict[str, Any]:
         """What was asked for on the command line, and where the run lies, as text."""
         names = {"run": handle(self.folder), "folder": str(self.folder)}
-        return names | {key: self.state[key] for key in ("top", "pruner", "by", "tasks")}
+        return names | {key: self.state[key] for key in ASKED}
 
 
 def program_of(id: int, text: str) -> Program:
@@ -181,6 +198,7 @@ def begin(
             raise UserError(
                 f"{folder}: its space has no tasks.{part}; promotion needs select and final tasks in the YAML"
             )
+    state.setdefault("given", {})
     count = state.setdefault("top", space.promote.top if top is None else top)
     chosen = state.setdefault("pruner", pruner or space.promote.pruner)
     if "tasks" not in state:
@@ -252,7 +270,12 @@ def _terms_of(by: str) -> dict[str, Any]:
     """What a space asks of found rules, as promotion.json keeps it."""
     plain = Space.load(by).absolute().plain()
     tasks = {part: plain["tasks"][part] for part in ("select", "final")}
-    return {"space": by, "promote": plain["promote"], "tasks": tasks}
+    return {"space": named_space(by), "promote": plain["promote"], "tasks": tasks}
+
+
+def named_space(by: str) -> str:
+    """A space as it is named wherever one stands: a file by its absolute path."""
+    return str(Path(by).absolute()) if Path(by).suffix in (".yaml", ".yml") else by
 
 
 def judged_by(manifest: Manifest, terms: Mapping[str, Any] | None) -> Manifest:

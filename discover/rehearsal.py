@@ -32,7 +32,7 @@ from discover.incumbents import Leader
 from discover.keeper import Keeper
 from discover.manifest import MANIFEST, Configuration, Manifest, read_manifest
 from discover.pieces import CORE
-from discover.promotion import Promotion, judged_by, program_of, settings_of
+from discover.promotion import ASKED, Promotion, judged_by, program_of, settings_of
 from discover.records import Candidate
 from discover.runs import ARCHIVE
 from discover.space import Space
@@ -122,7 +122,7 @@ class Rehearsal(Promotion):
         except UserError as error:
             raise MissingError(f"asked: {error}") from None
         state: dict[str, Any] = {"stages": {}, "seconds": {}, "contenders": {}, "generations": source["generations"]}
-        state |= {key: asked[key] for key in ("top", "pruner", "by", "tasks")}
+        state |= {key: asked[key] for key in ASKED}
         place = folder or Path(asked["folder"])
         super().__init__(place, manifest, settings, state, manifest.configuration.space.compile != "never")
         self.data, self.at_hand = data, folder is not None

@@ -23,6 +23,16 @@ def default_url() -> str:
     return f"sqlite:///{registered_directory().parent.absolute() / 'studies.sqlite'}"
 
 
+def public_url(url: str) -> str:
+    """A URL as it is written down for others: a file by its absolute path, and no password."""
+    if (file := _file_of(url)) is not None:
+        return f"sqlite:///{file.absolute()}"
+    before, at, host = url.rpartition("@")
+    scheme, slashes, who = before.partition("://")
+    user, colon, _ = who.partition(":")
+    return f"{scheme}{slashes}{user}{':***' if colon else ''}{at}{host}" if at else url
+
+
 class Store:
     """An Optuna storage with one writer. `optuna-dashboard URL` opens it.
 

@@ -161,7 +161,7 @@ class Study:
     ) -> None:
         self.contender, self.ground, self.budget, self.seed, self.store = contender, ground, budget, seed, store
         self.device = torch.device(device).type if device else ground.gradient.device.type
-        self.tuning_seeds = range(seed * _SEEDS_APART, seed * _SEEDS_APART + budget.seeds)
+        self.tuning_seeds = tuning_seeds(seed, budget.seeds)
         self.fresh_seeds = fresh_seeds(seed, budget.fresh)
         self.name, facts = self._identity()
         self._stored, self.attributes = store.study(self.name, facts)
@@ -393,6 +393,11 @@ class Study:
             built=tuple(dict.fromkeys(Built.of(trial.user_attrs["run"]["built"]) for trial in self.trials)),
             fresh_built=Built.of(fresh["built"]),
         )
+
+
+def tuning_seeds(seed: int, count: int) -> range:
+    """The seeds that the trials of a study train on."""
+    return range(seed * _SEEDS_APART, seed * _SEEDS_APART + count)
 
 
 def fresh_seeds(seed: int, count: int) -> range:

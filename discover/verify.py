@@ -25,7 +25,6 @@ from rich.console import Console
 
 from discover import certificate, runs
 from discover.built import Built
-from discover.certify import BESIDE
 from discover.certify import packages as classes
 from discover.contenders import made
 from discover.contest import Contest, Terms, ask_of, curve_of
@@ -36,6 +35,7 @@ from discover.own_files import changed
 from discover.pieces import CORE, ONE_GPU, Site, Training, absolute
 from discover.plausible import problems_of
 from discover.rehearsal import Recorded, compare, stages_of
+from discover.sessions import BESIDE, everybody
 from discover.storage import Store
 from discover.studies import Tuned
 from discover.trainers import Run
@@ -222,10 +222,15 @@ def _places(contests: Sequence[Contest]) -> Iterator[Place]:
 
 def _not_exact(data: Mapping[str, Any], packages: Sequence[str] = BOUND) -> str:
     """Why nothing that is trained again can be expected to be equal to the bit; empty where it can."""
-    here = {**versions(*BESIDE), **classes(data["contenders"])}
-    for name in (*packages, *classes(data["contenders"])):
+    own = classes(data["contenders"])
+    here = {**versions(*BESIDE), **own}
+    for name in own:
         if data["versions"].get(name) != here[name]:
             return f"{name} is {here[name]}, not {data['versions'].get(name)}"
+    for who, machine in everybody(data):
+        for name in packages:
+            if machine["versions"].get(name) != here[name]:
+                return f"{name} is {here[name]}, and {who} {machine['versions'].get(name)}"
     return ""
 
 

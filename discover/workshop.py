@@ -26,6 +26,7 @@ from discover.errors import ClusterError, UserError
 from discover.keeper import Keeper, StoppedError
 from discover.memory import shortage_said
 from discover.pieces import CORE, Look, Refusal, Site, files_of
+from discover.sessions import Machine
 from discover.storage import Store
 from discover.studies import Tuned
 from discover.trainers import Ground
@@ -73,6 +74,7 @@ class Workshop:
         store, keeper: where studies are kept, and trainings that last; the keeper says when to stop.
         say: keeps a line; `tell` shows what is in hand; `count` hears of runs that are done.
         staff: who trains.
+        met: hears of the machine of each worker that has trained something.
     """
 
     store: Store
@@ -81,6 +83,7 @@ class Workshop:
     tell: Callable[[str], None] = lambda line: None
     count: Callable[[int], None] = lambda runs: None
     staff: Staff = Staff()
+    met: Callable[[Machine], None] = lambda machine: None
     _grounds: dict[Site, Ground] = field(default_factory=dict)
     _places: dict[Request, Place] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)

@@ -235,7 +235,7 @@ def test_a_run_with_own_tasks_is_promoted_and_verified_from_another_folder(
         key: data["contests"][2]["terms"][key] for key in ("trials", "least", "most")
     }
     assert own in data["seen"]
-    assert data["commands"][1].endswith(f"--top 1 --task {own}")
+    assert data["commands"][1].endswith(f"--top 1 --task {own} --workers 0")
     code, out, err = command(capsys, "verify", "../../run", "--sample", "4")
     assert code == 0, out
     assert "has changed" not in out

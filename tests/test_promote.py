@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import subprocess
 import sys
 import time
@@ -144,6 +145,12 @@ def test_a_better_rule_is_promoted_simplified_and_certified(capsys: pytest.Captu
     text = (folder / "certificate.md").read_text()
     for part in ("probability of improvement", "speed-up", "lineage", "Digest", "error rate 0.05", "discover verify"):
         assert part in text
+    assert "- seeds of final (tuning: tuning seeds / fresh seeds): 300: 300000 / 300500; 301: 301000 / 301500;" in text
+    assert f"- final was trained with {final.results['diabetes_regression']['candidate_1'][0].fresh_built} (21" in text
+    assert re.search(r"\| candidate_1 \| \d+ \(\d+ to \d+\) \|", text)  # the profile, with its bands
+    (session,) = data["sessions"]
+    assert (session["versions"], session["workers"]) == (data["versions"], [])
+    assert f"- session of {session['began']} with python {session['versions']['python']}" in text
 
 
 def test_what_a_winner_is_shown_beside_need_not_be_beaten_and_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,9 +183,10 @@ def test_another_space_says_what_is_asked_of_a_run(capsys: pytest.CaptureFixture
         [("breast_cancer", 12)],
     ]
     assert data["provenance"]["space"]["tasks"]["search"] == ["quadratic"]
-    assert data["commands"][1].endswith("--top 2 --space theirs.yaml")
+    there = Path("theirs.yaml").absolute()
+    assert data["commands"][1].endswith(f"--top 2 --space {there} --workers 0")
     _, out, _ = command(capsys, "promote found --space tiny.yaml")
-    assert "an earlier promotion of this run went by theirs.yaml; it stays so" in out
+    assert f"an earlier promotion of this run went by {there}; it stays so" in out
 
 
 def test_a_space_that_asks_for_a_searched_task_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +197,7 @@ def test_a_space_that_asks_for_a_searched_task_is_refused(capsys: pytest.Capture
     Path("theirs.yaml").write_text(yaml.safe_dump(theirs))
     code, _, err = command(capsys, "promote found --space theirs.yaml")
     assert code == 2
-    assert "promoted by theirs.yaml: tasks: 'quadratic' is in search and in select" in err
+    assert f"promoted by {Path('theirs.yaml').absolute()}: tasks: 'quadratic' is in search and in select" in err
 
 
 def test_a_second_promotion_gives_the_same_certificate_and_says_so(
@@ -300,6 +308,8 @@ def test_a_promotion_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) ->
         Path("found", name).unlink()
     assert cli.main(["promote", "found", "--workers", "0", "--storage", f"sqlite:///{tmp_path / 'two.sqlite'}"]) == 0
     second = read(Path("found"))
+    assert [len(each["sessions"]) for each in (first, second)] == [2, 1]
+    assert second["commands"][1].endswith(f"--storage sqlite:///{tmp_path / 'two.sqlite'} --workers 0")
     for part in ("contests", "statistics", "rule", "simplification", "statement", "curve"):
         if part == "rule":
             first[part].pop("recorded"), second[part].pop("recorded")

@@ -25,7 +25,7 @@ from discover.contenders import Contender, contender
 from discover.errors import UserError
 from discover.keeper import Keeper, StoppedError
 from discover.ranges import dimensions
-from discover.storage import Store, default_url
+from discover.storage import Store, default_url, public_url
 from discover.studies import Budget, Study, Tuned
 from discover.trainers import Ground
 from discover.tuning import tune
@@ -269,6 +269,19 @@ def test_a_store_of_an_older_format_opens_and_its_studies_are_left_alone(tmp_pat
     store.close()
     assert tuned("adamw", url=url(tmp_path)) == tuned("adamw")
     assert sorted(len(each) for each in trials(url(tmp_path)).values()) == [1, SMALL.trials]
+
+
+@pytest.mark.parametrize(
+    ("url", "public"),
+    [
+        ("sqlite:///studies.sqlite", f"sqlite:///{Path.cwd() / 'studies.sqlite'}"),
+        ("postgresql://me:secret@there/studies", "postgresql://me:***@there/studies"),
+        ("postgresql://me@there/studies", "postgresql://me@there/studies"),
+        ("mysql://there/studies", "mysql://there/studies"),
+    ],
+)
+def test_a_storage_is_written_down_as_it_is_found_from_anywhere_and_without_its_password(url: str, public: str) -> None:
+    assert public_url(url) == public
 
 
 @pytest.mark.parametrize("after", [1, 5, 8])

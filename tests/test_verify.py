@@ -174,7 +174,7 @@ def _commands(data: Data) -> None:
 
 def _told_to_run_another_thing(data: Data) -> None:
     data["asked"]["run"] = "another"
-    data["commands"][1] = "discover promote another --top 2"
+    data["commands"][1] = "discover promote another --top 2 --workers 0"
 
 
 def _spent_emptied(data: Data) -> None:
@@ -289,7 +289,7 @@ def _seen_by_nobody(data: Data) -> None:
 
 def _another_rung_asked_for(data: Data) -> None:
     data["asked"]["tasks"] = ["quadratic"]
-    data["commands"][1] += " --task quadratic"
+    data["commands"][1] = data["commands"][1].replace(" --workers", " --task quadratic --workers")
 
 
 FORGERIES: dict[Forgery, str] = {
@@ -309,7 +309,7 @@ FORGERIES: dict[Forgery, str] = {
     _ablation_left_out: "simplify: the space asks for it, and it is not in the certificate",
     _ablation_says_otherwise: "simplification.",
     _state_bytes: "footprints.diabetes_regression.candidate_1.state_bytes is 0.0",
-    _commands: 'commands.1 is "discover promote another --top 2", and "discover promote found --top 2" follows',
+    _commands: 'commands.1 is "discover promote another --top 2", and "discover promote found --top 2 --workers 0" f',
     _told_to_run_another_thing: 'asked.run is "another", and "found" follows',
     _spent_emptied: "spent.model_steps (keys) is []",
     _spent_less: "spent.model_steps.rung 1 is",
@@ -334,7 +334,7 @@ FORGERIES: dict[Forgery, str] = {
 }
 
 
-@pytest.mark.parametrize("key", ["versions", "hardware", "statement", "contests"])
+@pytest.mark.parametrize("key", ["versions", "hardware", "sessions", "statement", "contests"])
 def test_a_certificate_that_was_cut_does_not_hold(key: str, data: Data) -> None:
     del data[key]
     report = checked(data)
@@ -510,6 +510,20 @@ def test_tunings_of_another_version_are_held_to_a_tolerance(data: Data) -> None:
     badly_tuned(data, "final", "crippled.rule", 0.05)
     data["versions"]["optuna"] = "1.0"
     assert any("tuned again" in line for line in verify.verify(fit_all(data), sample=1, tune=10**6).problems)
+
+
+def test_all_sessions_and_workers_count_for_what_can_be_equal_to_the_bit(data: Data) -> None:
+    for who, machine in (("session", data["sessions"][0]), ("worker", copy.deepcopy(data["sessions"][0]))):
+        changed = copy.deepcopy(data)
+        if who == "worker":
+            changed["sessions"][0]["workers"] = [machine]
+        else:
+            machine = changed["sessions"][0]
+        machine["versions"]["numpy"] = "1.0"
+        report = checked(changed)
+        assert (report.holds, report.exact) == (True, False)
+        assert report.why_not.startswith("numpy is ")
+        assert f"a {who} of it was of 1.0" in report.why_not
 
 
 def test_runs_of_the_ablation_are_trained_again_too(data: Data) -> None:

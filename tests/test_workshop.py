@@ -417,6 +417,10 @@ def test_a_promotion_by_workers_certifies_what_one_in_this_process_does(
         assert found_[0][part] == found_[1][part]
     assert {each["terms"]["pruner"] for each in found_[0]["contests"]} == {"hyperband"}
     assert len(hands) == 1
+    sessions = [each["sessions"] for each in found_]
+    assert [[len(session["workers"]) for session in each] for each in sessions] == [[0], [1]]  # all of one kind
+    assert sessions[1][0]["workers"][0] == {key: sessions[0][0][key] for key in ("versions", "hardware")}
+    assert found_[1]["commands"][1].endswith(f"--storage {url(Path.cwd(), '3')} --workers 3")
     assert cli.main(["verify", "found", "--workers", "0", "--sample", "9"]) == 0
     assert cli.main(["verify", "found", "--workers", "2", "--sample", "9"]) == 0
     assert len(hands) == 2
