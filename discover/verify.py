@@ -296,7 +296,7 @@ def _retrain(
             if gap > TOLERANCE if loose else not same:
                 again.problems.append(
                     f"{contest.terms.name}: {name} on {task}, seed {tuned.seeds[place.run]}: trained again it ends at"
-                    f" {trace.loss:.6g}, not {stored:.6g}" + _elsewhere(trace.loss, stored, tuned)
+                    f" {trace.loss:.6g}, not {stored:.6g}" + _elsewhere(trace.loss, stored, tuned, gap)
                 )
     return again
 
@@ -328,8 +328,15 @@ def _allowed(loose: str, said: str, nats: float) -> str:
     return "" if loose == said else f" (within {nats:g} nats: {loose})"
 
 
-def _elsewhere(found: float, stored: float, tuned: Tuned) -> str:
-    return " (the end is the same; its curve or start is not)" if found == stored else f" (hypers {dict(tuned.hypers)})"
+def _elsewhere(found: float, stored: float, tuned: Tuned, gap: float) -> str:
+    """What six digits do not show."""
+    if found == stored:
+        return " (the end is the same; its curve or start is not)"
+    return f": {_apart_in_words(gap)} (hypers {dict(tuned.hypers)})"
+
+
+def _apart_in_words(gap: float) -> str:
+    return f"{gap:.2g} nats apart" if math.isfinite(gap) else "one of the two is lost"
 
 
 def _gap(one: float, other: float) -> float:
@@ -391,7 +398,8 @@ def _retune(
             if _apart(found, stored) > TUNINGS_APART if loose else _unlike(found, stored):
                 again.problems.append(
                     f"{contest.terms.name}: {name} on {task}, tuning {stored.seed}: tuned again its best is"
-                    f" {_setting(found)}, not {_setting(stored)}"
+                    f" {_setting(found)}, not {_setting(stored)}:"
+                    f" {_apart_in_words(_apart(found, stored))} on fresh seeds"
                 )
         allowed = _allowed("; ".join(sorted(said)), "", TUNINGS_APART)
         workshop.say(f"{contest.terms.name}: {name} on {task}, {len(some)} tunings{allowed}")
