@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from importlib import metadata
+from typing import Annotated, Any
 
 import typer
-from typer import Exit
+from typer import Exit, Option
 
 from discover.cli_judge import calibrate, compare, promote, reference, verify
 from discover.cli_lists import compare_runs, list_, report
 from discover.cli_rules import export, identify, register, show
 from discover.cli_search import resume, search
-from discover.errors import LostClusterError, UserError
+from discover.errors import HaltedError, LostClusterError, UserError
+
+DISTRIBUTION = "optimizer-discovery"
 
 app = typer.Typer(
     name="discover",
@@ -27,6 +32,42 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+STOPPED = 130
+"""The exit code of what Ctrl-C ended, as shells have it."""
+
+
+def _stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, which says that Ctrl-C stopped it: typer would end it without a word."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> Any:
+        try:
+            return command(*args, **options)
+        except KeyboardInterrupt:
+            raise HaltedError("stopped") from None
+
+    return run
+
+
+def _print_version(asked: bool) -> None:
+    if not asked:
+        return
+    try:
+        print(f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}")
+    except metadata.PackageNotFoundError:
+        raise UserError(f"{DISTRIBUTION} is not installed here, and has no version; pip install -e .") from None
+    raise Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, Option("--version", callback=_print_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
 
 for command in (
     search,
@@ -42,19 +83,23 @@ for command in (
     verify,
     report,
 ):
-    app.command()(command)
-app.command("compare-runs")(compare_runs)
-app.command("list")(list_)
+    app.command()(_stoppable(command))
+app.command("compare-runs")(_stoppable(compare_runs))
+app.command("list")(_stoppable(list_))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; its exit code: 0 done (an interrupted search included), 2 a mistake of the user's, 130 stopped by
-    a second Ctrl-C.
+    a second Ctrl-C, or by one before there was any work in hand.
     """
-    from dsl.program import RuleError
-
+    try:
+        from dsl.program import RuleError
+    except KeyboardInterrupt:
+        return _refuse("stopped", STOPPED)
     try:
         code = app(args=argv, prog_name="discover", standalone_mode=False)
+    except HaltedError as error:
+        return _refuse(str(error), STOPPED)
     except LostClusterError as error:
         _refuse(str(error))
         sys.stdout.flush()
@@ -70,9 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, code: int = 2) -> int:
     print(f"discover: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return code
 
 
 if __name__ == "__main__":

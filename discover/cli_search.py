@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +27,7 @@ from discover.cli_options import (
     budget_of,
     environment_of,
 )
-from discover.errors import UserError
+from discover.errors import HaltedError, UserError
 
 
 def search(
@@ -79,27 +81,28 @@ def search(
         raise UserError("--control-compute is for a control; give --control too")
     if control_compute is not None and not 0 < control_compute < math.inf:
         raise UserError("--control-compute must be more than 0, and finite")
-    from discover import calibration, runs, session
-    from discover.watch import watch
+    with _beginning():
+        from discover import calibration, runs, session
+        from discover.watch import watch
 
-    configuration = session.configure(
-        space,
-        algorithm=algorithm,
-        seed=seed,
-        budget=budget,
-        control=control,
-        control_compute=control_compute or 1.0,
-        warm_start=warm_start or (),
-        workers=workers,
-        ray_address=ray_address,
-        runtime_env=environment_of(runtime_env, ray_address, workers),
-        compile=compile,
-        own_tasks=task or (),
-    )
-    for line in session.left_out(space, configuration):
-        print(line, file=sys.stderr if json else sys.stdout)
-    if trust := calibration.line(space, configuration.space):
-        print(trust, file=sys.stderr if json else sys.stdout)
+        configuration = session.configure(
+            space,
+            algorithm=algorithm,
+            seed=seed,
+            budget=budget,
+            control=control,
+            control_compute=control_compute or 1.0,
+            warm_start=warm_start or (),
+            workers=workers,
+            ray_address=ray_address,
+            runtime_env=environment_of(runtime_env, ray_address, workers),
+            compile=compile,
+            own_tasks=task or (),
+        )
+        for line in session.left_out(space, configuration):
+            print(line, file=sys.stderr if json else sys.stdout)
+        if trust := calibration.line(space, configuration.space):
+            print(trust, file=sys.stderr if json else sys.stdout)
     with runs.create(configuration, out=out, command=["discover", *sys.argv[1:]]) as run:
         try:
             watch(run, json)
@@ -125,14 +128,25 @@ def resume(
     --time counts this session, the other limits all sessions together. Any limit given replaces the whole budget.
     """
     budget = budget_of(time, candidates, model_steps, target, plateau)
-    from discover import runs
-    from discover.watch import watch
+    with _beginning():
+        from discover import runs
+        from discover.watch import watch
 
-    with runs.resume(
-        run,
-        budget=budget,
-        workers=workers,
-        ray_address=ray_address,
-        runtime_env=environment_of(runtime_env, ray_address, workers),
-    ) as resumed:
+        opened = runs.resume(
+            run,
+            budget=budget,
+            workers=workers,
+            ray_address=ray_address,
+            runtime_env=environment_of(runtime_env, ray_address, workers),
+        )
+    with opened as resumed:
         watch(resumed, json)
+
+
+@contextmanager
+def _beginning() -> Iterator[None]:
+    """While nothing is searched yet, Ctrl-C ends the command at once, and says that there is nothing to lose."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise HaltedError("stopped before the search began; nothing is lost") from None

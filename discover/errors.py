@@ -28,6 +28,11 @@ class ArchiveError(RunError):
     """An archive that cannot be opened, read or written."""
 
 
+class HaltedError(Exception):
+    """Ctrl-C where a command ends at once: a second one, or one with no work in hand. The command line prints the text
+    and leaves with exit code 130."""
+
+
 def first_line(error: BaseException) -> str:
     """What an exception is called, and the first line of what it says."""
     lines = str(error).strip().splitlines()

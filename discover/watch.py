@@ -13,28 +13,40 @@ from rich.console import Console
 import dsl
 from discover import session
 from discover.console import ProgressView, front_lines, leaderboard, summary
-from discover.events import Event, Finished
+from discover.errors import HaltedError
+from discover.events import Event, Finished, GenerationDone
 from discover.front import COSTS, costs
 from discover.records import Ranked
 from discover.runs import Run, program_of
 
 
 def watch(run: Run, as_json: bool) -> None:
-    """Runs a search to its end and shows it: on stderr while it runs where stdout is for JSON."""
+    """Runs a search to its end and shows it: on stderr while it runs where stdout is for JSON.
+
+    Raises:
+        HaltedError: a second Ctrl-C, or one while workers start or the first generation is trained: there is nothing
+            yet that stopping with care would keep.
+    """
     console = Console(stderr=as_json)
-    console.print(f"run {run.name} in {run.folder}", highlight=False, markup=False, soft_wrap=True)
-    for note in run.notes:
-        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
     finished: Finished | None = None
-    with (
-        interruptible(console.print) as stop,
-        ProgressView(console) as view,
-        closing(cast(Generator[Event, None, None], session.search(run, stop))) as events,
-    ):
-        for event in events:
-            view.show(event)
-            if isinstance(event, Finished):
-                finished = event
+    learned = False
+    try:
+        console.print(f"run {run.name} in {run.folder}", highlight=False, markup=False, soft_wrap=True)
+        for note in run.notes:
+            console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        with (
+            interruptible(console.print, lambda: learned) as stop,
+            ProgressView(console) as view,
+            closing(cast(Generator[Event, None, None], session.search(run, stop))) as events,
+        ):
+            for event in events:
+                learned = learned or isinstance(event, GenerationDone)
+                view.show(event)
+                if isinstance(event, Finished):
+                    finished = event
+    except KeyboardInterrupt:
+        what = "at once; what is stored is kept" if learned else "before a generation was done; nothing is lost"
+        raise HaltedError(f"stopped {what}, 'discover resume {run.handle}' goes on") from None
     assert finished is not None
     if as_json:
         print(json.dumps(_summary(run, finished), indent=2))
@@ -43,8 +55,15 @@ def watch(run: Run, as_json: bool) -> None:
 
 
 @contextmanager
-def interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+def interruptible(
+    say: Callable[[str], None], at_work: Callable[[], bool] = lambda: True
+) -> Iterator[Callable[[], bool]]:
     """Ctrl-C asks the search to stop after the unit of work in hand; a second one stops at once, with exit code 130.
+
+    Args:
+        say: prints a line.
+        at_work: whether there is anything to wait for; before that the first Ctrl-C stops at once. SIGTERM, which comes
+            from a scheduler, never does: a search that it ends has not failed.
 
     Yields:
         Whether it was asked to stop.
@@ -53,9 +72,9 @@ def interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
 
     def ask(number: int, frame: object) -> None:
         nonlocal asked
-        if asked:
+        again, asked = asked, True  # kept in any case: Python drops what is raised in a finalizer or at a fork
+        if again or (number == signal.SIGINT and not at_work()):
             raise KeyboardInterrupt
-        asked = True
         say("stopping when the work in hand is done; Ctrl-C again to stop at once")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,87 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dsl, "load", broken)
     with pytest.raises(ValueError, match="not the user's fault"):
         cli.main(["show", "lion"])
+
+
+def test_the_version_is_that_of_the_distribution(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = metadata.version("optimizer-discovery")
+    assert run(capsys, "--version") == (0, f"optimizer-discovery {version}\n", "")
+    monkeypatch.setattr(cli, "DISTRIBUTION", "no-such-distribution")
+    refused(run(capsys, "--version"), "no-such-distribution is not installed here")
+
+
+# Ctrl-C -----------------------------------------------------------------------------------------------------------
+
+
+def stopped(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_any_command_says_that_it_was_stopped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dsl, "load", stopped)
+    assert run(capsys, "show", "lion") == (130, "", "discover: stopped\n")
+
+
+def test_ctrl_c_before_a_search_begins_is_one_line_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from discover import runs, session
+
+    line = "discover: stopped before the search began; nothing is lost\n"
+    monkeypatch.setattr(session, "configure", stopped)
+    monkeypatch.setattr(runs, "resume", stopped)
+    for command in ("search --space lion_like", "search --space lion_like --json", "resume last"):
+        assert run(capsys, *command.split()) == (130, "", line)
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_ctrl_c_at_once_says_what_is_kept_and_how_to_go_on(
+    after: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from discover.flight import Flight
+
+    Path("tiny.yaml").write_text(TINY)
+    launch = Flight.launch
+
+    def launched(self: Flight, number: int) -> None:
+        if number == 2 * after:  # proposed when 0 is in the archive, and the first of all
+            raise KeyboardInterrupt
+        launch(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Flight, "launch", launched)
+        options = ("--space", "tiny.yaml", "--candidates", "8", "--workers", "0", "--out", "out", "--json")
+        code, out, err = run(capsys, "search", *options)
+    what = "at once; what is stored is kept" if after else "before a generation was done; nothing is lost"
+    assert (code, out) == (130, "")
+    assert err.endswith(f"discover: stopped {what}, 'discover resume out' goes on\n")
+    code, out, err = run(capsys, "resume", "out", "--json")
+    assert (code, json.loads(out)["trained"] >= 8) == (0, True)
+    assert ("goes on after 1 generations" in err) == bool(after)
+
+
+def test_ctrl_c_waits_for_work_where_there_is_any_and_sigterm_always_does() -> None:
+    from discover.watch import interruptible
+
+    said: list[str] = []
+    for at_work, sent in ((True, signal.SIGINT), (True, signal.SIGTERM), (False, signal.SIGTERM)):
+        with interruptible(said.append, lambda at_work=at_work: at_work) as asked:  # type: ignore[misc]
+            assert not asked()
+            os.kill(os.getpid(), sent)
+            assert asked()
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), sent)
+    assert len(said) == 3
+    with interruptible(said.append, lambda: False) as asked:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert asked()  # where Python dropped what was raised, the search ends all the same
+    assert len(said) == 3
 
 
 # Rules ------------------------------------------------------------------------------------------------------------
@@ -432,3 +514,25 @@ def test_an_interrupted_search_ends_cleanly_and_says_how_to_go_on(sent: signal.S
     assert search.returncode == 0
     assert "interrupted; resume with: discover resume out" in rest
     assert json.loads(Path("out/manifest.json").read_text())["configuration"]["seconds"] == 600.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ["run out in ", "gradients: "])
+def test_ctrl_c_while_workers_start_is_one_line(line: str) -> None:
+    Path("tiny.yaml").write_text(TINY)
+    command = [sys.executable, "-u", "-m", "discover.cli", "search", "--space", "tiny.yaml", "--workers", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [*command, "--out", "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+    ) as search:
+        assert search.stdout is not None
+        for said in search.stdout:
+            if said.startswith(line):
+                break
+        search.send_signal(signal.SIGINT)
+        _, err = search.communicate()
+    assert search.returncode == 130
+    assert err.endswith(
+        "discover: stopped before a generation was done; nothing is lost, 'discover resume out' goes on\n"
+    )
+    assert "Traceback" not in err
