@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from discover.errors import ArchiveError
+from discover.front import COSTS, Front, costs_of
 from discover.records import (
     DOUBT,
     Candidate,
@@ -183,6 +184,7 @@ class Archive:
         self.path = path
         self._connection = connection
         self._totals: _Count | None = None
+        self._front: Front | None = None
 
     @classmethod
     def create(cls, path: Path, meta: Mapping[str, str] | None = None) -> Archive:
@@ -261,7 +263,7 @@ class Archive:
             ValueError: not the next generation.
             ArchiveError: the disk is full, or the file cannot be written.
         """
-        totals = self._count()
+        totals, front = self._count(), self.pareto()
         number = generation.record.number
         if number != totals.generations:
             raise ValueError(f"generation {number} was committed where {totals.generations} comes next")
@@ -275,6 +277,12 @@ class Archive:
                 (number, _now(), _to_json(dict(seconds or {}))),
             )
         totals.add(generation, seconds or {})
+        for each in generation.candidates:
+            if each.status == "trained" and each.fitness is not None:
+                front.add(each.id, each.fitness, costs_of(each.properties))
+        for row in generation.confirmations:
+            found = self.candidate(row.candidate)
+            front.confirm(row.candidate, row.fitness, row.count, costs_of(found.properties if found else {}))
 
     def log(self, incidents: Sequence[Incident]) -> None:
         """Notes what befell the workers, at once, so that it is known whatever comes next."""
@@ -368,16 +376,8 @@ class Archive:
 
         A candidate that failed on fresh instances has no place.
         """
-        confirmed = self._records(
-            _CONFIRMATIONS,
-            "where fitness is not null and (candidate, generation) in"
-            " (select candidate, max(generation) from confirmations group by candidate)"
-            " order by fitness * count / (count + ?) desc, candidate limit ?",
-            DOUBT,
-            count,
-        )
         places: list[tuple[Candidate, Confirmation | None]] = []
-        for row in confirmed:
+        for row in self._confirmed(count):
             places += [(each, row) for each in self._records(_CANDIDATES, "where id = ?", row.candidate)]
         others = self._records(
             _CANDIDATES,
@@ -388,9 +388,57 @@ class Archive:
         places += [(candidate, None) for candidate in others]
         return tuple(Ranked(rank, *place) for rank, place in enumerate(places, start=1))
 
+    def _confirmed(self, count: int = -1) -> Iterator[Confirmation]:
+        """The latest that is known of each, by what it lets one believe; all of them for -1."""
+        return self._records(
+            _CONFIRMATIONS,
+            "where fitness is not null and (candidate, generation) in"
+            " (select candidate, max(generation) from confirmations group by candidate)"
+            " order by fitness * count / (count + ?) desc, candidate limit ?",
+            DOUBT,
+            count,
+        )
+
     def best(self) -> Ranked | None:
         """The head of the leaderboard."""
         return next(iter(self.leaderboard(1)), None)
+
+    def pareto(self) -> Front:
+        """Who is on the Pareto front; grows with each generation."""
+        if self._front is None:
+            self._front = front = Front()
+            costs = ", ".join(f"json_extract(properties, '$.{name}')" for name in COSTS)
+            rows = self._rows(f"select id, fitness, {costs} from candidates where status = 'trained'")
+            for id, fitness, *own in rows:
+                if fitness is not None:
+                    front.add(id, fitness, costs_of(dict(zip(COSTS, own, strict=True))))
+            rows = self._rows(
+                f"select candidate, c.fitness, count, {costs} from confirmations c join candidates on id = candidate"
+                " order by c.generation"
+            )
+            for id, fitness, count, *own in rows:
+                front.confirm(id, fitness, count, costs_of(dict(zip(COSTS, own, strict=True))))
+        return self._front
+
+    def front(self) -> tuple[Ranked, ...]:
+        """The confirmed candidates that no other of them beats in fitness, state and operations at once, then those
+        not confirmed that would join them, each with its place on the leaderboard."""
+        front, order = self.pareto(), [row.candidate for row in self._confirmed()]
+        found = [self._ranked(id, order.index(id) + 1) for id in front.confirmed()]
+        for id in front.others():
+            before = (
+                "select count(*) from candidates a, candidates b where b.id = ? and a.status = 'trained' and (a.fitness"
+                " > b.fitness or a.fitness = b.fitness and a.id < b.id) and a.id not in (select candidate from"
+                " confirmations)"
+            )
+            ((count,),) = self._rows(before, id)
+            found.append(self._ranked(id, len(order) + count + 1))
+        return tuple(found)
+
+    def _ranked(self, id: int, rank: int) -> Ranked:
+        candidate, fresh = self.candidate(id), self.confirmations_of(id)
+        assert candidate is not None
+        return Ranked(rank, candidate, fresh[-1] if fresh else None)
 
     def totals(self) -> Totals:
         """The counts of the whole run."""

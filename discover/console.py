@@ -78,7 +78,7 @@ class ProgressView:
             left = f", {max(budget.candidates - totals.trained, 0)} candidates left"
         yield (
             f"{format_duration(event.elapsed):>6}  generation {event.record.number}: {totals.proposed} proposed,"
-            f" {totals.trained} trained{left}"
+            f" {totals.trained} trained{f', front of {event.front}' if event.front > 1 else ''}{left}"
         )
         if event.best is not None:
             yield f"best {fitness(event.best)}: {one_line(event.best.candidate.text)}"
@@ -146,6 +146,9 @@ def resemblance(program: Program) -> str:
 # Tables -------------------------------------------------------------------------------------------------------------
 
 
+FEW = 5
+"""Of those that are not confirmed, on a screen."""
+
 _FRONT = "{:>30}  {:>5}  {:>6}  {}"
 _PLACE = "{:>4}  {:<24}  {:>5}  {:>6}  {}"
 
@@ -171,14 +174,22 @@ def front_lines(event: Finished) -> Iterator[str]:
     """What costs less and is less fit, where there is any such choice."""
     if len(event.front) < 2:
         return
+    confirmed = [each for each in event.front if each.confirmation]
+    others = [each for each in event.front if not each.confirmation]
     yield "no rule beats these in fitness, state and operations at once:"
     yield _FRONT.format("fitness", "bytes", "passes", "nearest known rule")
-    for ranked in event.front:
-        state, passes = costs(ranked)
-        program = dsl.parse(ranked.candidate.text)
-        yield _FRONT.format(
-            fitness(ranked), f"{state:g}", f"{passes:g}", f"{resemblance(program)} (rank {ranked.rank})"
-        )
+    yield from map(_on_front, confirmed)
+    if others and confirmed:
+        yield "these would, if fresh instances confirmed them:"
+    yield from map(_on_front, others[:FEW])
+    if len(others) > FEW:
+        yield f"and {len(others) - FEW} more: 'discover report' shows them"
+
+
+def _on_front(ranked: Ranked) -> str:
+    state, passes = costs(ranked)
+    name = resemblance(dsl.parse(ranked.candidate.text))
+    return _FRONT.format(fitness(ranked), f"{state:g}", f"{passes:g}", f"{name} (rank {ranked.rank})")
 
 
 def summary(event: Finished, budget: Budget = UNLIMITED) -> Iterator[str]:

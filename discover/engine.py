@@ -21,7 +21,6 @@ from discover.clock import Clock, collecting_rarely
 from discover.errors import RunError
 from discover.events import Event, Finished, GenerationDone, Notice
 from discover.flight import Flight, Journal
-from discover.front import front
 from discover.plan import Plan
 from discover.progress import Progress
 from discover.records import Generation, Ranked, Totals
@@ -80,7 +79,8 @@ def search(
             clock.add("present", crew.present())
             best = _stored(archive, generation, clock)
             with clock("report"):
-                yield GenerationDone(generation.record, archive.totals(), best, time.monotonic() - began)
+                front = len(archive.pareto().confirmed())
+                yield GenerationDone(generation.record, archive.totals(), best, time.monotonic() - began, front)
             if progress.fault:
                 raise RunError(f"no program could be trained: {progress.fault}")
             with clock("absorb"):
@@ -113,5 +113,5 @@ def _finished(archive: Archive, clock: Clock, before: Totals, elapsed: float, in
         interrupted,
         archive.leaderboard(PLACES),
         Counter(incident.kind for incident in archive.incidents()),
-        front(archive),
+        archive.front(),
     )

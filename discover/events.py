@@ -44,12 +44,14 @@ class GenerationDone:
         totals: of the whole run, this generation included.
         best: the head of the leaderboard.
         elapsed: seconds of searching in this session, from the first proposal.
+        front: how many confirmed candidates no other of them beats in fitness, state and operations at once.
     """
 
     record: GenerationRecord
     totals: Totals
     best: Ranked | None
     elapsed: float
+    front: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ class Finished:
         interrupted: whether it was asked to stop before its budget was used.
         leaderboard: the first places.
         incidents: what befell workers and driver, kind -> how often, earlier sessions included.
-        front: of the first places those that no other beats in fitness, state and operations at once.
+        front: the confirmed that no other beats in fitness, state and operations at once, then those not confirmed that
+            would join them (`discover.front`).
     """
 
     totals: Totals

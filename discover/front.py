@@ -1,40 +1,75 @@
-"""The Pareto front of a run: rules that no other beats in fitness, state and operations at once."""
+"""The Pareto front of a run: rules that no other beats in fitness, state and operations at once.
+
+Fitness is what fresh scores let one believe, so the front is of those that were confirmed: of thousands of single
+scores some are always lucky. Beside it stand those that were not confirmed and would enter it nevertheless, their own
+score counted as one fresh score: what to confirm next, and all that there is as long as nobody is confirmed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import heapq
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from discover.archive import Archive
 from discover.records import Ranked, believed
-
-MOST = 1000
-"""How many places of the leaderboard are looked at."""
 
 COSTS = ("state_bytes", "operations")
 
-
-def front(archive: Archive) -> tuple[Ranked, ...]:
-    """The places of the leaderboard that no other beats: as fit or fitter, with no more state and no more operations.
-
-    Fitness is what fresh scores let one believe. Where any rule was confirmed, those that were not have no part in it:
-    one of thousands of single scores is always lucky.
-    """
-    places = [each for each in archive.leaderboard(MOST) if each.fitness is not None]
-    confirmed = [each for each in places if each.confirmation is not None]
-    chosen = {each.rank: each for each in confirmed or places}
-    values = {rank: (_believed(each), *map(float, costs(each))) for rank, each in chosen.items()}
-    return tuple(chosen[rank] for rank in undominated(values))
+Costs = tuple[float, ...]
 
 
-def costs(ranked: Ranked) -> tuple[float, ...]:
+class Front:
+    """Kept up as generations come, in no more time than they take: of the confirmed what is believed of them, and of
+    the others, for each price, the scores."""
+
+    def __init__(self) -> None:
+        self._fresh: dict[int, tuple[float, ...]] = {}
+        self._met: set[int] = set()
+        """Who was scored on fresh instances, failures there included."""
+        self._alone: defaultdict[Costs, list[tuple[float, int]]] = defaultdict(list)
+        """Heaps, the best first, who was met since included."""
+        self._confirmed: list[int] | None = []
+
+    def add(self, candidate: int, fitness: float, costs: Costs) -> None:
+        """A candidate with a score of its own."""
+        heapq.heappush(self._alone[costs], (-fitness, candidate))
+
+    def confirm(self, candidate: int, fitness: float | None, count: int, costs: Costs) -> None:
+        """The mean of a candidate's fresh scores, in place of what it was; None where it failed."""
+        self._met.add(candidate)
+        self._fresh.pop(candidate, None)
+        if fitness is not None:
+            self._fresh[candidate] = (believed(fitness, count), *costs)
+        self._confirmed = None
+
+    def confirmed(self) -> Sequence[int]:
+        """Those of the confirmed that no other of them beats, the fittest first."""
+        if self._confirmed is None:
+            self._confirmed = undominated(self._fresh)
+        return self._confirmed
+
+    def others(self) -> Sequence[int]:
+        """Those that are not confirmed and that none of the front or of their own beats, the fittest first."""
+        values: dict[int, tuple[float, ...]] = {}
+        for costs, heap in self._alone.items():
+            while heap and heap[0][1] in self._met:
+                heapq.heappop(heap)
+            if heap:
+                fitness = -heap[0][0]
+                values[heap[0][1]] = (min(fitness, believed(fitness, 1)), *costs)
+        front = [self._fresh[each] for each in self.confirmed()]
+        return [each for each in undominated(values) if not any(_beats(other, values[each]) for other in front)]
+
+
+def costs_of(properties: Mapping[str, Any]) -> Costs:
     """Bytes of state a parameter, and passes over the parameter a step."""
-    found = ranked.candidate.properties
-    return tuple(float(found.get(name) or 0.0) for name in COSTS)
+    return tuple(float(properties.get(name) or 0.0) for name in COSTS)
 
 
-def _believed(ranked: Ranked) -> float:
-    assert ranked.fitness is not None
-    return ranked.fitness if ranked.confirmation is None else believed(ranked.fitness, ranked.confirmation.count)
+def costs(ranked: Ranked) -> Costs:
+    """As `costs_of`."""
+    return costs_of(ranked.candidate.properties)
 
 
 def undominated(values: Mapping[int, tuple[float, ...]]) -> list[int]:
@@ -46,7 +81,10 @@ def undominated(values: Mapping[int, tuple[float, ...]]) -> list[int]:
     order = sorted(values, key=lambda key: (-values[key][0], values[key][1:], key))
     found: list[int] = []
     for key in order:  # whatever beats a key comes before it
-        own = values[key][1:]
-        if not any(all(a <= b for a, b in zip(values[other][1:], own, strict=True)) for other in found):
+        if not any(_beats(values[other], values[key]) for other in found):
             found.append(key)
     return found
+
+
+def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] >= other[0] and all(a <= b for a, b in zip(one[1:], other[1:], strict=True))

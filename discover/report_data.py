@@ -67,6 +67,7 @@ class Report:
         moments: one for each generation.
         dots: proposal number and the search's own fitness of each trained candidate, by rung.
         rungs: how many candidates were trained on each rung, at least.
+        front: of the confirmed, then who would join it, as `discover.front` says.
         lineage: of the head of the leaderboard, the first ancestor first; by first parents.
         by_task: of the head of the leaderboard: task -> scores on fresh instances.
         extras: file name -> what it holds, of what promotion added.
@@ -82,6 +83,7 @@ class Report:
     rungs: tuple[int, ...]
     confirmed: int
     leaderboard: tuple[Ranked, ...]
+    front: tuple[Ranked, ...]
     lineage: tuple[Candidate, ...]
     by_task: Mapping[str, tuple[float, ...]]
     incidents: tuple[Incident, ...]
@@ -113,6 +115,7 @@ def gather(folder: Path, places: int = PLACES) -> Report:
             rungs=tuple(sum(n for at, n in trace.rungs.items() if at >= rung) for rung in sorted(trace.rungs)),
             confirmed=len(trace.confirmations),
             leaderboard=leaderboard,
+            front=archive.front(),
             lineage=tuple(_lineage(archive, best)),
             by_task=_by_task(archive.evaluations_of(best.id) if best else ()),
             incidents=archive.incidents(),

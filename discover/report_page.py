@@ -13,6 +13,7 @@ import dsl
 from discover.console import by_count, one_line, resemblance
 from discover.console import fitness as fitness_in_words
 from discover.durations import format_duration
+from discover.front import costs
 from discover.length import length
 from discover.records import OF_WORKERS, Ranked
 from discover.report_data import CERTIFICATE, PROMOTION, READABLE, Moment, Report, curve_of
@@ -70,6 +71,7 @@ def page(report: Report) -> str:
     sections = (
         ("In short", _short(report)),
         ("Leaderboard", _leaderboard(report)),
+        ("Pareto front", _front(report)),
         ("Funnel", _funnel(report)),
         ("Fitness", _fitness(report)),
         ("Lineage of the best", _lineage(report)),
@@ -136,6 +138,30 @@ def _leaderboard(report: Report) -> Iterator[str]:
     if report.by_task:
         yield "<h3>The best, task by task</h3>"
         yield _table(("task", "mean score", "standard error", "fresh instances"), _task_rows(report.by_task))
+
+
+def _front(report: Report) -> Iterator[str]:
+    if not report.front:
+        yield _none("nothing was trained yet")
+        return
+    rows = []
+    for ranked in report.front:
+        program = dsl.parse(ranked.candidate.text)
+        state, passes = costs(ranked)
+        words = (fitness_in_words(ranked), f"{state:g}", f"{passes:g}", str(ranked.rank))
+        rows.append((*words, resemblance(program), one_line(program, 160)))
+    yield _table(("fitness", "bytes", "passes", "rank", "nearest known rule", "rule"), rows)
+    yield (
+        '<p class="dim">No confirmed rule beats these in fitness, bytes of state and passes over the parameter at once.'
+        " Those marked as not confirmed would join them if a fresh score came out as their own did.</p>"
+    )
+    for place, name in enumerate(("bytes of state a parameter", "passes over the parameter a step")):
+        drawn = [
+            Series(sorted((costs(each)[place], each.fitness or 0.0) for each in own), words, "places", tone=tone)
+            for tone, words in enumerate(("confirmed", "not confirmed"))
+            if (own := [each for each in report.front if (each.confirmation is None) == bool(tone)])
+        ]
+        yield _figure(plot(drawn, name, "fitness", zero=True), f"The front: fitness against {name}.")
 
 
 def _rule(ranked: Ranked, report: Report) -> Iterator[str]:

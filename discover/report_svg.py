@@ -23,7 +23,7 @@ class Series:
     Attributes:
         points: x and y, by x; what is not finite is left out.
         name: in the legend; empty for none.
-        kind: "line"; "steps", a value that holds until the next; "dots".
+        kind: "line"; "steps", a value that holds until the next; "dots", of many; "places", of a few.
         band: for each point a lower and an upper y, drawn as an area.
         tone: which colour, from 0.
     """
@@ -128,7 +128,7 @@ def _drawn(one: Series, places: Points, band: Points) -> Iterator[str]:
         area = [(places[i][0], band[i][0]) for i in inside] + [(places[i][0], band[i][1]) for i in reversed(inside)]
         yield f'<path class="band tone{one.tone}" d="{_path(area)}Z"/>' if area else ""
     points = [places[index] for index in kept]
-    if one.kind == "dots" or len(points) == 1:
+    if one.kind in ("dots", "places") or len(points) == 1:
         yield f'<g class="dots tone{one.tone}">'
         yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{1.6 if one.kind == "dots" else 3}"/>' for x, y in points)
         yield "</g>"

@@ -139,6 +139,7 @@ def test_a_page_is_valid_and_needs_nothing_else(generations: int) -> None:
     assert parsed.titles == [
         "In short",
         "Leaderboard",
+        "Pareto front",
         "Funnel",
         "Fitness",
         "Lineage of the best",
@@ -154,6 +155,7 @@ def test_a_page_says_what_the_archive_says() -> None:
     text = page(gather(made("run", 4)))
     words = " ".join(read(text).words)
     assert "+0.300 ±0.010 (4)" in words  # the leader, confirmed last
+    assert "The front: fitness against bytes of state a parameter." in words
     assert "m = lerp(m, g, 0.4)" in words  # its rule
     assert "\\theta_t" in words  # its formula
     assert "4 programs from the first ancestor" in words
@@ -185,7 +187,7 @@ def test_what_promotion_added_is_drawn_wherever_it_stands() -> None:
     words = " ".join(read(text).words)
     assert "meta-overfitting curve" in words
     assert "none was <better>" in words
-    assert text.count("<svg") == 5 + 1
+    assert text.count("<svg") == 7 + 1
     assert curve_of({"points": [{"generation": 1}]}) == []
     (folder / "certificate.md").write_text("# Certificate: <none>")
     assert "# Certificate: <none>" in read(page(gather(folder))).words
@@ -224,7 +226,7 @@ def test_a_report_is_written_to_the_run_or_where_one_says(capsys: pytest.Capture
 def test_plots_leave_out_what_is_not_finite_and_fit_into_their_frame() -> None:
     points = [(float(x), math.nan if x == 3 else math.exp(x)) for x in range(8)]
     band = [(y - 1, y + 1) for _, y in points]
-    for kind in ("line", "steps", "dots"):
+    for kind in ("line", "steps", "dots", "places"):
         drawn = plot([Series(points, "one <x>", kind, band), Series([(2.0, 5.0)], "two")], "x", "y & z", zero=True)
         numbers = [float(n) for n in re.findall(r"[ML]([\d.]+) [\d.]+", drawn)]
         assert all(0 <= n <= 640 for n in numbers)
