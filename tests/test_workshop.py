@@ -29,7 +29,7 @@ import torch
 
 import dsl
 import tasks
-from discover import calibrate, cli, cli_options, compare, pieces, verify, workers
+from discover import again, calibrate, cli, cli_options, compare, pieces, workers
 from discover.actor import Actor
 from discover.asks import Answer, Ask
 from discover.cluster import RayWorkers
@@ -370,8 +370,8 @@ def test_a_tuning_says_how_whoever_trained_it_did(hands: list[Hands], monkeypatc
     (tuned,) = answer.tunings
     assert {way.on for way in tuned.built} == {"one kind", "another kind"} == {way.on for way in tuned.all_built}
     assert tuned.fresh_built.on in ("one kind", "another kind")
-    (again,) = answers(0, asks(("adamw",), seeds=(0,))[:1], url(Path.cwd()))  # of the store
-    assert again.tunings == [tuned]
+    (stored_,) = answers(0, asks(("adamw",), seeds=(0,))[:1], url(Path.cwd()))
+    assert stored_.tunings == [tuned]
 
 
 # Contests, comparisons, calibrations, certificates ------------------------------------------------------------------
@@ -479,18 +479,18 @@ def test_verify_by_workers_finds_what_verify_in_this_process_finds(hands: list[H
     found_ = contest(0)
     workshop = Workshop(Store(None), Keeper(None), staff=Staff(2))
     names = [(0, task, name) for task, row in found_.results.items() for name in row]
-    places = [verify.Place(*each, 0, 0) for each in names]
+    places = [again.Place(*each, 0, 0) for each in names]
     rules = {"good": dsl.format(dsl.load("adam")), "bad": CRIPPLED.replace("- lr", "+ lr"), "crippled": CRIPPLED}
     data = {
         "contests": [{"rules": {name: {"text": text} for name, text in rules.items()}}],
         "data": {task: tasks.load(task).data_sha256 for task in found_.results},
     }
-    assert verify._retrain(data, [found_], places, "", workshop) == verify.Again()
+    assert again.retrain(data, [found_], places, "", workshop) == again.Again()
     changed = found_.results["quadratic"]["good"]
     changed[0] = replace(changed[0], losses=(0.9 * changed[0].losses[0],))
-    again = verify._retrain(data, [found_], places, "", workshop)
-    assert again.largest == pytest.approx(-math.log(0.9))
-    assert (len(again.problems), again.loose) == (1, 0)
+    other = again.retrain(data, [found_], places, "", workshop)
+    assert other.largest == pytest.approx(-math.log(0.9))
+    assert (len(other.problems), other.loose) == (1, 0)
 
 
 # Where a rung is trained --------------------------------------------------------------------------------------------
