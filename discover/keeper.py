@@ -29,14 +29,19 @@ class Keeper:
 
     Args:
         folder: where; None keeps nothing.
-        seconds: how often; less often where keeping takes long, see `SPACING`.
+        seconds: how often; spacing: so many times as long as keeping took, at least.
         stop: whether to stop now.
     """
 
     def __init__(
-        self, folder: Path | None, *, seconds: float = KEEP_SECONDS, stop: Callable[[], bool] = lambda: False
+        self,
+        folder: Path | None,
+        *,
+        seconds: float = KEEP_SECONDS,
+        spacing: float = SPACING,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.folder, self.seconds, self.stop = folder, seconds, stop
+        self.folder, self.seconds, self.spacing, self.stop = folder, seconds, spacing, stop
         self._kept_at, self._took = time.monotonic(), 0.0
 
     def load(self, key: str) -> Any:
@@ -54,7 +59,7 @@ class Keeper:
     def pulse(self, key: str, state: Callable[[], object]) -> None:
         """Keeps the state if it is time. Raises StoppedError, once it is kept, when asked to stop."""
         stop = self.stop()
-        if stop or time.monotonic() - self._kept_at >= max(self.seconds, SPACING * self._took):
+        if stop or time.monotonic() - self._kept_at >= max(self.seconds, self.spacing * self._took):
             self.keep(key, state)
         if stop:
             raise StoppedError

@@ -16,6 +16,7 @@ from torch import Tensor
 from discover.contenders import Contender, RuleContender, fresh
 from discover.errors import UserError, first_line, is_shortage
 from discover.footprint import state_bytes
+from discover.generators import left_alone
 from dsl.lane_rule import LaneRule
 from tasks import Task
 
@@ -53,7 +54,8 @@ def _state(contender: Contender, task: Task) -> int:
         optimizer = contender.optimizer(task, parameters, {})
         for p in parameters:
             p.grad = torch.empty_like(p)
-        optimizer.step()
+        with left_alone(task.device):
+            optimizer.step()
         return state_bytes(optimizer)
     except Exception:  # whatever somebody's optimizer makes of tensors without numbers: this is an estimate
         return 4 * _STATE * task.size

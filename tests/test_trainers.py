@@ -473,7 +473,7 @@ def stop():
 
 ground = Ground(tasks.load("digits_mlp"), steps=24, compile=False)
 some = [Run({"lr": 0.05}, 0), Run({"lr": 0.01}, 3)]
-train(contender("muon"), ground, some, keeper=Keeper(Path(sys.argv[1]), seconds=0, stop=stop))
+train(contender("muon"), ground, some, keeper=Keeper(Path(sys.argv[1]), seconds=0, spacing=0, stop=stop))
 """
 
 
