@@ -1,14 +1,15 @@
 // Small matrix products, for the tiles of `discover.gradient`: they take the place of the BLAS in a compiled artefact.
 //
-// A tile has many products of some ten rows and columns. The BLAS that comes with torch runs them on AMD processors with
-// half of the vector width; this uses all of it, and reads operands where they lie. An element of a product is the sum over
-// k from 0 on, each term added by a fused multiply-add, and then the bias: its bits depend neither on the size of the
-// product, nor on the place in it, nor on where in memory it lies.
+// A tile has many products of some ten rows and columns. The BLAS that comes with torch copies both operands of each, and
+// has half of the vector width on AMD processors with AVX-512; this uses all of it, and reads operands where they lie. An
+// element of a product is the sum over k from 0 on, each term added by a fused multiply-add, and then the bias: its bits
+// depend neither on the size of the product, nor on the place in it, nor on where in memory it lies, nor on whether AVX2
+// or AVX-512 computes it.
 //
 // The text is put into what AOTInductor generates, before everything else (`_compile` there); what that calls
 // aoti_torch_cpu_bmm_out is then `discover_bmm_out`. Products that are large or of another type go to torch as before.
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
 #include <immintrin.h>
 
 #include <algorithm>
@@ -17,72 +18,32 @@
 
 #pragma GCC push_options
 #pragma GCC optimize("O3")
+#define ALWAYS_INLINE inline __attribute__((always_inline))  // which -O1 does not do by itself
 
 namespace discover_products {
 
-constexpr int64_t kLanes = 16;    // floats in a vector
-constexpr int64_t kPanel = 32;    // columns of a block
-constexpr int64_t kRows = 8;      // rows of a block: sixteen sums stay in registers
 constexpr int64_t kLongest = 1024;  // terms of a sum; above it the BLAS is as fast, and rounds less
 
-struct Matrix {
-    float* at;
-    int64_t batches, rows, columns, batch, row, column;  // three sizes, three strides
+// All that depends on the instructions. A block of kRows rows and kVectors vectors of columns holds its sums in registers:
+// 16 of 32 with AVX-512, 12 of 16 with AVX2.
+struct Whole {};  // in place of a Mask: all of a vector
 
-    float* of(int64_t index) const { return at + index * batch; }
-};
+#if defined(__AVX512F__)
+using Vector = __m512;
+using Mask = __mmask16;
+constexpr int64_t kLanes = 16, kRows = 8, kVectors = 2;
 
-// R rows and C vectors of columns of A B + bias. `last` masks what exists of the last vector.
-template <int R, int C>
-inline __attribute__((always_inline)) void block(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k,
-                                                 int64_t terms, __mmask16 last, const float* bias, int64_t bias_row,
-                                                 int64_t bias_column, float* out, int64_t out_row) {
-    __m512 sums[R][C];
-    for (int i = 0; i < R; ++i)
-        for (int j = 0; j < C; ++j) sums[i][j] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < terms; ++k) {
-        __m512 x[C];
-        for (int j = 0; j < C; ++j)
-            x[j] = j + 1 < C ? _mm512_loadu_ps(b + k * b_k + j * kLanes)
-                             : _mm512_maskz_loadu_ps(last, b + k * b_k + j * kLanes);
-        for (int i = 0; i < R; ++i) {
-            const __m512 w = _mm512_set1_ps(a[i * a_row + k * a_k]);
-            for (int j = 0; j < C; ++j) sums[i][j] = _mm512_fmadd_ps(w, x[j], sums[i][j]);
-        }
-    }
-    for (int i = 0; i < R; ++i)
-        for (int j = 0; j < C; ++j) {
-            const __mmask16 mask = j + 1 < C ? static_cast<__mmask16>(-1) : last;
-            if (bias) {
-                const float* at = bias + i * bias_row + j * kLanes * bias_column;
-                sums[i][j] = _mm512_add_ps(sums[i][j], bias_column ? _mm512_maskz_loadu_ps(mask, at) : _mm512_set1_ps(*at));
-            }
-            _mm512_mask_storeu_ps(out + i * out_row + j * kLanes, mask, sums[i][j]);
-        }
-}
+ALWAYS_INLINE Mask first(int64_t count) { return static_cast<Mask>(0xffff >> (kLanes - count)); }
+ALWAYS_INLINE Vector all(float x) { return _mm512_set1_ps(x); }
+ALWAYS_INLINE Vector load(const float* at, Whole) { return _mm512_loadu_ps(at); }
+ALWAYS_INLINE Vector load(const float* at, Mask mask) { return _mm512_maskz_loadu_ps(mask, at); }
+ALWAYS_INLINE void store(float* at, Whole, Vector x) { _mm512_storeu_ps(at, x); }
+ALWAYS_INLINE void store(float* at, Mask mask, Vector x) { _mm512_mask_storeu_ps(at, mask, x); }
+ALWAYS_INLINE Vector add(Vector x, Vector y) { return _mm512_add_ps(x, y); }
+ALWAYS_INLINE Vector multiply_add(Vector x, Vector y, Vector sum) { return _mm512_fmadd_ps(x, y, sum); }
 
-template <int C>
-void rows_of(int64_t rows, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k, int64_t terms,
-             __mmask16 last, const float* bias, int64_t bias_row, int64_t bias_column, float* out, int64_t out_row) {
-    for (; rows > 0; rows -= kRows) {
-        switch (std::min(rows, kRows)) {
-            case 8: block<8, C>(a, a_row, a_k, b, b_k, terms, last, bias, bias_row, bias_column, out, out_row); break;
-            case 7: block<7, C>(a, a_row, a_k, b, b_k, terms, last, bias, bias_row, bias_column, out, out_row); break;
-            case 6: block<6, C>(a, a_row, a_k, b, b_k, terms, last, bias, bias_row, bias_column, out, out_row); break;
-            case 5: block<5, C>(a, a_row, a_k, b, b_k, terms, last, bias, bias_row, bias_column, out, out_row); break;
-            case 4: block<4, C>(a, a_row, a_k, b, b_k, terms, last, bias, bias_row, bias_column, out, out_row); break;
-            case 3: block<3, C>(a, a_row, a_k, b, b_k, terms, last, bias, bias_row, bias_column, out, out_row); break;
-            case 2: block<2, C>(a, a_row, a_k, b, b_k, terms, last, bias, bias_row, bias_column, out, out_row); break;
-            default: block<1, C>(a, a_row, a_k, b, b_k, terms, last, bias, bias_row, bias_column, out, out_row);
-        }
-        a += kRows * a_row;
-        out += kRows * out_row;
-        if (bias) bias += kRows * bias_row;
-    }
-}
-
-// Sixteen rows of sixteen floats, `from_row` apart, as sixteen columns.
-inline void transposed(const float* from, int64_t from_row, float* to, int64_t to_row) {
+// kLanes rows of kLanes floats, `from_row` apart, as columns.
+inline void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
     __m512 r[16], s[16];
     for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(from + i * from_row);
     for (int i = 0; i < 16; i += 2) {
@@ -105,6 +66,118 @@ inline void transposed(const float* from, int64_t from_row, float* to, int64_t t
     }
     for (int i = 0; i < 16; ++i) _mm512_storeu_ps(to + i * to_row, s[i]);
 }
+#else
+using Vector = __m256;
+using Mask = __m256i;
+constexpr int64_t kLanes = 8, kRows = 6, kVectors = 2;
+
+ALWAYS_INLINE Mask first(int64_t count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+ALWAYS_INLINE Vector all(float x) { return _mm256_set1_ps(x); }
+ALWAYS_INLINE Vector load(const float* at, Whole) { return _mm256_loadu_ps(at); }
+ALWAYS_INLINE Vector load(const float* at, Mask mask) { return _mm256_maskload_ps(at, mask); }
+ALWAYS_INLINE void store(float* at, Whole, Vector x) { _mm256_storeu_ps(at, x); }
+ALWAYS_INLINE void store(float* at, Mask mask, Vector x) { _mm256_maskstore_ps(at, mask, x); }
+ALWAYS_INLINE Vector add(Vector x, Vector y) { return _mm256_add_ps(x, y); }
+ALWAYS_INLINE Vector multiply_add(Vector x, Vector y, Vector sum) { return _mm256_fmadd_ps(x, y, sum); }
+
+// kLanes rows of kLanes floats, `from_row` apart, as columns.
+inline void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
+    __m256 r[8], s[8];
+    for (int i = 0; i < 4; ++i)  // halves of rows i and i + 4 side by side, so that what follows stays within halves
+        for (int j = 0; j < 2; ++j) {
+            const float* const half = from + i * from_row + 4 * j;
+            r[i + 4 * j] = _mm256_set_m128(_mm_loadu_ps(half + 4 * from_row), _mm_loadu_ps(half));
+        }
+    for (int i = 0; i < 8; i += 2) {
+        s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            _mm256_storeu_ps(to + (i + 2 * j) * to_row, _mm256_shuffle_ps(s[i + j], s[i + j + 2], 0x44));
+            _mm256_storeu_ps(to + (i + 2 * j + 1) * to_row, _mm256_shuffle_ps(s[i + j], s[i + j + 2], 0xee));
+        }
+}
+#endif
+
+struct Matrix {
+    float* at;
+    int64_t batches, rows, columns, batch, row, column;  // three sizes, three strides
+
+    float* of(int64_t index) const { return at + index * batch; }
+};
+
+// Where a block of A B + bias begins, and how far it is to the next row, column or term.
+struct Place {
+    const float* a;
+    int64_t a_row, a_k;
+    const float* b;
+    int64_t b_k, terms;
+    const float* bias;
+    int64_t bias_row, bias_column;
+    float* out;
+    int64_t out_row;
+};
+
+// R rows and C vectors of columns, of the last of which there is what `last` says.
+template <int R, int C, class Last>
+ALWAYS_INLINE void block(const Place& p, Last last) {
+    Vector sums[R][C];
+    for (int i = 0; i < R; ++i)
+        for (int j = 0; j < C; ++j) sums[i][j] = all(0.0f);
+    for (int64_t k = 0; k < p.terms; ++k) {
+        const float* const b = p.b + k * p.b_k;
+        Vector x[C];
+        for (int j = 0; j < C; ++j) x[j] = j + 1 < C ? load(b + j * kLanes, Whole{}) : load(b + j * kLanes, last);
+        for (int i = 0; i < R; ++i) {
+            const Vector w = all(p.a[i * p.a_row + k * p.a_k]);
+            for (int j = 0; j < C; ++j) sums[i][j] = multiply_add(w, x[j], sums[i][j]);
+        }
+    }
+    for (int i = 0; i < R; ++i)
+        for (int j = 0; j < C; ++j) {
+            if (p.bias) {
+                const float* const at = p.bias + i * p.bias_row + j * kLanes * p.bias_column;
+                const Vector x = !p.bias_column ? all(*at) : j + 1 < C ? load(at, Whole{}) : load(at, last);
+                sums[i][j] = add(sums[i][j], x);
+            }
+            float* const to = p.out + i * p.out_row + j * kLanes;
+            if (j + 1 < C) store(to, Whole{}, sums[i][j]);
+            else store(to, last, sums[i][j]);
+        }
+}
+
+// A block of so many rows, at most R.
+template <int R, int C, class Last>
+ALWAYS_INLINE void block_of(int64_t rows, const Place& p, Last last) {
+    if constexpr (R > 1)
+        if (rows < R) return block_of<R - 1, C>(rows, p, last);
+    block<R, C>(p, last);
+}
+
+// All rows of C vectors of columns, in blocks as equal as can be: one of few rows would wait for its own sums.
+template <int C, class Last>
+void rows_of(int64_t rows, Place p, Last last) {
+    for (int64_t blocks = (rows + kRows - 1) / kRows; blocks > 0; --blocks) {
+        const int64_t now = (rows + blocks - 1) / blocks;
+        block_of<kRows, C>(now, p, last);
+        rows -= now;
+        p.a += now * p.a_row;
+        p.out += now * p.out_row;
+        if (p.bias) p.bias += now * p.bias_row;
+    }
+}
+
+// All rows of at most C vectors, the last of which may be in part.
+template <int C>
+void columns_of(int64_t rows, int64_t columns, const Place& p) {
+    if constexpr (C > 1)
+        if (columns <= (C - 1) * kLanes) return columns_of<C - 1>(rows, columns, p);
+    if (columns == C * kLanes) rows_of<C>(rows, p, Whole{});
+    else rows_of<C>(rows, p, first(columns - (C - 1) * kLanes));
+}
 
 // B with its columns side by side: [terms][columns].
 inline void pack(const float* b, int64_t b_k, int64_t b_column, int64_t terms, int64_t columns, float* to) {
@@ -115,7 +188,7 @@ inline void pack(const float* b, int64_t b_k, int64_t b_column, int64_t terms, i
     }
     const int64_t whole_k = terms & -kLanes, whole = columns & -kLanes;
     for (int64_t j = 0; j < whole; j += kLanes)
-        for (int64_t k = 0; k < whole_k; k += kLanes) transposed(b + j * b_column + k, b_column, to + k * columns + j, columns);
+        for (int64_t k = 0; k < whole_k; k += kLanes) transpose(b + j * b_column + k, b_column, to + k * columns + j, columns);
     for (int64_t j = 0; j < columns; ++j)
         for (int64_t k = j < whole ? whole_k : 0; k < terms; ++k) to[k * columns + j] = b[k + j * b_column];
 }
@@ -127,15 +200,14 @@ inline void product(const Matrix& a, const Matrix& b, const Matrix* bias, const 
     if (!in_place) packed.resize(terms * columns);
     for (int64_t index = 0; index < out.batches; ++index) {
         if (!in_place && (index == 0 || b.batch)) pack(b.of(index), b.row, b.column, terms, columns, packed.data());
-        const float* from = in_place ? b.of(index) : packed.data();
-        const int64_t b_k = in_place ? b.row : columns;
-        for (int64_t j = 0; j < columns; j += kPanel) {
-            const int64_t wide = std::min(kPanel, columns - j), vectors = (wide + kLanes - 1) / kLanes;
-            const __mmask16 last = static_cast<__mmask16>(0xffff >> (vectors * kLanes - wide));
-            const float* add = bias ? bias->of(index) + j * bias->column : nullptr;
-            auto* const run = vectors == 2 ? rows_of<2> : rows_of<1>;
-            run(out.rows, a.of(index), a.row, a.column, from + j, b_k, terms, last, add, bias ? bias->row : 0,
-                bias ? bias->column : 0, out.of(index) + j, out.row);
+        Place p{a.of(index), a.row, a.column, in_place ? b.of(index) : packed.data(), in_place ? b.row : columns, terms};
+        p.out = out.of(index), p.out_row = out.row;
+        if (bias) p.bias = bias->of(index), p.bias_row = bias->row, p.bias_column = bias->column;
+        constexpr int64_t wide = kVectors * kLanes;
+        for (int64_t j = 0; j < columns; j += wide) {
+            columns_of<kVectors>(out.rows, std::min(wide, columns - j), p);
+            p.b += wide, p.out += wide;
+            if (bias) p.bias += wide * p.bias_column;
         }
     }
 }
@@ -201,6 +273,7 @@ inline AOTITorchError addmm_out(AtenTensorHandle out, AtenTensorHandle bias, Ate
 
 }  // namespace discover_products
 
+#undef ALWAYS_INLINE
 #pragma GCC pop_options
 
 #define aoti_torch_cpu_bmm_out discover_products::bmm_out

@@ -13,9 +13,11 @@ import torch
 
 from discover import artefact
 
+CAPABILITY = torch.backends.cpu.get_cpu_capability()
+
 pytestmark = pytest.mark.skipif(
-    not artefact.have_compiler() or torch.backends.cpu.get_cpu_capability() != "AVX512",
-    reason="needs a C++ compiler and AVX-512, without which products.cpp is empty",
+    not artefact.have_compiler() or CAPABILITY not in ("AVX2", "AVX512"),
+    reason="needs a C++ compiler and AVX2, without which products.cpp is empty",
 )
 
 # What AOTInductor declares, as far as products.cpp names it; nothing here calls it.
@@ -43,11 +45,13 @@ extern "C" void product(float* a, const int64_t* as, float* b, const int64_t* bs
 Product = Callable[..., torch.Tensor]
 
 
-@pytest.fixture(scope="module")
-def product(tmp_path_factory: pytest.TempPathFactory) -> Product:
-    folder = tmp_path_factory.mktemp("products")
+def built(instructions: str, folder: Path) -> Product:
+    """The products with AVX2 or with AVX-512, of which a processor that has both can run either."""
+    if instructions == "AVX512" != CAPABILITY:
+        pytest.skip("needs AVX-512")
     (folder / "harness.cpp").write_text(HARNESS)
     command = [artefact.compiler(), "-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-shared", "-fPIC"]
+    command += ["-mno-avx512f"] if instructions == "AVX2" else []
     include = f"-I{Path(artefact.__file__).parent}"
     subprocess.run([*command, include, "harness.cpp", "-o", "harness.so"], cwd=folder, check=True)
     library = ctypes.CDLL(str(folder / "harness.so"))
@@ -67,11 +71,16 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Product:
     return run
 
 
+@pytest.fixture(scope="module", params=["AVX2", "AVX512"])
+def product(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Product:
+    return built(request.param, tmp_path_factory.mktemp("products"))
+
+
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-SIZES = [(1, 1, 1), (2, 3, 5), (8, 16, 32), (9, 17, 33), (10, 64, 32), (15, 31, 16), (32, 64, 64), (7, 100, 47)]
+SIZES = [(1, 1, 1), (2, 3, 5), (8, 16, 32), (9, 17, 33), (10, 64, 32), (15, 31, 16), (32, 64, 64), (13, 97, 28)]
 
 
 @pytest.mark.parametrize(("rows", "terms", "columns"), SIZES)
@@ -112,3 +121,10 @@ def test_a_value_that_is_not_finite_stays_in_its_row_or_column(product: Product)
     kept[3], kept[:, 40] = False, False
     assert torch.equal(spoiled[0][kept], whole[0][kept])
     assert not torch.isfinite(spoiled[0][~kept]).any()
+
+
+def test_both_kinds_of_instructions_give_the_same_bits(product: Product, tmp_path: Path) -> None:
+    other = built("AVX512", tmp_path)
+    for rows, terms, columns in SIZES:
+        a, b, bias = normal(3, rows, terms), normal(3, terms, columns, seed=1), normal(3, rows, 1, seed=2)
+        assert torch.equal(product(a, b, bias), other(a, b, bias))
