@@ -106,5 +106,5 @@ def _commands(search: str, asked: Mapping[str, Any]) -> list[str]:
     return [
         search,
         shlex.join(["discover", "promote", asked["run"], *options]),
-        shlex.join(["discover", "verify", str(Path(asked["folder"]).absolute() / CERTIFICATE)]),
+        shlex.join(["discover", "verify", str(Path(asked["folder"]) / CERTIFICATE)]),
     ]

@@ -135,7 +135,8 @@ class Promotion:
 
     def asked(self) -> dict[str, Any]:
         """What was asked for on the command line, and where the run lies, as text."""
-        names = {"run": handle(self.folder), "folder": str(self.folder)}
+        folder = self.folder.absolute()
+        names = {"run": handle(folder), "folder": str(folder)}
         return names | {key: self.state[key] for key in ASKED}
 
 
