@@ -18,8 +18,8 @@ FLOP_SECONDS = 7.5e-12
 
 NUMBER_SECONDS = 2.5e-9
 """Of a step of the rule for each number in the parameters. These three fit what one core of an AMD EPYC (family 26)
-takes on quadratic, digits_mlp, digits_autoencoder and bytes_mlp, compiled, within a fifth; without AVX-512 a gradient
-takes half as long again, in plain PyTorch three times as long."""
+takes on quadratic, digits_mlp, digits_autoencoder and bytes_mlp, compiled, within a fifth. With AVX2 alone (family 25,
+beside other work) the networks took three to five times as long; in plain PyTorch a gradient takes three times."""
 
 KEPT = 0.9
 """Of what earlier units say of the next one, with each that comes back."""
