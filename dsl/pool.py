@@ -54,7 +54,7 @@ class Pool(Builder):
         """For each value the passes over a matrix that it takes."""
         self.names: dict[tuple[tuple[str, str], ...], dict[int, str]] = {}
         """What inputs are called -> value -> its digest, for `dsl.canonical`."""
-        self._simplifier = Simplifier(table(exact=False), {}, self)
+        self._simplifier: Simplifier | None = None
         super().__init__()
 
     def constant(self, value: float) -> int:
@@ -100,12 +100,19 @@ class Pool(Builder):
         if node.args:
             for arg in node.args:
                 self.simple(arg)
+            if self._simplifier is None:
+                self._simplifier = Simplifier(table(exact=False), {}, self)
             source = self._simple if node.op in ELEMENTWISE else self._sized
             simple = sized = self._simplifier.make(node.op, tuple([source[arg] for arg in node.args]), node.payload)
             type = self.nodes[simple].type
             if type is not node.type and type != node.type:
                 sized = self._simplifier.plain(node, tuple([self._sized[arg] for arg in node.args]))
         self._simple[index], self._sized[index] = simple, sized
+
+    def retire(self) -> None:
+        """Lets go of what refers back to the pool, so that it is gone with the last program in it. A search looks for
+        cycles among what is new alone: as part of one, pools of 50,000 values each would stay to its end."""
+        self._simplifier = None
 
 
 class Pooled:
@@ -276,6 +283,7 @@ _POOLS = [Pool()]
 
 def _pool() -> Pool:
     if len(_POOLS[0].nodes) > LARGEST:
+        _POOLS[0].retire()
         _POOLS[0] = Pool()
         _pooled.cache_clear()  # a program that is met often would hold the whole of an old pool
     return _POOLS[0]

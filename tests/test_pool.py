@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -112,6 +113,22 @@ def test_a_new_pool_is_begun_and_nothing_changes(monkeypatch: pytest.MonkeyPatch
     assert [dsl.structure_hash(program) for program in found] == hashes
     used = {id(line.pool) for program in found if (line := pool.pooled(program)) is not None}
     assert len(used) > 3
+
+
+def test_a_pool_that_was_replaced_is_gone_without_a_search_for_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "LARGEST", 100)
+    found = children("adamw", 60)
+    gc.disable()
+    try:
+        pools = [weakref.ref(line.pool) for line in map(pool.pooled, found) if line is not None]
+        hashes = [dsl.structure_hash(program) for program in found]  # which simplifies, each time in a pool of its time
+        pool._pooled.cache_clear()
+        dsl.structure_hash(genotype(dsl.load("lion")))
+        alive = {id(each()) for each in pools} - {id(None), id(pool._POOLS[0])}
+    finally:
+        gc.enable()
+    assert len(hashes) == len(found)
+    assert not alive
 
 
 def test_programs_that_differ_in_name_alone_are_one_line_and_each_error_names_its_own() -> None:
