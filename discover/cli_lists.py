@@ -111,10 +111,15 @@ def _rules() -> list[dict[str, Any]]:
 
 
 def _tasks() -> list[dict[str, Any]]:
+    """The built-in tasks, each with those of its variants that have a reference."""
     import tasks
 
+    try:
+        variants = tasks.variants()
+    except ValueError as error:
+        raise UserError(str(error)) from None
     rows = []
-    for name in tasks.names():
+    for name in [each for base in tasks.names() for each in (base, *(x for x in variants if x.startswith(f"{base}(")))]:
         row: dict[str, Any] = dict.fromkeys(("task", "class", "parameters", "batch", "steps", "flops", "reference"), "")
         row["task"] = name
         rows.append(row)

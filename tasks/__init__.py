@@ -7,7 +7,7 @@
 """
 
 from tasks.library import check, check_name, load, names, spelling
-from tasks.references import Reference, reference
+from tasks.references import Reference, reference, variants
 from tasks.task import Batch, Parameter, Role, Task
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "names",
     "reference",
     "spelling",
+    "variants",
 ]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-from tasks.library import load
+from tasks import options
+from tasks.library import load, names
 
 PATH = Path(__file__).with_name("references.json")
 FORMAT = 1
@@ -87,6 +88,21 @@ def reference(name: str) -> Reference | None:
     if stored is None:
         return None
     return replace(stored, stale=(stored.data_sha256, stored.steps) != (task.data_sha256, task.horizon))
+
+
+def variants() -> tuple[str, ...]:
+    """The variants of built-in tasks that have a stored reference, in the order of `names` and by batch and steps.
+
+    Raises:
+        ValueError: the file is damaged, or of another version.
+    """
+    known, found = names(), []
+    for name in read(PATH):
+        base, given = options.parse(name)
+        if given and base in known:
+            numbers = [float(given.get(key, 0)) for key in ("batch_size", "horizon")]
+            found.append((known.index(base), numbers, name))
+    return tuple(name for *_, name in sorted(found))
 
 
 def read(path: Path) -> dict[str, Reference]:

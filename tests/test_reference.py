@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ import tasks
 from discover import cli, gradient, lanes
 from discover.errors import UserError
 from discover.reference import EXTENSIONS, LEARNING_RATE_FACTOR, WEIGHT_DECAYS, Budget, calibrate
+from discover.space import Space, names
 from tasks import Batch, Parameter, Reference, Task, references
 
 SMALL = Budget(trials=9, tuning_seeds=2, fresh_seeds=3)
@@ -164,7 +166,7 @@ def test_a_task_on_which_adamw_is_lost_has_no_reference() -> None:
 # What is stored ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("name", [*tasks.names(), *tasks.variants()])
 def test_every_built_in_task_states_its_reference(name: str) -> None:
     task, found = tasks.load(name), tasks.reference(name)
     assert found is not None
@@ -183,7 +185,24 @@ def test_every_built_in_task_states_its_reference(name: str) -> None:
     assert found.standard_error == pytest.approx(found.loss * spread, rel=1e-4)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", found.date)
     assert found.versions.keys() == {"python", "torch"}
-    assert found.command.startswith(f"discover reference {name} ")
+    assert found.command.startswith(f"discover reference {shlex.quote(name)} ")
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_task_of_a_shipped_space_has_a_reference(name: str) -> None:
+    stored, space = references.read(references.PATH), Space.load(name)
+    for part, split in space.tasks.sets.items():
+        assert not {task for task in split if tasks.load(task).spelling not in stored}, part
+    for where, task, _ in space.promote.tasks_of():
+        assert tasks.load(task).spelling in stored, where
+
+
+def test_variants_with_a_reference_are_listed_below_their_task(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = [row["task"] for row in json.loads(run(capsys, "list tasks --json")[1])]
+    assert [name for name in listed if "(" in name] == [*tasks.variants()]
+    for name in tasks.variants():
+        before = listed[listed.index(name) - 1]
+        assert before.partition("(")[0] == name.partition("(")[0]
 
 
 def test_the_stored_file_is_as_the_command_writes_it() -> None:
