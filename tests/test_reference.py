@@ -205,6 +205,12 @@ def test_variants_with_a_reference_are_listed_below_their_task(capsys: pytest.Ca
         assert before.partition("(")[0] == name.partition("(")[0]
 
 
+def test_variants_with_a_small_and_with_a_large_batch_have_a_reference() -> None:
+    batches = [tasks.load(name).batch_size / tasks.load(name.partition("(")[0]).batch_size for name in tasks.variants()]
+    assert min(batches) <= 1 / 4
+    assert max(batches) >= 4
+
+
 def test_the_stored_file_is_as_the_command_writes_it() -> None:
     assert references.PATH.read_text(encoding="utf-8") == references.text(references.read(references.PATH))
 
