@@ -60,6 +60,10 @@ def compare(
     baseline: Annotated[
         str | None, Option(metavar="RULE", help="What the others are compared with; by default adamw.")
     ] = None,
+    target: Annotated[
+        float | None,
+        Option(metavar="LOSS", help="Show how many steps each rule needs to this held-out loss.", show_default=False),
+    ] = None,
     tune_all: Annotated[
         bool, Option("--tune-all", help="Tune all hyperparameters, not lr and weight decay alone.")
     ] = False,
@@ -82,7 +86,7 @@ def compare(
 
     asked = {"trials": trials, "seeds": seeds, "tunings": tunings, "tuning_seeds": tuning_seeds}
     given = {name: value for name, value in asked.items() if value is not None}
-    options = Options(**given, steps=steps, seed=seed, own=tune_all, pruner=prune.value, device=device)
+    options = Options(**given, steps=steps, seed=seed, own=tune_all, pruner=prune.value, device=device, target=target)
     command = ["discover", *sys.argv[1:]]
     staff = staff_of(workers, ray_address, runtime_env)
     run(

@@ -39,7 +39,7 @@ from discover.runs import directory
 from discover.statistics import Estimate
 from discover.storage import default_url
 from discover.studies import Budget, Tuned
-from discover.verdict import Cell, Verdict, percent
+from discover.verdict import Cell, Reach, Verdict, percent
 from discover.workers import Request
 from discover.workshop import Staff, Workshop, interrupted, opened
 from tasks import Task, references
@@ -71,6 +71,7 @@ class Options:
         own: also tune hyperparameters other than lr and weight_decay.
         pruner: see `studies.Budget`.
         device: where to train.
+        target: a held-out loss; how many steps everybody needs to it is shown. Changes nothing that is trained.
     """
 
     trials: int = 20
@@ -82,9 +83,12 @@ class Options:
     own: bool = False
     pruner: Pruner = "none"
     device: str = "cpu"
+    target: float | None = None
 
     def __post_init__(self) -> None:
         """Raises UserError where a number is out of range."""
+        if self.target is not None and not 0 < self.target < math.inf:
+            raise UserError(f"--target {self.target:g}: expected a loss above 0")
         if not 1 <= self.tunings <= _STUDIES:
             raise UserError(f"--tunings {self.tunings}: expected 1 to {_STUDIES}")
         if self.seeds < max(2, self.tunings):
@@ -210,6 +214,18 @@ def judged(comparison: Comparison) -> Verdict:
     return verdict.judge(comparison.results, comparison.baseline, np.random.default_rng(comparison.options.seed))
 
 
+def reached(comparison: Comparison) -> dict[str, dict[str, Reach]]:
+    """Task -> contender -> how soon it reaches the target; nothing where none is stated."""
+    target = comparison.options.target
+    if target is None:
+        return {}
+    rng = np.random.default_rng(comparison.options.seed)
+    return {
+        task: {name: verdict.reach(tuned, target, rng) for name, tuned in row.items()}
+        for task, row in comparison.results.items()
+    }
+
+
 # The command ----------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +292,7 @@ def plain(
     """What compare.json holds: what was asked, of whom, every run on a fresh seed, statistics and words. An older file
     has no "contenders" of its own: rules go by their fingerprints there."""
     rows: dict[str, Any] = {}
+    soon = reached(comparison)
     for task, row in comparison.results.items():
         rows[task] = {
             "steps": next(iter(row.values()))[0].horizon,
@@ -283,6 +300,7 @@ def plain(
             "contenders": {
                 name: {
                     **_cell(found.cells[task][name]),
+                    **({"to_target": _json_ready(asdict(soon[task][name]))} if soon else {}),
                     "stride": comparison.strides[task][name],
                     "step_seconds": comparison.footprints[task][name].seconds,
                     "state_bytes": comparison.footprints[task][name].state_bytes,
@@ -331,9 +349,12 @@ def _json_ready(value: Any) -> Any:
 # What a person sees ---------------------------------------------------------------------------------------------------
 
 COLUMNS = ("rule", "loss", "vs {}", "p", "speed-up", "lr", "decay", "step", "bytes")
+TO_TARGET = 5
+"""Where the column of steps to the target stands, if there is one."""
 
 
 def _show(comparison: Comparison, found: Verdict, console: Console) -> None:
+    soon = reached(comparison)
     for task, row in found.cells.items():
         steps = next(iter(comparison.results[task].values()))[0].horizon
         console.print(f"\n{task}, {steps} steps", style="bold", highlight=False, markup=False)
@@ -341,16 +362,20 @@ def _show(comparison: Comparison, found: Verdict, console: Console) -> None:
         prints = comparison.footprints[task]
         ordered = sorted(row, key=lambda name: row[name].loss.value)
         lines = [_row(name, row[name], prints[name], prints[found.baseline]) for name in ordered]
+        if soon:
+            columns.insert(TO_TARGET, f"to {comparison.options.target:g}")
+            for name, cells in zip(ordered, lines, strict=True):
+                cells.insert(TO_TARGET, _steps_to(soon[task][name]))
         console.print(rows_table(columns, lines))
     console.print()
     for line in verdict.words(found):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _row(name: str, cell: Cell, cost: Footprint, reference: Footprint) -> tuple[str, ...]:
+def _row(name: str, cell: Cell, cost: Footprint, reference: Footprint) -> list[str]:
     lost = f", {cell.lost} of {cell.runs} lost" if cell.lost else ""
     decay = "" if cell.weight_decay is None else f"{cell.weight_decay:.2g}"
-    own = (
+    return [
         name,
         references.loss_and_error(cell.loss.value, _half(cell.loss)) + lost,
         "" if cell.difference is None else f"{percent(cell.difference.value)}{_mark(cell)}",
@@ -360,8 +385,17 @@ def _row(name: str, cell: Cell, cost: Footprint, reference: Footprint) -> tuple[
         decay,
         _step_time(cost, reference),
         f"{cost.state_bytes:.2g}",
+    ]
+
+
+def _steps_to(reach: Reach) -> str:
+    """ "3250 (3100 to 3400)", "not reached": on the mean curve, with its interval."""
+    value, low, high = (
+        f"{steps:.0f}" if math.isfinite(steps) else "not reached"
+        for steps in (reach.steps.value, reach.steps.low, reach.steps.high)
     )
-    return own
+    some = f" (by {reach.reached} of {reach.runs} runs)" if value == "not reached" and reach.reached else ""
+    return f"{value}{some}" if value == low == high else f"{value} ({low} to {high})"
 
 
 def _step_time(cost: Footprint, reference: Footprint) -> str:
@@ -394,6 +428,12 @@ def _endings(comparison: Comparison, found: Verdict, folder: Path, url: str, sec
     yield (
         "p: of no difference, Holm-corrected. speed-up: in steps, to what both reach. lr, decay: of the best settings."
     )
+    if options.target is not None:
+        yield (
+            f"to {options.target:g}: steps to that held-out loss on the mean curve over fresh seeds, linear between its"
+            f" {POINTS} points, and the 95 % bootstrap interval over {'tunings' if options.tunings > 1 else 'seeds'};"
+            " the schedule ends with the training, and a shorter one may get there sooner."
+        )
     yield f"step: time of the optimizer alone on these parameters, {found.baseline}'s and relative to it."
     yield "bytes: of state for each parameter."
     each = (

@@ -9,6 +9,7 @@ A long training is kept on disk now and then and goes on from there, to the same
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -91,15 +92,15 @@ class Ground:
     @cached_property
     def fingerprint(self) -> str:
         """Equal where a training would come to the same: data, losses, gradients, parameters, schedule, batches."""
-        task = self.task
-        exact = gradient.build(task, compile=False, device=task.device, dtype=torch.float64, tile=1)
+        task, some = self.task, _sample(self.task)
+        exact = gradient.build(some, compile=False, device=task.device, dtype=torch.float64, tile=1)
         flat, index = task.initial(0).double().unsqueeze(0), task.batches(0, 2)
-        loss, grad = exact(flat, task.gather(index[:1]))
-        held_out = float(task.validation_loss(task.split(flat))[0])
+        loss, grad = exact(flat, task.gather(index[:1, : some.batch_size]))
+        held_out = float(some.validation_loss(task.split(flat))[0])
         numbers = [float(loss[0]), float(grad.norm()), float(grad.sum()), held_out, float(flat.norm())]
         shapes = [(p.name, p.shape, p.role) for p in task.parameters]
-        some = [f"{x:.6g}" for x in [*numbers, *self.ratios[:: max(1, self.steps // 16)], task.learning_rate]]
-        facts = (task.spelling, task.data_sha256, self.steps, shapes, some, index.tolist())
+        digits = [f"{x:.6g}" for x in [*numbers, *self.ratios[:: max(1, self.steps // 16)], task.learning_rate]]
+        facts = (task.spelling, task.data_sha256, self.steps, shapes, digits, index.tolist())
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
     def untrained(self, seed: int) -> float:
@@ -191,6 +192,16 @@ class Ground:
 
     def start(self, seed: int) -> Tensor:
         return self.task.initial(seed).to(self.gradient.device, self.gradient.dtype)
+
+
+def _sample(task: Task) -> Task:
+    """A task whose batch does not go through at once, with one example to train on and one held out: all of them in
+    float64 would take hours on a CPU. Any other task as it is."""
+    if task.microbatch is None or task.microbatch >= task.batch_size:
+        return task
+    sample = copy.copy(task)
+    sample.batch_size, sample.held_out = 1, tuple(x[:1] for x in task.held_out)
+    return sample
 
 
 def train(

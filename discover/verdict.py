@@ -78,6 +78,21 @@ class Overall:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """How soon a contender reaches a stated loss on a task.
+
+    Attributes:
+        steps: on the mean curve over the fresh runs, linear between its points; inf where it never does. Its interval
+            is over tunings, and has inf for an end that does not reach the loss.
+        reached: fresh runs that do, each on its own curve, of `runs`.
+    """
+
+    steps: Estimate
+    reached: int
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """All of it: task -> contender -> cell, and contender -> overall (without the baseline)."""
 
@@ -162,6 +177,24 @@ def log_curves(tuned: Sequence[Tuned]) -> Array:
 def curve_steps(tuned: Sequence[Tuned]) -> list[int]:
     """The steps of `log_curves`."""
     return [0, *tuned[0].steps, tuned[0].horizon]
+
+
+def reach(tuned: Sequence[Tuned], target: float, rng: Generator, *, resamples: int = CURVE_RESAMPLES) -> Reach:
+    """How many steps a contender needs to a held-out loss above 0; the interval is by bootstrap over tunings, over
+    seeds where there is one tuning. A schedule is that of the whole training: a shorter one may get there sooner."""
+    logs, places = log_curves(tuned), curve_steps(tuned)
+    never = 2.0 * places[-1]  # what a percentile may lie between and stay a number
+
+    def needed(curve: Array) -> float:
+        return min(statistics.steps_to_target(places, curve, math.log(target)), never)
+
+    def statistic(drawn: list[Array]) -> Array:
+        return np.array([needed(mean) for mean in drawn[0].mean(axis=(1, 2))])
+
+    found = statistics.stratified_bootstrap([_rows(logs)], statistic, rng, resamples=resamples)
+    value, low, high = (x if x <= places[-1] else math.inf for x in (found.value, found.low, found.high))
+    runs = logs.reshape(-1, logs.shape[-1])
+    return Reach(Estimate(value, low, high, found.level), sum(needed(run) < never for run in runs), len(runs))
 
 
 def _rows(values: Array) -> Array:

@@ -37,6 +37,7 @@ from discover.studies import Tuned
 from discover.verdict import Verdict, judge, percent, words
 from discover.workshop import Workshop
 from tests.test_runs import made as made_run
+from tests.test_sequence_tasks import write as write_shard
 
 ROOT = Path(__file__).parent.parent
 POINTS = (10, 20)
@@ -185,6 +186,23 @@ def test_a_curve_that_is_ahead_all_the_way_is_faster() -> None:
 
 
 @pytest.mark.parametrize(
+    ("target", "steps"), [(200.0, 0), (4.0, 10), (2.0, 20), (math.sqrt(2), 30), (1.0, 40), (0.9, math.inf)]
+)
+def test_steps_to_a_loss_are_those_of_the_mean_curve(target: float, steps: float) -> None:
+    found = verdict.reach(made(lambda t, s: 1.0), target, np.random.default_rng(0))
+    assert [found.steps.value, found.steps.low, found.steps.high] == pytest.approx([steps] * 3)
+    assert (found.reached, found.runs) == (24 if math.isfinite(steps) else 0, 24)
+
+
+def test_a_loss_that_some_tunings_do_not_reach_has_an_open_interval() -> None:
+    found = verdict.reach(made(lambda t, s: 0.8 if t < 4 else 1.2), 0.95, np.random.default_rng(0))
+    assert (found.reached, found.runs) == (16, 24)
+    assert 20 < found.steps.low < found.steps.value < 40 < found.steps.high == math.inf
+    one = verdict.reach(made(lambda t, s: 0.8 if s < 2 else 1.2, tunings=1), 0.7, np.random.default_rng(0))
+    assert (one.steps.value, one.steps.low, one.reached, one.runs) == (math.inf, math.inf, 0, 4)
+
+
+@pytest.mark.parametrize(
     ("difference", "text"), [(-0.0347, "-3.4 %"), (0.0, "+0.00 %"), (0.0051, "+0.51 %"), (2.0, "+639 %"), (900, "+")]
 )
 def test_differences_are_said_in_percent(difference: float, text: str) -> None:
@@ -262,6 +280,33 @@ def test_the_verdict_is_that_of_the_runs_that_are_written(capsys: pytest.Capture
     difference = (logs["sgd"] - logs["adamw"]).mean()
     assert row["sgd"]["difference"]["value"] == pytest.approx(difference)
     assert row["sgd"]["loss"]["value"] == pytest.approx(math.exp(logs["sgd"].mean()))
+
+
+def test_steps_to_a_stated_loss_on_token_shards_are_shown_and_written(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("shards").mkdir()
+    write_shard(Path("shards/x_train_000001.bin"), [i % 64 for i in range(2000)], header=True)
+    write_shard(Path("shards/x_val_000000.bin"), [i % 64 for i in range(200)], header=True)
+    line = (
+        "compare sgd --task gpt(data=shards,vocabulary=64) --trials 2 --tunings 2 --tuning-seeds 1 --seeds 2 --steps 12"
+    )
+    _, out, _ = run(capsys, f"{line} --out free --json")
+    (row,) = json.loads(out)["tasks"].values()
+    assert "to_target" not in row["contenders"]["adamw"]
+    tunings = row["contenders"]["adamw"]["tunings"]
+    target = math.exp(float(np.mean([math.log(min(each["curves"][0])) for each in tunings]))) * 1.0001
+    code, out, err = run(capsys, f"{line} --out o --target {target} --json")
+    assert code == 0
+    assert f"to {target:g}: steps to that held-out loss" in err
+    (row,) = json.loads(out)["tasks"].values()
+    found = row["contenders"]["adamw"]["to_target"]
+    assert 0 < found["steps"]["value"] < 12
+    assert (found["runs"], found["reached"] >= 1) == (2, True)
+    assert f" {found['steps']['value']:.0f} (" in err
+    assert json.loads(Path("o/compare.json").read_text())["options"]["target"] == target
+    _, out, err = run(capsys, f"{line} --out never --target 0.001 --json")
+    (row,) = json.loads(out)["tasks"].values()
+    assert row["contenders"]["sgd"]["to_target"]["steps"]["value"] is None
+    assert err.count("not reached") == 2
 
 
 def test_another_baseline_and_a_class_of_torch_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
@@ -437,6 +482,7 @@ MISTAKES = {
     "too few seeds": ("compare lion --seeds 3", "--seeds 3: expected at least 6"),
     "no tuning": ("compare lion --tunings 0", "--tunings 0: expected 1 to 100"),
     "no steps": ("compare lion --steps 0", "--steps 0: expected at least 1"),
+    "no target": ("compare lion --target 0", "--target 0: expected a loss above 0"),
     "unknown pruner": ("compare lion --prune best", "'best' is not one of"),
     "too few seeds for the pruner": ("compare lion --prune wilcoxon", "tuning seeds: 2, expected at least 5 for the"),
     "unknown device": ("compare lion --device gpu", "--device gpu: "),

