@@ -32,9 +32,8 @@ from discover.contest import Contest, Terms, ask_of, hold, load
 from discover.errors import RunError
 from discover.keeper import StoppedError
 from discover.manifest import read_json
-from discover.pieces import CORE
 from discover.promotion import CERTIFICATE, CERTIFIED, READABLE, Promotion, begin, named_space, program_of
-from discover.promotion_keys import Promote, PromotionRung, Sizes, Tuning
+from discover.promotion_keys import Placed, Promote, PromotionRung, Sizes, Tuning
 from discover.pruners import Pruner
 from discover.ranges import dimensions
 from discover.ranges import rounded as to_six_digits
@@ -200,6 +199,8 @@ def _simplify(promotion: Promotion, name: str, workshop: Workshop) -> None:
     sizes: Tuning = settings.simplify
     if not sizes.tasks:
         sizes = sizes.model_copy(update={"tasks": tuple(state["stages"]["rung 1"]["terms"]["tasks"])})
+    if place := _place(promotion, "simplify", sizes, workshop)[2]:
+        workshop.say(f"simplify: {place}")
     terms = _terms(promotion, "simplify", sizes, SIMPLIFY, "select", workshop)
     terms = replace(terms, own=False, error_rate=settings.simplify.error_rate)
     found = ablate.simplify(winner, terms, settings.simplify.margin, workshop)
@@ -207,7 +208,7 @@ def _simplify(promotion: Promotion, name: str, workshop: Workshop) -> None:
     workshop.say(f"simplified: {identity}")
     state["winner"] = name
     state["simplification"] = [asdict(trial) for trial in found.trials]
-    state["stages"]["simplify"] = _plain(found.contest, found.contenders, "", workshop)
+    state["stages"]["simplify"] = _plain(found.contest, found.contenders, place, workshop)
     state["seconds"]["simplify"] = time.perf_counter() - began
     state["final"] = {
         "rule": name,
@@ -251,23 +252,21 @@ def _finish(promotion: Promotion, workshop: Workshop) -> None:
 # Terms ----------------------------------------------------------------------------------------------------------------
 
 
-def _place(promotion: Promotion, name: str, sizes: Sizes, workshop: Workshop) -> tuple[Place, Sizes, str]:
+def _place(promotion: Promotion, name: str, sizes: Placed, workshop: Workshop) -> tuple[Place, Sizes, str]:
     """Where a stage is trained, at which sizes, and a line that says so where it is not as asked for."""
-    place = promotion.place(name, sizes.request if isinstance(sizes, PromotionRung) else CORE, workshop)
+    place = promotion.place(name, sizes.request, workshop)
     return place, *fitted(sizes, place)
 
 
-def fitted(sizes: Sizes, place: Place) -> tuple[Sizes, str]:
+def fitted(sizes: Placed, place: Place) -> tuple[Sizes, str]:
     """At which sizes a stage is trained at a place, and a line that says so where it is not as asked for."""
-    if not isinstance(sizes, PromotionRung):
-        return sizes, ""
     if not place.missing:
         return sizes, f"on {place.on}" if place.on else ""
     smaller = "at the size given for it (`here`)" if sizes.here else "at full size (it has no `here`)"
     return sizes.here or sizes, f"{place.missing}: trained on the CPU, {smaller}"
 
 
-def _terms(promotion: Promotion, name: str, sizes: Sizes, first: int, part: str, workshop: Workshop) -> Terms:
+def _terms(promotion: Promotion, name: str, sizes: Placed, first: int, part: str, workshop: Workshop) -> Terms:
     place, actual, _ = _place(promotion, name, sizes, workshop)
     known = actual.tasks or sizes.tasks or promotion.split[part]
     loaded = [load(task) for task in known]
@@ -331,7 +330,7 @@ def _plain(contest: Contest, everybody: Sequence[Contender], place: str, worksho
     }
 
 
-def _sizes(settings: Promote, name: str) -> Sizes:
+def _sizes(settings: Promote, name: str) -> Placed:
     if name.startswith("rung "):
         return settings.rungs[int(name.removeprefix("rung ")) - 1]
     return settings.final if name == "final" else settings.incumbents

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from discover import pruners
 from discover.keys import Counts, Keys, Names, Positive, Resources, Steps, request_of
@@ -28,7 +28,24 @@ class Sizes(Keys):
         return max(2, round(self.steps * horizon)) if isinstance(self.steps, float) else self.steps
 
 
-class Tuning(Sizes):
+class Placed(Sizes):
+    """Sizes with what trains them.
+
+    Attributes:
+        resources: as for a rung of the search.
+        here: tasks and steps where there are no such resources.
+    """
+
+    resources: Resources = Field(default_factory=dict)
+    here: Sizes | None = None
+
+    @property
+    def request(self) -> tuple[tuple[str, float], ...]:
+        """As `Rung.request`."""
+        return request_of(self.resources)
+
+
+class Tuning(Placed):
     """Tunings with one budget for all.
 
     Attributes:
@@ -43,8 +60,14 @@ class Tuning(Sizes):
     fresh: Annotated[int, Field(ge=1)] = 2
     tunings: Annotated[int, Field(ge=2, le=100)] = 4
 
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `resources` and `here` where they are not asked for: so certificates that are older than these keys
+        say what follows from their space."""
+        return {key: value for key, value in plain(self).items() if value or key not in ("resources", "here")}
 
-class PromotionRung(Sizes):
+
+class PromotionRung(Placed):
     """A comparison of every candidate and every baseline, whose winners go on.
 
     Attributes:
@@ -52,8 +75,6 @@ class PromotionRung(Sizes):
         tunings: least and most; each is one look at whether a candidate is better.
         error_rate: probability that any candidate goes on which is not better than every baseline.
         baselines: None for those of the section.
-        resources: as for a rung of the search.
-        here: tasks and steps where there are no such resources.
     """
 
     trials: Annotated[int, Field(ge=1)] = 12
@@ -62,8 +83,6 @@ class PromotionRung(Sizes):
     tunings: Counts = (10, 16)
     error_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     baselines: Names | None = None
-    resources: Resources = Field(default_factory=dict)
-    here: Sizes | None = None
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
@@ -72,11 +91,6 @@ class PromotionRung(Sizes):
         if self.baselines == ():
             raise ValueError("baselines: expected at least one")
         return self
-
-    @property
-    def request(self) -> tuple[tuple[str, float], ...]:
-        """As `Rung.request`."""
-        return request_of(self.resources)
 
 
 class Simplify(Tuning):
@@ -141,19 +155,15 @@ class Promote(Keys):
 
     def tasks_of(self) -> Iterator[tuple[str, str, str]]:
         """(where in the YAML, task, set it must belong to) for every task that is named."""
-        parts: list[tuple[str, Sizes, str]] = [
+        parts: list[tuple[str, Placed, str]] = [
             ("incumbents", self.incumbents, "select"),
             ("simplify", self.simplify, "select"),
             ("final", self.final, "final"),
         ]
         parts += [(f"rungs[{number}]", rung, "select") for number, rung in enumerate(self.rungs)]
-        parts += [
-            (f"{where}.here", part.here, kind)
-            for where, part, kind in parts
-            if isinstance(part, PromotionRung) and part.here
-        ]
-        for where, part, kind in parts:
-            for task in part.tasks:
+        here = [(f"{where}.here", part.here, kind) for where, part, kind in parts if part.here]
+        for where, sizes, kind in [*parts, *here]:
+            for task in sizes.tasks:
                 yield f"promote.{where}.tasks", task, kind
 
 

@@ -599,6 +599,41 @@ def test_a_rung_that_asks_for_a_gpu_is_trained_here_at_the_size_given_and_says_s
     assert "no GPU on this machine" in (folder / "certificate.md").read_text()
 
 
+@pytest.mark.slow
+def test_the_shipped_space_for_a_gpu_promotes_on_this_cpu_at_the_size_given_and_says_so_of_every_stage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    folder = a_run([adam()])
+    shipped = Space.load("gpu").plain()
+    asked = shipped["promote"]
+    assert [bool(rung["resources"]) for rung in asked["rungs"]] == [False, True]
+    asked |= {"top": 1, "baselines": ["crippled.rule"], "beside": []}
+    few = {"trials": 3, "fresh": 1, "tuning_seeds": 1}
+    small, resources = {"steps": 6}, {"GPU": 1.0}
+    asked["rungs"] = [{**rung, **few, "tunings": [6, 8], "steps": 8} for rung in asked["rungs"]]
+    asked["rungs"][1] |= {"steps": 1.0, "here": {**asked["rungs"][1]["here"], "steps": 8}}
+    asked["incumbents"] |= few | {"tunings": 2, "steps": 1.0, "resources": resources, "here": small}
+    asked["simplify"] |= few | {"tunings": 3, "steps": 1.0, "margin": 0.5, "resources": resources, "here": small}
+    asked["final"] |= few | {"tunings": [6, 8], "steps": 6}
+    Path("gpu.yaml").write_text(yaml.safe_dump(shipped))
+    code, out, err = command(capsys, "promote found --space gpu.yaml")
+    assert code == 0, err
+    places = {each["terms"]["name"]: each["place"] for each in read(folder)["contests"]}
+    instead = "no GPU on this machine: trained on the CPU, at the size given for it (`here`)"
+    stages = read(folder)["contests"]
+    assert {each["terms"]["name"]: each["terms"]["tasks"] for each in stages if each["place"]} == {
+        "incumbents": {"photo_coordinates": 6, "bytes_transformer": 6},
+        "rung 2": {"gpt": 8},
+    }
+    assert {name for name, place in places.items() if place} == {"incumbents", "rung 2"}
+    for stage in ("incumbents", "rung 2", "simplify"):
+        assert f"{stage}: {instead}" in out
+    assert (folder / "certificate.md").read_text().count("no GPU on this machine") >= 2
+    code, out, err = command(capsys, "verify found --sample 2 --tune 0")
+    assert code == 0, out + err
+
+
 def test_mistakes_on_the_command_line_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     folder = a_run([adam()])
     for line, words in (

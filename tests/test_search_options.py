@@ -382,7 +382,7 @@ WARM = [
     ("matrix", "shampoo"),
     ("stateless", "scale"),
 ]
-WARM += [("custom", "signum"), ("nos_templates", "signsgd"), ("wrappers", "lookahead(lion)")]
+WARM += [("gpu", "lion"), ("custom", "signum"), ("nos_templates", "signsgd"), ("wrappers", "lookahead(lion)")]
 
 
 @pytest.mark.parametrize(("name", "rule"), WARM)

@@ -273,8 +273,35 @@ def missing(model: type[BaseModel], data: Any, where: str = "") -> list[str]:
 def test_lion_like_writes_every_key_out() -> None:
     stops = ["budget.candidates", "budget.model_steps", "budget.target", "budget.plateau"]
     gone = missing(Space, read_yaml(DIRECTORY / "lion_like.yaml"))
-    of_some_rungs = ("rungs.", "promote.final.baselines", "promote.final.resources", "promote.final.here")
+    placed = [f"promote.{part}.{key}" for part in ("incumbents", "simplify", "final") for key in ("resources", "here")]
+    of_some_rungs = ("rungs.", "promote.final.baselines", *placed)
     assert [key for key in gone if not key.startswith(of_some_rungs)] == stops
+
+
+def test_the_space_for_a_gpu_searches_as_lion_like_and_has_a_smaller_size_for_where_there_is_none() -> None:
+    import tasks
+
+    gpu, lion_like = Space.load("gpu"), Space.load("lion_like")
+    differ = {"name", "description", "tasks", "promote"}
+    assert gpu.model_dump(exclude=differ) == lion_like.model_dump(exclude=differ)
+    assert (gpu.tasks.search, gpu.tasks.final) == (lion_like.tasks.search, lion_like.tasks.final)
+    asking = [rung for rung in gpu.promote.rungs if dict(rung.request).get("GPU")]
+    assert len(asking) == 1
+    for rung in asking:
+        assert rung.here is not None
+        (large,), (small,) = map(tasks.load, rung.tasks), map(tasks.load, rung.here.tasks)
+        steps = rung.steps_of(large.horizon), rung.here.steps_of(small.horizon)
+        assert large.flops * steps[0] > 100 * small.flops * steps[1]
+
+
+def test_what_no_stage_asks_for_is_not_written_so_that_older_certificates_hold() -> None:
+    plain = Space.load("lion_like").plain()["promote"]
+    assert not {"resources", "here"} & {*plain["incumbents"], *plain["simplify"]}
+    asked = "promote: {incumbents: {resources: {GPU: 1}, here: {steps: 0.5}}, simplify: {tunings: 6}}\n"
+    space = load(SMALL + asked)
+    assert space.promote.incumbents.request == (("CPU", 1.0), ("GPU", 1.0))
+    assert Space.of(space.plain(), "manifest.json") == space
+    assert space.plain()["promote"]["incumbents"]["here"] == {"tasks": [], "steps": 0.5}
 
 
 def test_a_space_survives_a_manifest() -> None:

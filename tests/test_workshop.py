@@ -638,6 +638,23 @@ def test_on_a_cluster_rungs_get_what_is_there_and_say_what_is_not(
             "no GPU that torch sees on the nodes that have one: trained on the CPU, at the size given"
         )
         assert crews[0].room == {GPU: 1}
+        held: list[float] = []
+        done = Workshop.done
+
+        def watched(self: Workshop, works: Any) -> Any:
+            """How much of the GPU is free while a worker that asked for it is there."""
+            found = list(done(self, works))
+            deadline = time.monotonic() + 20
+            while (free := crews[-1]._ray.available_resources().get("GPU", 0.0)) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            held.append(free)
+            return iter(found)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Workshop, "done", watched)
+            place, sizes, line = placed(staff, Space.load("gpu").promote.rungs[-1])
+        assert (place.request, sizes.tasks, held) == (CORE, ("gpt",), [0.0])
+        assert "at the size given for it (`here`)" in line
         place, _, line = placed(staff, RUNG.model_copy(update={"resources": {"TPU": 4.0}}))
         assert (place.request, line) == (
             CORE,
