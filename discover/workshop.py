@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from discover import workers
+from discover import artefact, gradient, workers
 from discover.asks import Answer, Ask, Job
 from discover.contenders import spelled
 from discover.errors import ClusterError, UserError
@@ -100,6 +100,8 @@ class Workshop:
             site = replace(site, device="cpu")
         if site not in self._grounds:
             with shortage_said(ask):
+                if ask.compile and artefact.have_compiler() and not gradient.is_cached(ask.task, device=site.device):
+                    self.once(f"compiling the gradient of {ask.task.spelling}, once, 5 to 40 s")
                 made = Ground(ask.task, steps=ask.steps, compile=ask.compile, native=ask.native, device=site.device)
             self._grounds[site] = made
             self.once(made.gradient.note)

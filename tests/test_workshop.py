@@ -20,6 +20,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ import torch
 
 import dsl
 import tasks
-from discover import again, calibrate, cli, cli_options, compare, pieces, workers
+from discover import again, artefact, calibrate, cli, cli_options, compare, gradient, pieces, workers
+from discover import workshop as workshop_module
 from discover.actor import Actor
 from discover.asks import Answer, Ask
 from discover.cluster import RayWorkers
@@ -46,6 +48,7 @@ from discover.studies import Budget, Study
 from discover.trainers import Ground, Run
 from discover.workers import Crew, Done, Request, Work
 from discover.workshop import Place, Staff, Workshop
+from tasks import Task
 from tests.test_promote import ASCENT, a_run, adam, read
 
 ROOT = Path(__file__).parent.parent
@@ -533,6 +536,27 @@ def test_a_worker_that_has_no_gpu_refuses_what_shall_be_trained_on_one(hands: li
         work = Training("a", {"text": CRIPPLED}, Site("quadratic", 4, device="cuda"), (Run({}, 0),), ())
         with pytest.raises(UserError, match="quadratic: shall be trained on cuda, and torch sees no GPU on "):
             list(shop.done([work]))
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_what_is_compiled_is_said_before_it_is_and_once(compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    cached: set[str] = set()
+
+    def make(task: Task, **options: Any) -> Any:
+        lines.append(f"made {task.spelling}")
+        cached.add(task.spelling)
+        return SimpleNamespace(gradient=SimpleNamespace(note=""))
+
+    monkeypatch.setattr(artefact, "have_compiler", lambda: compiler)
+    monkeypatch.setattr(gradient, "is_cached", lambda task, device: task.spelling in cached)
+    monkeypatch.setattr(workshop_module, "Ground", make)
+    shop = Workshop(Store(None), Keeper(None), say=lines.append)
+    one = replace(asks(("adamw",))[0], task=tasks.load("breast_cancer"), compile=True)
+    for ask in (one, replace(one, steps=7), replace(one, task=tasks.load("quadratic"), compile=False)):
+        shop.ground(ask)
+    said = ["compiling the gradient of breast_cancer, once, 5 to 40 s"] if compiler else []
+    assert lines == [*said, "made breast_cancer", "made breast_cancer", "made quadratic"]
 
 
 # On Ray ---------------------------------------------------------------------------------------------------------------
