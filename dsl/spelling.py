@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dsl.parse import MAX_DEPTH, read_number, suggest
-from dsl.program import Hyper, Program, RuleError
+from dsl.program import Call, Expr, Hyper, Name, Number, Program, RuleError, assignments, expressions
 from dsl.types import size_of
 
 _SETTING = re.compile(r"([A-Za-z_]\w*)\s*=(?!=)\s*(.*)", re.DOTALL)
@@ -83,8 +83,10 @@ def with_settings(program: Program, settings: Mapping[str, float], text: str) ->
 
     Raises:
         RuleError: there is no such hyperparameter, or the number is outside of the range that the rule declares; 0 is
-            always a weight decay. One that gives a state its shape takes whole numbers from 1.
+            always a weight decay. Without a range, the rate of an average is at least 0 and less than 1. One that gives
+            a state its shape takes whole numbers from 1.
     """
+    averages = rates(program)
     for name, value in settings.items():
         hyper = next((each for each in program.hypers if each.name == name), None)
         if hyper is None:
@@ -98,6 +100,11 @@ def with_settings(program: Program, settings: Mapping[str, float], text: str) ->
             raise RuleError(
                 f"{text}: {name}={value:g} is outside of the range that rule '{program.name}' declares,"
                 f" {hyper.range.low:g} to {hyper.range.high:g}"
+            )
+        if hyper.range is None and name in averages and not 0 <= value < 1:
+            raise RuleError(
+                f"{text}: {name}={value:g}: in rule '{program.name}' it says how much of an average stays, at least 0"
+                f" and less than 1"
             )
     result = program.with_defaults(settings)
     try:
@@ -113,6 +120,26 @@ def _allowed(hyper: Hyper, value: float) -> bool:
     if hyper.range is None or value == hyper.default or (hyper.name == "weight_decay" and value == 0):
         return True
     return hyper.range.low <= value <= hyper.range.high
+
+
+def rates(program: Program) -> frozenset[str]:
+    """Hyperparameters with a default in [0, 1) that say how much of an average stays: at 1 it never moves or nothing is
+    forgotten, and above that it grows without bound.
+
+    They are known by what is done with them: `lerp(m, g, 1 - h)`, `debias(m, h)`, `h ** t`, or `h * m` in a line that
+    gives the slot `m`. Not by a default near 1, which a distance, a factor or a limit may have as well.
+    """
+    slots, found = {slot.name for slot in program.slots}, set[Expr]()
+    for line in assignments(program.body):
+        for each in expressions(line.value):
+            match each:
+                case Call("lerp", (_, _, Call("sub", (Number(1.0), rate)))):
+                    found.add(rate)
+                case Call("debias", (_, rate)) | Call("pow", (rate, Name("t"))):
+                    found.add(rate)
+                case Call("mul", (one, other)) if line.target in slots and Name(line.target) in (one, other):
+                    found |= {one, other}
+    return frozenset(hyper.name for hyper in program.hypers if Name(hyper.name) in found and 0 <= hyper.default < 1)
 
 
 def _opening(text: str) -> int:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dsl
-from dsl import reference
+from dsl import reference, spelling
 from dsl.graph import CONSTANT, INPUT, lower
 from dsl.ops import OPS
 from dsl.program import Assign, Call, Facts, If, IsMatrix, Name, Number, Program, RuleError, assignments, names_read
@@ -392,6 +392,42 @@ SET = {
 }
 
 
+NO_RATES = {
+    "ema_nesterov": {"beta": 1.5},  # how far the point is shifted
+    "asam": {"rho": 2.0},  # a distance
+    "lookahead": {"alpha": 1.0},  # how far slow weights go, which is all the way without it
+    "adafactor": {"beta2_decay": 1.0},  # a power of t
+    "namo_d": {"clamp": 1.0},
+    "am_sgd": {"beta_max": 1.0},
+}
+"""What looks like the rate of an average by its default, and may well be 1 or more."""
+
+OTHER_USES = {
+    "m3": {"beta1", "beta2"},  # weights of sums
+    "schedule_free_adamw": {"beta1"},  # where between two points the gradient is taken
+    "schedule_free_sgd": {"momentum"},
+}
+
+
+@pytest.mark.parametrize("name", dsl.names())
+def test_every_default_of_the_zoo_may_be_set_and_no_average_is_given_a_rate_that_is_none(name: str) -> None:
+    program = dsl.load(name)
+    for hyper in program.hypers:
+        assert spelling.with_settings(program, {hyper.name: hyper.default}, name) == program
+    for hyper in program.hypers:
+        if hyper.name in spelling.rates(program) and hyper.range is None:
+            for value in (0.0, 0.5, 0.9999):
+                spelling.with_settings(program, {hyper.name: value}, name)
+            for value in (-0.1, 1.0, 2.0):
+                with pytest.raises(dsl.RuleError, match="how much of an average stays"):
+                    spelling.with_settings(program, {hyper.name: value}, name)
+    assert {"beta1", "beta2", "momentum"} & program.defaults.keys() <= spelling.rates(program) | OTHER_USES.get(
+        name, set()
+    )
+    assert not NO_RATES.get(name, {}).keys() & spelling.rates(program)
+    spelling.with_settings(program, NO_RATES.get(name, {}), name)
+
+
 @pytest.mark.parametrize("rule", SET)
 def test_settings_are_the_defaults_that_a_file_could_have_and_nothing_else(rule: str) -> None:
     assert dsl.load(rule) == SET[rule]
@@ -422,6 +458,13 @@ def test_a_file_and_a_registered_rule_take_settings_and_are_wrapped(
             "cautious(adamw(lr=-1))",
             "adamw(lr=-1): lr=-1 is outside of the range that rule 'adamw' declares, 1e-05 to 0.1",
         ),
+        (
+            "cautious(adamw(beta1=2))",
+            "adamw(beta1=2): beta1=2: in rule 'adamw' it says how much of an average stays, at least 0 and less than 1",
+        ),
+        ("adamw(beta2=1)", "beta2=1: in rule 'adamw' it says how much of an average stays"),
+        ("momentum(momentum=-0.1)", "momentum=-0.1: in rule 'momentum' it says how much"),
+        ("ema_nesterov(muon, gamma=1)", "gamma=1: in rule 'ema_nesterov' it says how much"),
         ("galore(rank=2.5)", "rank gives the state its shape: expected a whole number from 1 for all, not 2.5"),
         ("adamw(beta1)", "'adamw' takes 0 rules, 'adamw(beta1)' gives 1"),
         ("adamw(beta1=high)", "beta1=high: a hyperparameter is set to a number, beta1=0.9 for example"),
