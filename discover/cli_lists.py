@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ from discover.cli_options import Json, Kind, RunArgument, print_json
 from discover.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from discover.console import Rows
 
 
 def report(
@@ -61,13 +62,21 @@ def list_(what: Annotated[Kind, Argument(help="What to list.")], json: Json = Fa
 
 
 def _print(rows: Sequence[Mapping[str, Any]], columns: list[str], where_wide: Sequence[str]) -> None:
-    """A table; of the columns in `where_wide` that say anything as many, from the first on, as there is room for."""
+    """A table; of the columns in `where_wide` that say anything as many, from the first on, as there is room for. Where
+    there is not room for all, variants of what stands above them are shown by their options alone."""
     from rich.console import Console
 
     from discover.console import rows_table
 
-    def table() -> Table:
-        return rows_table(columns, ([_shown(row[name]) for name in columns] for row in rows))
+    def table(*, brief: bool = False) -> Rows:
+        cells = [[_shown(name, row[name]) for name in columns] for row in rows]
+        above = ""
+        for row in cells if brief else ():
+            if above and row[0].startswith(f"{above}("):
+                row[0] = f"  {row[0].removeprefix(above)}"
+            else:
+                above = row[0]
+        return rows_table(columns, cells)
 
     for name in [name for name in where_wide if not any(row[name] for row in rows)]:
         columns.remove(name)
@@ -75,10 +84,12 @@ def _print(rows: Sequence[Mapping[str, Any]], columns: list[str], where_wide: Se
     anything = console.options.update(max_width=10_000)
     while left and console.measure(table(), options=anything).maximum > console.width:
         columns.remove(left.pop())
-    console.print(table())
+    console.print(table(brief=console.measure(table(), options=anything).maximum > console.width))
 
 
-def _shown(value: object) -> str:
+def _shown(name: str, value: object) -> str:
+    if name == "flops" and isinstance(value, float):
+        return re.sub(r"e\+0*", "e", f"{value:.1e}")
     if isinstance(value, dict):
         return ", ".join(f"{key} {count}" for key, count in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

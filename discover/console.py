@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -234,11 +236,58 @@ def _number(value: object) -> str:
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else "?"
 
 
-def rows_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """A plain table of text."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    return table
+class Rows:
+    """A plain table of text, in which no word is broken. Where the words have no room beside each other, the columns
+    that are left follow in a table of their own, which repeats the first one.
+
+    Args:
+        columns: headers; rows: as many cells each.
+    """
+
+    def __init__(self, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+        self.columns, self.rows = list(columns), [list(row) for row in rows]
+        cells = [[column, *(row[place] for row in self.rows)] for place, column in enumerate(self.columns)]
+        self._least = [max(cell_len(word) for text in each for word in [*text.split(), ""]) for each in cells]
+        self._most = [max(cell_len(text) for text in each) for each in cells]
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        most = sum(self._most) + _GAP * (len(self._most) - 1)
+        return Measurement(min(most, options.max_width), min(most, options.max_width))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for places in self._blocks(options.max_width):
+            yield self._table(places, options.max_width)
+
+    def _blocks(self, width: int) -> list[list[int]]:
+        """Columns that have room beside each other."""
+        blocks, used = [[0]], self._least[0]
+        for place, least in enumerate(self._least[1:], start=1):
+            if used + _GAP + least > width and len(blocks[-1]) > 1:
+                blocks.append([0])
+                used = self._least[0]
+            blocks[-1].append(place)
+            used += _GAP + least
+        return blocks
+
+    def _table(self, places: Sequence[int], width: int) -> Table:
+        widths = [self._most[place] for place in places]
+        while sum(widths) + _GAP * (len(widths) - 1) > width:
+            slack = [wide - self._least[place] for wide, place in zip(widths, places, strict=True)]
+            if max(slack) <= 0:  # a first column of one word that leaves no room for another
+                slack = widths
+            widths[slack.index(max(slack))] -= 1
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for place, wide in zip(places, widths, strict=True):
+            table.add_column(escape(self.columns[place]), overflow="fold", width=wide)
+        for row in self.rows:
+            table.add_row(*(escape(row[place]) for place in places))
+        return table
+
+
+_GAP = 2
+"""Spaces between two columns."""
+
+
+def rows_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Rows:
+    """A plain table of text, see `Rows`."""
+    return Rows(columns, rows)
