@@ -293,6 +293,19 @@ def test_a_space_without_a_calibration_says_nothing_and_a_damaged_one_is_refused
         calibration.line("small.yaml", space)
 
 
+def test_the_proxies_of_lion_like_agree_as_they_must_at_a_fiftieth_of_the_cost_and_are_those_that_were_measured() -> (
+    None
+):
+    """What `discover calibrate --space lion_like` must come to: another space of that name is to be measured anew."""
+    data, space = calibration.read(calibration.path_of("lion_like")), Space.load("lion_like")
+    assert data is not None
+    assert data["digest"] == calibration.digest(space)
+    assert sorted(data["all"]["proxies"]) == sorted(space.tasks.search)
+    assert data["all"]["spearman"]["value"] >= 0.8
+    assert data["cost"]["proxies"]["flops"] <= data["cost"]["select"]["flops"] / 50
+    assert len(data["rules"]) >= 15
+
+
 def test_a_space_with_the_tasks_of_a_calibrated_one_has_its_calibration() -> None:
     space = Space.load("lion_like")
     same = Space.of({**space.plain(), "name": "mine", "slots": ["m"]}, "mine")

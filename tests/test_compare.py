@@ -323,6 +323,34 @@ def test_another_baseline_and_a_class_of_torch_are_taken(capsys: pytest.CaptureF
     assert there["torch.optim:SGD"] == {"text": "torch.optim:SGD", "from": package}
 
 
+def test_an_optimizer_of_another_package_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, f"compare pytorch_optimizer:SOAP --task breast_cancer {FEW} --out o --json")
+    assert code == 0, err
+    data = json.loads(out)
+    soap = data["contenders"]["pytorch_optimizer:SOAP"]["from"]
+    assert soap == {
+        "class": "pytorch_optimizer:SOAP",
+        "package": f"pytorch_optimizer {metadata.version('pytorch-optimizer')}",
+    }
+    cell = data["tasks"]["breast_cancer"]["contenders"]["pytorch_optimizer:SOAP"]
+    assert cell["lost"] == 0
+    assert max(each["losses"][0] for each in cell["tunings"]) < cell["tunings"][0]["untrained"][0]
+
+
+def test_the_model_of_the_tutorial_is_compared_on(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")
+    assert "discover compare last@1 adamw lion --task my_task.py:task" in page
+    (text,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    Path("my_task.py").write_text(text)
+    line = "compare adamw lion --task my_task.py:task --trials 2 --tunings 2 --tuning-seeds 1 --seeds 2 --steps 5"
+    code, out, err = run(capsys, f"{line} --out o --json")
+    assert code == 0, err
+    ((name, row),) = json.loads(out)["tasks"].items()
+    assert name == "my_task.py:task" or name.endswith("/my_task.py:task")
+    assert {each: cell["runs"] for each, cell in row["contenders"].items()} == {"adamw": 2, "lion": 2}
+    assert f"{name}, 5 steps" in err
+
+
 def test_a_contender_says_where_it_comes_from(home: Path) -> None:
     made_run("runs/alpha", trained=4)
     register(dsl.load("lion"), "my_lion")
