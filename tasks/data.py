@@ -103,9 +103,8 @@ def photograph(block: int) -> Split:
     Returns: coordinates [points, 2] float32 (down, right), the longer side from -1 to 1, and colours [points, 3]
     float32, standardised a channel; three quarters of the points to train on, the others held out.
 
-    Source: "china.jpg" of scikit-learn, a photograph by Yann Forget, CC BY 3.0. Needs Pillow to be read.
+    Source: "china.jpg" of scikit-learn, a photograph by Yann Forget, CC BY 3.0.
     """
-    package("PIL", "images")
     pixels = torch.from_numpy(datasets.load_sample_image("china.jpg").copy())
     rows, columns = (size // block for size in pixels.shape[:2])
     whole = pixels[: rows * block, : columns * block].double()

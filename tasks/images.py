@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -156,20 +155,19 @@ def folder(where: Path, pixels: int) -> Images:
     a fifth is, drawn with a seed that never changes. Classes are numbered in the order of their names.
 
     Raises:
-        ValueError: no such folder, fewer than two classes, an image that cannot be read, Pillow is not installed.
+        ValueError: no such folder, fewer than two classes, an image that cannot be read.
     """
     if not where.is_dir():
         raise ValueError(f"{where}: no such folder; expected one with a folder of images for each class")
-    pillow = package("PIL.Image", "images")
     parts = [where / name for name in ("train", "val", "test") if (where / name).is_dir()]
     divided = len(parts) > 1 and parts[0].name == "train"
     train_folder = parts[0] if divided else where
     classes = sorted(path.name for path in train_folder.iterdir() if path.is_dir() and _images_in(path))
     if len(classes) < 2:
         raise ValueError(f"{train_folder}: expected at least two folders, one for each class, with images in them")
-    x, y = _read(pillow, train_folder, classes, pixels)
+    x, y = _read(train_folder, classes, pixels)
     if divided:
-        other_x, other_y = _read(pillow, parts[1], classes, pixels)
+        other_x, other_y = _read(parts[1], classes, pixels)
         return Images.of(Split((x, y), (other_x, other_y), sha256(x, y, other_x, other_y)), len(classes))
     train, held_out = shuffled_parts(len(x), held_out=max(1, round(HELD_OUT * len(x))))
     return Images.of(Split((x[train], y[train]), (x[held_out], y[held_out]), sha256(x, y)), len(classes))
@@ -179,12 +177,14 @@ def _images_in(where: Path) -> list[Path]:
     return sorted(path for path in where.rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
-def _read(pillow: ModuleType, where: Path, classes: Sequence[str], pixels: int) -> tuple[Tensor, Tensor]:
+def _read(where: Path, classes: Sequence[str], pixels: int) -> tuple[Tensor, Tensor]:
+    from PIL import Image
+
     images, labels = [], []
     for label, name in enumerate(classes):
         for path in _images_in(where / name):
             try:
-                with pillow.open(path) as image:
+                with Image.open(path) as image:
                     images.append(np.asarray(_square(image.convert("RGB"), pixels)))
             except OSError as error:
                 raise ValueError(f"{path}: cannot be read as an image: {error}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,23 @@ def test_what_a_training_script_imports_is_light() -> None:
     code = "import sys; from discover import optim; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not {"tasks", "ray", "optuna", "sklearn", "pydantic"} & set(done.stdout.split())
+
+
+def test_what_shipped_spaces_search_and_judge_on_needs_no_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {
+        each.partition(">")[0] for name in ("images", "tokens") for each in project["optional-dependencies"][name]
+    }
+    code = f"""if True:
+        import sys
+        sys.modules.update(dict.fromkeys({sorted(extras)}))  # as where they are not installed
+        import tasks
+        from discover.space import Space, names
+        for space in map(Space.load, names()):
+            space.check_tasks(tasks.load, space.name)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    needed = {each.partition(">")[0] for each in project["dependencies"]}
+    assert "pillow" in needed  # scikit-learn reads its photograph by it, and does not ask for it
+    assert not needed & extras
