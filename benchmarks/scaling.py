@@ -7,7 +7,7 @@ runs from when every worker has trained a unit of each task to when the last uni
 of their time workers trained, and seconds of training a model step, which grow where cores share caches, clocks or
 memory, and where other programs take a worker's core. The figure is the median of the ratios of neighbours.
 
-    python -m benchmarks.scaling [--pairs 5] [--generations 3] [--workers 2] [--space lion_like]
+    python -m benchmarks.scaling [--pairs 5] [--generations 24] [--workers 2] [--space lion_like]
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="lion_like")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--generations", type=int, default=3)
+    parser.add_argument("--generations", type=int, default=24, help="so many that the end, when one waits, is short")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     asked = parser.parse_args()
     units = units_of(asked.space, asked.generations)
