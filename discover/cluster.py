@@ -18,6 +18,7 @@ is gone the search ends in one line, and can be resumed.
 from __future__ import annotations
 
 import heapq
+import math
 import os
 import threading
 import time
@@ -37,6 +38,10 @@ from discover.workers import FAULTY, OUT_OF_MEMORY, TIMED_OUT, UNBOUNDED, WORKER
 
 ATTEMPTS = 3
 """How many workers may die under a unit before it is given up; and how many may fail to start before the first does."""
+
+DOUBT_SECONDS = 20.0
+"""How long a node on which a worker was lost is given nothing, unless a worker there answers: longer than Ray takes to
+find out that a node was killed, 15 seconds by its own settings."""
 
 WAIT_SECONDS = 0.5
 """How long `next` waits: a search that is asked to stop does so within about this time."""
@@ -88,7 +93,7 @@ class RayWorkers:
         self._nodes: dict[str, str] = {}
         """The cluster's nodes: id -> a name for people."""
         self._doubted: dict[str, float] = {}
-        """Nodes on which a worker was lost, and when, since the cluster was last looked at."""
+        """Nodes on which a worker was lost, and when."""
         self._pools = {request: Pool(request, crew.count or 0) for request in crew.requests}
         self.room: dict[Request, int] = {}
         """How many workers of each kind the nodes that are there could hold."""
@@ -208,6 +213,8 @@ class RayWorkers:
             self._doubt(worker.node)
             self._replace(worker, reason)
             return
+        if error is None:
+            self._answered(worker)
         place = next(index for index, (each, _) in enumerate(worker.jobs) if each == reference)
         job = worker.jobs[place][1]
         self._load(worker, lambda: worker.jobs.remove((reference, job)))
@@ -242,6 +249,7 @@ class RayWorkers:
             self._count(1)
             worker.ready = True
             worker.node, worker.process, worker.code = hello
+            self._answered(worker)
             self._load(worker, lambda: None)
             self._dispatch(pool)
             return
@@ -257,9 +265,13 @@ class RayWorkers:
         removed = self._nodes.keys() - nodes.keys()
         self.incidents += [Incident("node added", nodes[each][0]) for each in sorted(added)]
         self.incidents += [Incident("node removed", self._nodes[each]) for each in sorted(removed)]
+        for node in removed:
+            self._doubt(node)  # all of it first: what one of its workers had must not go to another of them
         for worker in [each for pool in self._pools.values() for each in pool.workers if each.node in removed]:
             self._note(WORKER_LOST, self._on(worker, "its node is gone"))
             self._replace(worker, WORKER_LOST)
+        for node in removed:
+            self._doubted.pop(node, None)
         self._nodes = {node: name for node, (name, _) in nodes.items()}
         room = fit([resources for _, resources in nodes.values()], list(self._pools))
         self.room = dict(zip(self._pools, room, strict=True))
@@ -273,14 +285,6 @@ class RayWorkers:
                 self._ray.kill(idle[-1].actor)
                 self._remove(idle[-1])
         self._hire()
-
-    def _on_looked(self, asked: float) -> None:
-        """The cluster was asked then, and `_on_nodes` has what was new: the other nodes are there."""
-        self._doubted = {node: since for node, since in self._doubted.items() if since >= asked}
-        for pool in self._pools.values():
-            for worker in pool.workers:
-                self._load(worker, lambda: None)
-            self._dispatch(pool)
 
     def _on_loss(self, line: str) -> None:
         """The cluster is gone for good, or for too long."""
@@ -307,7 +311,7 @@ class RayWorkers:
             if name in asked:
                 options[option] = asked.pop(name)
         actor = self._actor.options(**options, resources=asked).remote(dict(self.crew.files or {}), self.crew.memory)
-        worker = Worker(actor, pool)
+        worker = Worker(actor, pool, since=time.monotonic())
         pool.workers[worker] = None
         self._when_done(actor.hello.remote(), partial(self._on_ready, worker))
 
@@ -333,7 +337,7 @@ class RayWorkers:
         self._dispatch(worker.pool)
 
     def _doubt(self, node: str) -> None:
-        """Gives nothing more to a node until the cluster has been looked at. The node of a private Ray is this one."""
+        """Gives nothing more to a node for a while. The node of a private Ray is this one."""
         if self.crew.address is None:
             return
         self._doubted[node] = time.monotonic()
@@ -341,6 +345,18 @@ class RayWorkers:
             for load in pool.loads:
                 for worker in [each for each in load if each.node == node]:
                     del load[worker]
+
+    def _answered(self, worker: Worker) -> None:
+        """A worker said something. If it was asked after its node was doubted, the node is there."""
+        if worker.since > self._doubted.get(worker.node, math.inf):
+            self._trust(worker.node)
+
+    def _trust(self, node: str) -> None:
+        del self._doubted[node]
+        for pool in self._pools.values():
+            for worker in [each for each in pool.workers if each.node == node]:
+                self._load(worker, lambda: None)
+            self._dispatch(pool)
 
     def _remove(self, worker: Worker) -> None:
         if worker.ready:
@@ -357,6 +373,8 @@ class RayWorkers:
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
+        for node in [node for node, since in self._doubted.items() if now - since > DOUBT_SECONDS]:
+            self._trust(node)
         for pool in self._pools.values():
             for worker in pool.beyond(self.time_limit):
                 job = worker.jobs[0][1]
@@ -385,7 +403,6 @@ class RayWorkers:
         known: object = None
         answered = time.monotonic()
         while not self._closed.wait(WATCH_SECONDS):
-            asked = time.monotonic()
             try:
                 nodes = head.nodes()
             except RestartedError:
@@ -399,8 +416,6 @@ class RayWorkers:
                 if nodes.keys() != known:
                     known = nodes.keys()
                     self._inbox.put(partial(self._on_nodes, nodes))
-                if self._doubted:
-                    self._inbox.put(partial(self._on_looked, asked))
             elif time.monotonic() - answered > PATIENCE_SECONDS:
                 where = f"the Ray cluster at {self.crew.address} has not answered for {PATIENCE_SECONDS:g} seconds"
                 self._inbox.put(partial(self._on_loss, where))

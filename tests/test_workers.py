@@ -382,12 +382,10 @@ def test_a_node_that_dies_costs_a_unit_one_attempt_however_many_workers_it_had(
     ray.finish(2, ray.exceptions.ActorDiedError())  # the first word of it
     settle(crew)
     assert [ray.has(actor) for actor in range(1, 8)] == [["a"], [], [], [], [], ["f"], ["b"]]
-    crew._on_looked(time.monotonic() - 60.0)  # an answer to what was asked before
     crew.submit("h", named("h"))
     assert [ray.has(actor) for actor in (3, 4, 5)] == [[], [], []]  # idle, and dead
     ray.finish(6, ray.exceptions.ActorDiedError())
     crew._on_nodes({"lasts": ("lasts", {"CPU": 6.0})})
-    crew._on_looked(time.monotonic())
     assert len(ray.actors) == 6 + 5
     done = settle(crew)
     while busy := [actor for actor in range(1, len(ray.actors) + 1) if actor not in ray.killed and ray.has(actor)]:
@@ -397,22 +395,74 @@ def test_a_node_that_dies_costs_a_unit_one_attempt_however_many_workers_it_had(
     assert [each.kind for each in crew.incidents].count("unit retried") == 2
 
 
-def test_a_node_that_lost_a_worker_and_is_still_there_gets_units_again(
+def test_a_node_whose_end_is_first_heard_of_from_the_cluster_costs_a_unit_one_attempt_too(
     ray: _Ray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "Head", lambda ray: SimpleNamespace(nodes=lambda: {"0": ("here", {"CPU": 2.0})}))
-    monkeypatch.setattr(cluster, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(cluster, "Head", lambda ray: None)
+    monkeypatch.setattr(cluster, "WATCH_SECONDS", 3600.0)
+    ray.place = lambda number: "dies" if number <= 4 else "lasts"
+    crew = RayWorkers(Crew(4, "there"))
+    settle(crew)
+    crew._on_nodes({node: (node, {"CPU": 4.0}) for node in ("dies", "lasts")})
+    crew.submit("a", named("a"))
+    crew._on_nodes({"lasts": ("lasts", {"CPU": 4.0})})
+    done = settle(crew)
+    (busy,) = [actor for actor in range(5, len(ray.actors) + 1) if ray.has(actor)]
+    ray.finish(busy)
+    assert [(each.key, bool(each.result)) for each in done + settle(crew)] == [("a", True)]
+    assert [each.kind for each in crew.incidents].count("unit retried") == 1
+
+
+@pytest.fixture
+def doubted(ray: _Ray, monkeypatch: pytest.MonkeyPatch) -> RayWorkers:
+    """Three workers on one node, each with a unit in work and one behind it; then the first is lost, and another, on
+    another node, has what it had. The third has ended the unit that was in work then."""
+    monkeypatch.setattr(cluster, "Head", lambda ray: None)
+    monkeypatch.setattr(cluster, "WATCH_SECONDS", 3600.0)
+    ray.place = lambda number: "0" if number < 4 else "1"
+    crew = RayWorkers(Crew(3, "there"))
+    settle(crew)
+    for name in "abcdef":
+        crew.submit(name, named(name))
+    ray.finish(1, ray.exceptions.ActorDiedError())
+    settle(crew)
+    ray.finish(3)  # that may have been on its way when the node went
+    settle(crew)
+    crew.submit("g", named("g"))
+    assert [ray.has(actor) for actor in (2, 3, 4)] == [["b", "e"], ["f"], ["a", "d"]]
+    return crew
+
+
+def test_a_doubted_node_is_given_units_again_when_a_worker_there_has_done_what_it_began_since(
+    doubted: RayWorkers, ray: _Ray
+) -> None:
+    ray.finish(3)
+    settle(doubted)
+    assert ray.has(3) == ["g"]
+
+
+def test_a_doubted_node_is_given_units_again_after_a_while(
+    doubted: RayWorkers, ray: _Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr("discover.cluster.time.monotonic", lambda: now + cluster.DOUBT_SECONDS + 1.0)
+    doubted.next(wait=False)
+    assert ray.has(3) == ["f", "g"]
+
+
+def test_a_node_that_lost_a_worker_and_has_a_new_one_gets_units_again(
+    ray: _Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "Head", lambda ray: None)
+    monkeypatch.setattr(cluster, "WATCH_SECONDS", 3600.0)
     ray.place = lambda number: "0"
     crew = RayWorkers(Crew(2, "there"))
     settle(crew)
     crew.submit("a", named("a"))
     ray.finish(1, ray.exceptions.ActorDiedError())
-    deadline = time.monotonic() + 10
-    while not ray.has(2) and not ray.has(3) and time.monotonic() < deadline:
-        crew.next()
+    settle(crew)
     ray.finish(2 if ray.has(2) else 3)
     assert [each.key for each in settle(crew)] == ["a"]
-    crew._closed.set()
 
 
 def test_time_counts_from_when_workers_are_ready(ray: _Ray, monkeypatch: pytest.MonkeyPatch) -> None:
