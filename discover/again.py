@@ -15,6 +15,7 @@ from discover.built import Built
 from discover.contenders import made
 from discover.contest import Contest, Terms, ask_of, curve_of
 from discover.pieces import CORE, ONE_GPU, Site, Training, absolute
+from discover.sessions import Machine, this_machine
 from discover.studies import Tuned
 from discover.trainers import Run
 from discover.verdict import log_losses
@@ -27,6 +28,12 @@ TOLERANCE = 0.05
 TUNINGS_APART = 0.25
 """Nats that a tuning done again may differ by where it cannot be the same: from the first rounding on it may try other
 settings."""
+
+BOUND = ("python", "torch", "numpy")
+"""Versions that the bits of a training depend on."""
+
+TUNED = (*BOUND, "optuna", "scipy")
+"""Those that what a tuning proposes depends on."""
 
 ON_A_GPU = "it was trained on a GPU, whose sums have no fixed order"
 
@@ -56,6 +63,15 @@ def _another_way(terms: Terms, stored: Built, here: Built) -> str:
     if stored.on != here.on:
         return f"it was trained on {stored.on}, and this is {here.on}"
     return "" if stored == here else f"it was trained with {stored}, and here that came to {here}"
+
+
+def _another_version(machine: Machine, packages: Sequence[str]) -> str:
+    """Why a worker cannot be expected to come to the same as this process; empty where it can."""
+    here = this_machine()["versions"]
+    for name in packages:
+        if machine["versions"].get(name) != here.get(name):
+            return f"{name} is {here.get(name)} here, and {machine['versions'].get(name)} on a worker"
+    return ""
 
 
 @dataclass(slots=True)
@@ -97,7 +113,7 @@ def retrain(
     ]
     for ((index, task, name, ways), some), found in zip(groups.items(), workshop.done(works), strict=True):
         contest, tunings = contests[index], contests[index].results[task][name]
-        loose = why_not or _another_way(contest.terms, ways[0], found.built)
+        loose = why_not or _another_version(found.by, BOUND) or _another_way(contest.terms, ways[0], found.built)
         if loose:
             again.held_loosely(len(some), loose)
         workshop.say(f"{contest.terms.name}: {name} on {task}, {len(some)} runs{_allowed(loose, why_not, TOLERANCE)}")
@@ -193,6 +209,8 @@ def retune(
 ) -> Again:
     """Tunings, all trials of each."""
     again, groups, asks = Again(), _grouped(places, contests, lambda tuned: tuned.all_built), []
+    met: list[Machine] = []
+    workshop.met = met.append
     for (index, task, name, ways), some in groups.items():
         terms = contests[index].terms
         request, device = _place_of(terms, workshop)
@@ -203,9 +221,10 @@ def retune(
         asks.append(replace(ask, request=request, device=device))
     for ((index, task, name, ways), some), answer in zip(groups.items(), workshop.tuned(asks), strict=True):
         contest, said = contests[index], set[str]()
+        strange = next(filter(None, (_another_version(machine, TUNED) for machine in met)), "")
         for place, found in zip(some, answer.tunings, strict=True):
             stored = contest.results[task][name][place.tuning]
-            loose = why_not or _other_ways(contest.terms, ways, found.all_built)
+            loose = why_not or strange or _other_ways(contest.terms, ways, found.all_built)
             if loose:
                 again.held_loosely(1, loose)
                 said.add(loose)

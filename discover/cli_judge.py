@@ -170,7 +170,12 @@ def promote(
         storage=storage,
         staff=staff,
         as_json=json,
-        given={"storage": storage, "workers": workers, "ray-address": ray_address},
+        given={
+            "storage": storage,
+            "workers": workers,
+            "ray-address": ray_address,
+            "runtime-env": None if runtime_env is None else str(runtime_env.absolute()),
+        },
     )
 
 

@@ -134,11 +134,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What runs came to: a trace of each, the loss before the first step, and how they were trained."""
+    """What runs came to: a trace of each, the loss before the first step, how they were trained and by whom."""
 
     traces: tuple[Trace, ...]
     untrained: tuple[float, ...]
     built: Built
+    by: Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,8 @@ class Training:
                 traces = train(made(self.name, self.spelled), ground, self.runs, curve=self.curve)
         except UserError as error:
             return Refusal(str(error))
-        return Trained(tuple(traces), tuple(ground.untrained(run.seed) for run in self.runs), ground.built)
+        untrained = tuple(ground.untrained(run.seed) for run in self.runs)
+        return Trained(tuple(traces), untrained, ground.built, this_machine())
 
     def __str__(self) -> str:
         return f"{len(self.runs)} runs of {self.name} on {self.site.task}"

@@ -126,12 +126,12 @@ class Progress:
 
     def _bars(self) -> tuple[float | None, ...]:
         """Rolling percentiles of what recent candidates came to, each distinct value once: copies of a parent's score,
-        of which there may be many, set no bar (Real et al. 2020, arXiv:2003.03384)."""
+        of which there may be many, set no bar (Real et al. 2020, arXiv:2003.03384). None where all are to go on."""
         seen = [sorted({value for values in recent for value in values}) for recent in self._recent]
-        keep = [rung.keep for rung in self.plan.space.rungs]
+        keep = [rung.keep for rung in self.plan.space.rungs[:-1]]
         return tuple(
-            float(np.quantile(values, 1.0 - share)) if values else None
-            for values, share in zip(seen, keep, strict=False)
+            float(np.quantile(values, 1.0 - share)) if values and share < 1.0 else None
+            for values, share in zip(seen, keep, strict=True)
         )
 
     def _standings(self, number: int, met_again: Sequence[int | None]) -> list[Standing]:
@@ -201,10 +201,13 @@ class Progress:
             self._proposer.confirm(sorted(fresh))
 
     def _note_rungs(self, generation: Generation) -> None:
-        """Keeps what the candidates came to on each rung that has a rolling hurdle."""
+        """Keeps what the candidates came to on each rung that has a rolling hurdle, but for those that failed."""
+        if not any(recent.maxlen for recent in self._recent):
+            return
+        judged = {each.id for each in generation.candidates if each.status in ("trained", "diverged")}
         scores: defaultdict[int, list[tuple[int, float, float]]] = defaultdict(list)
-        for each in generation.evaluations if any(recent.maxlen for recent in self._recent) else ():
-            if each.kind == "search" and each.candidate is not None and each.score is not None:
+        for each in generation.evaluations:
+            if each.kind == "search" and each.candidate in judged and each.score is not None:
                 scores[each.candidate].append((each.rung, each.score, self.plan.weights[each.task]))
         for rung, recent in enumerate(self._recent):
             reached = [mine for mine in scores.values() if any(at == rung for at, _, _ in mine)]

@@ -137,7 +137,7 @@ class Rung(Keys):
         seeds: instances of each task, each with a seed and scales of its own.
         keep: the best share of a generation's candidates on this rung, which goes on to the next.
         recent: 0, or so many earlier generations: then whoever is as far above the middle of its own generation as that
-            share of theirs was goes on, be they many or few.
+            share of their distinct scores was goes on, be they many or few.
         resources: what Ray sets aside for a worker that trains on this rung: CPU (1 unless it is said), GPU, memory
             in bytes, or any name that the cluster's nodes declare.
     """

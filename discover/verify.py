@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 
 from discover import certificate, runs
-from discover.again import TOLERANCE, TUNINGS_APART, Place, retrain, retune
+from discover.again import BOUND, TOLERANCE, TUNED, TUNINGS_APART, Place, retrain, retune
 from discover.certify import packages as classes
 from discover.contest import Contest
 from discover.errors import UserError
@@ -39,12 +39,6 @@ from discover.workshop import Staff, Workshop, opened
 
 INTERRUPTED = 130
 """Exit code: as of any command that Ctrl-C ended before it was done."""
-
-BOUND = ("python", "torch", "numpy")
-"""Versions that the bits of a training depend on."""
-
-TUNED = (*BOUND, "optuna", "scipy")
-"""Those that what a tuning proposes depends on."""
 
 
 @dataclass(frozen=True, slots=True)

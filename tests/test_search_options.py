@@ -6,6 +6,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,23 @@ def test_a_rolling_hurdle_is_what_recent_candidates_came_to(tmp_path: Path) -> N
         assert went_on == {candidate for candidate, value in above[-1].items() if value >= bar}
         shares.add(round(len(went_on) / len(scores), 3) if scores else 0.0)
     assert len(shares) > 2
+
+
+def test_what_failed_sets_no_bar(tmp_path: Path) -> None:
+    """Its score is the lower limit, for want of another; a generation's own hurdle leaves it out too."""
+    first = {"tasks": ["breast_cancer"], "steps": 6, "keep": 0.3, "recent": 2}
+    name = tiny(tmp_path, rungs=[first, {"tasks": ["quadratic"], "steps": 8}])
+    _, found = searched(name, tmp_path / "out", budget=Budget(candidates=20))
+    generation = max(found, key=lambda each: each.record.trained)
+    lost = next(each.id for each in generation.candidates if each.status == "trained")
+    failed = tuple(replace(each, status="timed_out") if each.id == lost else each for each in generation.candidates)
+    others = tuple(each for each in generation.evaluations if each.candidate != lost)
+    asked, bars = Space.load(name), []
+    for each in (generation, replace(generation, candidates=failed), replace(generation, evaluations=others)):
+        progress = Progress(Plan(asked, 0, "evolution", {}, False, tuple(map(dsl.format, asked.ancestors()))))
+        progress._note_rungs(each)
+        bars.append(progress._bars())
+    assert bars[1] == bars[2] != bars[0]
 
 
 def test_lengths_are_drawn_within_their_limits() -> None:

@@ -42,6 +42,7 @@ from discover.keeper import Keeper, StoppedError
 from discover.pieces import CORE, Site, Trained, Training, files_of
 from discover.promote import fitted
 from discover.promotion_keys import PromotionRung
+from discover.sessions import this_machine
 from discover.space import Space
 from discover.storage import Store
 from discover.studies import Budget, Study
@@ -478,7 +479,9 @@ def test_runs_are_trained_again_by_workers_as_here(hands: list[Hands]) -> None:
             list(Workshop(Store(None), Keeper(None), staff=Staff(staff)).done([lost]))
 
 
-def test_verify_by_workers_finds_what_verify_in_this_process_finds(hands: list[Hands]) -> None:
+def test_verify_by_workers_finds_what_verify_in_this_process_finds(
+    hands: list[Hands], monkeypatch: pytest.MonkeyPatch
+) -> None:
     found_ = contest(0)
     workshop = Workshop(Store(None), Keeper(None), staff=Staff(2))
     names = [(0, task, name) for task, row in found_.results.items() for name in row]
@@ -494,6 +497,12 @@ def test_verify_by_workers_finds_what_verify_in_this_process_finds(hands: list[H
     other = again.retrain(data, [found_], places, "", workshop)
     assert other.largest == pytest.approx(-math.log(0.9))
     assert (len(other.problems), other.loose) == (1, 0)
+    changed[0] = replace(changed[0], losses=(0.99 * changed[0].losses[0] / 0.9,))
+    elsewhere = {"versions": {**this_machine()["versions"], "numpy": "1.0"}, "hardware": {}}
+    monkeypatch.setattr("discover.pieces.this_machine", lambda: elsewhere)
+    strange = again.retrain(data, [found_], places, "", workshop)
+    assert (strange.problems, strange.loose) == ([], len(places))
+    assert [reason.endswith("and 1.0 on a worker") for reason in strange.reasons] == [True]
 
 
 # Where a rung is trained --------------------------------------------------------------------------------------------
