@@ -15,7 +15,7 @@ from numpy.random import Generator
 
 import dsl
 from discover.evolution import Evolution, Member
-from discover.mutate import CHANGES, Mutation, View
+from discover.mutate import CHANGES, Mutation, View, mutate
 from discover.proposers import Context, Proposal, Told
 from dsl import Program
 from dsl.check import well_typed
@@ -24,7 +24,6 @@ WHOLE = " whole: "
 """What stands in an origin before the program with its dead statements."""
 
 UNWIRED = 0.5
-TRIES = 30
 
 
 class Drift(Evolution):
@@ -46,32 +45,31 @@ class Drift(Evolution):
 
     def _child(self, rng: Generator, island: int) -> tuple[Mutation, tuple[Member, ...]]:
         parent = self.tournament(rng, island)
-        return self.changed(parent.program, rng), (parent,)
-
-    def changed(self, program: Program, rng: Generator) -> Mutation:
-        """One random change that leaves what is dead where it is."""
-        grammar = self.context.grammar
-        kinds, weights = list(grammar.weights), list(grammar.weights.values())
-        for _ in range(TRIES):
-            kind = kinds[int(rng.choice(len(kinds), p=[weight / sum(weights) for weight in weights]))]
-            view = View(program, grammar)
-            mutation = CHANGES[kind](view, rng)
-            if mutation is not None and kind == "insert" and rng.random() < UNWIRED:
-                mutation = _unwired(view, mutation)
-            if mutation is not None and well_typed(mutation.program):
-                return mutation
-        return Mutation(program, "unchanged")
+        return mutate(parent.program, self.context.grammar, rng, _whole, _CHANGES), (parent,)
 
     def _elite(self, candidate: int) -> Member:
         return replace(super()._elite(candidate), program=self._whole[candidate])
 
 
+def _whole(program: Program) -> Program | None:
+    """The program with its dead statements; None if it is ill typed."""
+    return program if well_typed(program) else None
+
+
+def _insert(view: View, rng: Generator) -> Mutation | None:
+    mutation = CHANGES["insert"](view, rng)
+    return _unwired(view, mutation) if mutation is not None and rng.random() < UNWIRED else mutation
+
+
 def _unwired(view: View, mutation: Mutation) -> Mutation | None:
     """The same insertion, but what was there before reads what it read."""
     old, new = view.body, mutation.program.body
-    at = next(index for index, statement in enumerate(new) if statement not in old)
+    at = next((index for index, statement in enumerate(old) if statement != new[index]), len(old))
     more = len(new) - len(old)
     return view.with_body([*old[:at], *new[at : at + more], *old[at:]], f"{mutation.change}, wired to nothing")  # type: ignore[list-item]
+
+
+_CHANGES = {**CHANGES, "insert": _insert}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from discover.cli_judge import calibrate, compare, promote, reference, verify
 from discover.cli_lists import compare_runs, list_, report
 from discover.cli_rules import export, identify, register, show
 from discover.cli_search import resume, search
-from discover.errors import HaltedError, LostClusterError, UserError
+from discover.errors import STOPPED, HaltedError, LostClusterError, UserError
 
 DISTRIBUTION = "optimizer-discovery"
 
@@ -32,9 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-STOPPED = 130
-"""The exit code of what Ctrl-C ended, as shells have it."""
 
 
 def _stoppable(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -28,9 +28,13 @@ class ArchiveError(RunError):
     """An archive that cannot be opened, read or written."""
 
 
+STOPPED = 130
+"""The exit code of what Ctrl-C ended before it was done, as shells have it."""
+
+
 class HaltedError(Exception):
     """Ctrl-C where a command ends at once: a second one, or one with no work in hand. The command line prints the text
-    and leaves with exit code 130."""
+    and leaves with `STOPPED`."""
 
 
 def first_line(error: BaseException) -> str:

@@ -75,22 +75,31 @@ class Mutation:
     change: str
 
 
-def mutate(program: Program, grammar: Grammar, rng: Generator) -> Mutation:
+def mutate(
+    program: Program,
+    grammar: Grammar,
+    rng: Generator,
+    settle: Callable[[Program], Program | None] | None = None,
+    changes: Mapping[str, Change] | None = None,
+) -> Mutation:
     """One random change. The result is well typed if the program was.
 
     Args:
         program: flat; static ifs, where it has any, last in their block (`unfolded`).
         grammar: what may be changed into what.
         rng: the only source of chance.
+        settle: what becomes of a changed program, None where it is none; by default dead statements go.
+        changes: kind of change -> what makes one; by default `CHANGES`.
     """
+    settle, changes = settle or settled, changes or CHANGES
     kinds = list(grammar.weights)
     weights = [grammar.weights[kind] for kind in kinds]
     lines = list(straight_lines(program.body))
     for _ in range(_TRIES):
         path, line = lines[0] if len(lines) == 1 or rng.random() < _FIRST else lines[int(rng.integers(1, len(lines)))]
         kind = kinds[_choose(weights, rng)]
-        mutation = CHANGES[kind](View(program if line is program.body else replace(program, body=line), grammar), rng)
-        if mutation is not None and (result := settled(with_line(program, path, mutation.program))) is not None:
+        mutation = changes[kind](View(program if line is program.body else replace(program, body=line), grammar), rng)
+        if mutation is not None and (result := settle(with_line(program, path, mutation.program))) is not None:
             return Mutation(result, mutation.change)
     return Mutation(program, "unchanged")
 
@@ -379,7 +388,9 @@ def _constant(view: View, rng: Generator) -> Mutation | None:
     return view.with_arg(place, Number(new), f"constant {_text(view.body[place.statement])}: {old.value:g} -> {new:g}")
 
 
-CHANGES: dict[str, Callable[[View, Generator], Mutation | None]] = {
+Change = Callable[[View, Generator], Mutation | None]
+
+CHANGES: dict[str, Change] = {
     "insert": _insert,
     "delete": _delete,
     "argument": _argument,

@@ -27,7 +27,7 @@ from discover import certificate, runs
 from discover.again import BOUND, TOLERANCE, TUNED, TUNINGS_APART, Place, retrain, retune
 from discover.certify import packages as classes
 from discover.contest import Contest
-from discover.errors import UserError
+from discover.errors import STOPPED, UserError
 from discover.keeper import Keeper, StoppedError
 from discover.manifest import versions
 from discover.own_files import changed
@@ -36,9 +36,6 @@ from discover.rehearsal import Recorded, compare, stages_of
 from discover.sessions import BESIDE, everybody
 from discover.storage import Store
 from discover.workshop import Staff, Workshop, opened
-
-INTERRUPTED = 130
-"""Exit code: as of any command that Ctrl-C ended before it was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +221,7 @@ def run(text: str, *, sample: int | None, tune: int, seed: int, staff: Staff, as
         say("interrupted before all was trained again: it is not known whether it holds")
         if as_json:
             print(json.dumps({"interrupted": True}, indent=1))
-        return INTERRUPTED
+        return STOPPED
     for problem in found.problems:
         say(problem)
     how, apart = _asked(found), f"largest difference {found.largest:.3g} nats"
