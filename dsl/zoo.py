@@ -142,8 +142,8 @@ def _traits(facts: properties.Properties) -> Iterator[str]:
 # Groups -----------------------------------------------------------------------------------------------------------
 
 STANDARD = (
-    *("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "rmsprop_centered", "adam", "adamw", "nadam", "adafactor"),
-    *("laprop", "lion", "signsgd", "signum"),
+    *("sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop", "rmsprop_centered", "adam", "adamax", "amsgrad"),
+    *("adamw", "nadam", "adafactor", "laprop", "lion", "signsgd", "signum"),
 )
 COMPRESSED = ("adam8bit", "onebit_adam", "efficient_adam", "qadam_ef")
 GROUPS = (

@@ -47,6 +47,9 @@ CASES: tuple[Case, ...] = (
     Case("rmsprop_centered", by_optimizer(rmsprop(True)), "torch.optim.RMSprop", {**_REST, "beta2": 0.9, "eps": 1e-3}),
     Case("adam", by_optimizer(betas(torch.optim.Adam)), "torch.optim.Adam", MOMENTS),
     Case("adamw", by_optimizer(betas(torch.optim.AdamW)), "torch.optim.AdamW", MOMENTS),
+    Case("adamax", by_optimizer(betas(torch.optim.Adamax)), "torch.optim.Adamax", MOMENTS),
+    Case("amsgrad", by_optimizer(betas(partial(torch.optim.Adam, amsgrad=True))), "torch.optim.Adam", MOMENTS),
+    Case("adadelta", by_optimizer(torch.optim.Adadelta), "torch.optim.Adadelta", {**_REST, "rho": 0.8, "eps": 1e-3}),
     Case("nadam", by_optimizer(betas(torch.optim.NAdam)), "torch.optim.NAdam", {**MOMENTS, "momentum_decay": 0.1}),
     Case("lion", by_optimizer(betas(lion_pytorch.Lion)), "lion_pytorch.Lion", LION),
     Case(
