@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,7 +35,7 @@ from discover.lanes import Lane
 from discover.pruners import Pruner
 from discover.sets import refuse_overlap
 from discover.space import Space
-from discover.storage import default_url
+from discover.storage import as_typed, default_url
 from discover.studies import Budget, Tuned
 from discover.trainers import Ground
 from discover.workshop import Staff, Workshop, interrupted, opened
@@ -295,7 +294,7 @@ def data_of(asked: Calibration, found: Fidelity, command: Sequence[str], seconds
     return {
         "space": asked.space.name,
         "digest": calibration.digest(asked.space),
-        "command": shlex.join(command),
+        "command": as_typed(command),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "options": asdict(asked.options),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -37,7 +36,7 @@ from discover.pieces import CORE, ONE_GPU
 from discover.pruners import Pruner
 from discover.runs import directory
 from discover.statistics import Estimate
-from discover.storage import default_url
+from discover.storage import as_typed, default_url, masked, public_url
 from discover.studies import Budget, Tuned
 from discover.verdict import Cell, Reach, Verdict, percent
 from discover.workers import Request
@@ -274,13 +273,13 @@ def run(
         raise
     seconds = time.perf_counter() - began
     found = judged(comparison)
-    data = plain(comparison, found, command, seconds, url)
+    data = plain(comparison, found, command, seconds, public_url(url))
     write_whole(folder / "compare.json", json.dumps(data, indent=1) + "\n")
     from discover.pictures import draw
 
     write_whole(folder / "compare.png", draw(comparison.results, found))
     _show(comparison, found, console)
-    for line in ("", *_endings(comparison, found, folder, url, seconds)):
+    for line in ("", *_endings(comparison, found, folder, masked(url), seconds)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if as_json:
         print(json.dumps(data | {"folder": str(folder)}, indent=1))
@@ -312,7 +311,7 @@ def plain(
     overall = {name: _json_ready(asdict(each)) for name, each in found.overall.items()}
     return {
         "format": FORMAT,
-        "command": shlex.join(command),
+        "command": as_typed(command),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "storage": storage,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 import filelock
 import optuna
 from optuna.trial import FrozenTrial
-from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import URL, event, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from discover.errors import UserError
 from dsl.library import registered_directory
@@ -25,12 +26,23 @@ def default_url() -> str:
 
 def public_url(url: str) -> str:
     """A URL as it is written down for others: a file by its absolute path, and no password."""
-    if (file := _file_of(url)) is not None:
-        return f"sqlite:///{file.absolute()}"
-    before, at, host = url.rpartition("@")
-    scheme, slashes, who = before.partition("://")
-    user, colon, _ = who.partition(":")
-    return f"{scheme}{slashes}{user}{':***' if colon else ''}{at}{host}" if at else url
+    file = _file_of(url)
+    return masked(url) if file is None else f"sqlite:///{file.absolute()}"
+
+
+def masked(url: str) -> str:
+    """A URL as it is shown: itself, but for its password."""
+    parsed = _parsed(url)
+    return parsed.render_as_string(hide_password=True) if parsed and parsed.password else url
+
+
+def as_typed(command: Sequence[str]) -> str:
+    """A command as one line, to give it again; the password of its storage is left out."""
+    words = []
+    for word in command:
+        option, equals, value = word.partition("=")
+        words.append(f"{option}={masked(value)}" if equals and option == "--storage" else masked(word))
+    return shlex.join(words)
 
 
 class Store:
@@ -94,7 +106,7 @@ class Store:
             if isinstance(error, UserError):
                 raise
             cause = error.__cause__ or error
-            raise UserError(f"--storage {self.url}: {str(cause).strip().splitlines()[0]}") from None
+            raise UserError(f"--storage {masked(self.url or '')}: {str(cause).strip().splitlines()[0]}") from None
 
 
 def _digest(name: str) -> str:
@@ -117,8 +129,19 @@ def _storage(url: str | None) -> optuna.storages.BaseStorage:
     return found
 
 
+def _parsed(url: str) -> URL | None:
+    try:
+        return make_url(url)
+    except ArgumentError:
+        return None
+
+
 def _file_of(url: str) -> Path | None:
-    return Path(url.removeprefix("sqlite:///").partition("?")[0]) if url.startswith("sqlite:///") else None
+    """The file of a SQLite URL; None for another database, and for one in memory."""
+    parsed = _parsed(url)
+    if parsed is None or parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Path(parsed.database)
 
 
 def _locked(url: str) -> filelock.BaseFileLock:
@@ -132,8 +155,8 @@ def _locked(url: str) -> filelock.BaseFileLock:
         lock.acquire()
     except filelock.Timeout:
         raise UserError(
-            f"--storage {url}: another process writes there; wait for it, or name another file with --storage"
+            f"--storage {masked(url)}: another process writes there; wait for it, or name another file with --storage"
         ) from None
     except OSError as error:
-        raise UserError(f"--storage {url}: cannot be written: {error.strerror}") from None
+        raise UserError(f"--storage {masked(url)}: cannot be written: {error.strerror}") from None
     return lock

@@ -27,7 +27,7 @@ from discover.keeper import Keeper, StoppedError
 from discover.memory import shortage_said
 from discover.pieces import CORE, Look, Refusal, Site, files_of
 from discover.sessions import Machine
-from discover.storage import Store
+from discover.storage import Store, masked
 from discover.studies import Tuned
 from discover.trainers import Ground
 from discover.tuning import tune
@@ -344,7 +344,7 @@ def _after(act: Callable[[], None]) -> Iterator[None]:
 
 def interrupted(console: Console, url: str, *, as_json: bool, again: str = "the same command") -> None:
     """Says that a command was stopped, and how one goes on."""
-    line = f"interrupted; what was trained is kept in {url}: {again} goes on"
+    line = f"interrupted; what was trained is kept in {masked(url)}: {again} goes on"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
     if as_json:
-        print(json.dumps({"interrupted": True, "storage": url}, indent=2))
+        print(json.dumps({"interrupted": True, "storage": masked(url)}, indent=2))

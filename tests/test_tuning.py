@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from discover.contenders import Contender, contender
 from discover.errors import UserError
 from discover.keeper import Keeper, StoppedError
 from discover.ranges import dimensions
-from discover.storage import Store, default_url, public_url
+from discover.storage import Store, as_typed, default_url, public_url
 from discover.studies import Budget, Study, Tuned
 from discover.trainers import Ground
 from discover.tuning import tune
@@ -278,10 +279,33 @@ def test_a_store_of_an_older_format_opens_and_its_studies_are_left_alone(tmp_pat
         ("postgresql://me:secret@there/studies", "postgresql://me:***@there/studies"),
         ("postgresql://me@there/studies", "postgresql://me@there/studies"),
         ("mysql://there/studies", "mysql://there/studies"),
+        ("sqlite+pysqlite:///studies.sqlite", f"sqlite:///{Path.cwd() / 'studies.sqlite'}"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("redis://:secret@there:6379", "redis://:***@there:6379"),
     ],
 )
 def test_a_storage_is_written_down_as_it_is_found_from_anywhere_and_without_its_password(url: str, public: str) -> None:
     assert public_url(url) == public
+
+
+@pytest.mark.parametrize("given", [["--storage", "{}"], ["--storage={}"]])
+def test_a_command_is_kept_without_the_password_of_its_storage(given: list[str]) -> None:
+    typed = [
+        "discover",
+        "compare",
+        "lion(lr=1e-4)",
+        *(word.format("postgresql://me:secret@there/db") for word in given),
+    ]
+    kept = shlex.split(as_typed(typed))
+    assert kept[:3] == typed[:3]
+    assert [word.replace("***", "secret") for word in kept] == typed
+    assert "secret" not in as_typed(typed)
+
+
+def test_a_storage_that_cannot_be_opened_is_named_without_its_password() -> None:
+    with pytest.raises(UserError, match=r"--storage postgresql://me:\*\*\*@127.0.0.1:1/db: ") as raised:
+        Store("postgresql://me:secret@127.0.0.1:1/db")
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("after", [1, 5, 8])
