@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from discover.contenders import Contender, spelled
 from discover.errors import UserError
-from discover.pieces import CORE, Advanced, Piece, Refusal, Site, absolute
+from discover.pieces import CORE, Advanced, Paused, Piece, Refusal, Site, absolute
 from discover.studies import Budget, Study, Tuned
 from discover.workers import Request
 from tasks import Task
@@ -92,37 +92,49 @@ class Job:
                 self.workshop.count(len(studies) * budget.fresh)
                 self.found[number] = [study.result() for study in studies]
             else:
-                yield number, self._piece(number)
+                yield number, self._next(number)
 
-    def record(self, block: int, result: Advanced | Refusal) -> Iterator[Piece]:
+    def record(self, block: int, result: Advanced | Paused | Refusal) -> Iterator[Piece]:
         """Keeps what a piece came to, and gives the next one if there is one."""
+        keeper, piece = self.workshop.keeper, self._piece(block)
         if isinstance(result, Refusal):
             self.refusal = self.refusal or result.text
             return
-        budget = self.ask.budget
         self.seconds += result.seconds
+        self.workshop.met(result.by)
+        if isinstance(result, Paused):
+            keeper.keep(piece.key, lambda: result.kept)
+            if not self.refusal:
+                yield replace(piece, kept=result.kept)
+            return
+        keeper.forget(piece.key)
+        budget = self.ask.budget
         for study, notes in zip(self.blocks[block], result.notes, strict=True):
             before = len(study.trials)
             study.take(notes)
             self.workshop.count((len(study.trials) - before) * budget.seeds)
         self.workshop.once(result.note)
-        self.workshop.met(result.by)
         if result.tuned is not None:
             self.found[block] = result.tuned
             self.workshop.count(len(result.tuned) * budget.fresh)
         elif not self.refusal:
-            yield self._piece(block)
+            yield self._next(block)
 
     def answer(self) -> Answer:
         found = [tuned for _, block in sorted(self.found.items()) for tuned in block]
         return Answer(self.ask, [] if self.refusal else found, self.refusal, self.seconds)
+
+    def _next(self, block: int) -> Piece:
+        """What comes next in a block, with what is kept of it if it was paused when this driver's forerunner ended."""
+        piece = self._piece(block)
+        kept = self.workshop.keeper.load(piece.key)
+        return replace(piece, kept=kept) if kept else piece
 
     def _piece(self, block: int) -> Piece:
         ask, studies = self.ask, self.blocks[block]
         spelling = spelled(ask.contender)
         if "class" in spelling:
             spelling["class"] = absolute(spelling["class"])
-        folder = self.workshop.store.folder
         return Piece(
             name=ask.contender.name,
             spelled=spelling,
@@ -131,7 +143,7 @@ class Job:
             curve=ask.curve,
             seeds=tuple(study.seed for study in studies),
             notes=tuple(study.notes for study in studies),
-            folder=None if folder is None else str(folder.absolute()),
+            marker=self.workshop.marker(),
             request=ask.request,
         )
 

@@ -1,10 +1,11 @@
-"""Keeps trainings on disk while they run, and stops them when asked to, so that none starts again from nothing."""
+"""Keeps trainings while they run, and stops them when asked to, so that none starts again from nothing."""
 
 from __future__ import annotations
 
+import io
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ SPACING = 20.0
 """At least so many times as long as keeping took passes before it is kept again, so that large ones are not mostly
 written."""
 
+LEG_SECONDS = 60.0
+"""How long a worker that shares no folder with the driver trains before it hands over what it has."""
+
 
 class StoppedError(Exception):
-    """A training was asked to stop. What it had done is on disk."""
+    """A training was asked to stop. What it had done is kept."""
 
 
 class Keeper:
@@ -47,10 +51,8 @@ class Keeper:
     def load(self, key: str) -> Any:
         """What was kept under a key, None if nothing was, or nothing that can be read."""
         self._kept_at = time.monotonic()
-        if self.folder is None:
-            return None
         try:
-            return torch.load(self._path(key), weights_only=False)  # written by this program, for this user
+            return self._read(key)
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError, ImportError):
@@ -59,7 +61,7 @@ class Keeper:
     def pulse(self, key: str, state: Callable[[], object]) -> None:
         """Keeps the state if it is time. Raises StoppedError, once it is kept, when asked to stop."""
         stop = self.stop()
-        if stop or time.monotonic() - self._kept_at >= max(self.seconds, self.spacing * self._took):
+        if stop or self._is_due():
             self.keep(key, state)
         if stop:
             raise StoppedError
@@ -67,9 +69,7 @@ class Keeper:
     def keep(self, key: str, state: Callable[[], object]) -> None:
         """Keeps the state now."""
         began = time.monotonic()
-        if self.folder is not None:
-            with whole(self._path(key)) as file:
-                torch.save(state(), file)
+        self._write(key, state)
         self._kept_at = time.monotonic()
         self._took = self._kept_at - began
 
@@ -79,6 +79,59 @@ class Keeper:
             for path in self.folder.glob(f"{key}*.pt"):
                 path.unlink(missing_ok=True)
 
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._kept_at >= max(self.seconds, self.spacing * self._took)
+
+    def _read(self, key: str) -> Any:
+        if self.folder is None:
+            return None
+        return torch.load(self._path(key), weights_only=False)  # written by this program, for this user
+
+    def _write(self, key: str, state: Callable[[], object]) -> None:
+        if self.folder is not None:
+            with whole(self._path(key)) as file:
+                torch.save(state(), file)
+
     def _path(self, key: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{key}.pt"
+
+
+class Luggage(Keeper):
+    """Keeps trainings in memory where no folder is shared: they travel back with a piece of work, and to whoever goes
+    on with it. Stops when a leg of the way is over.
+
+    Args:
+        packed: what came here, by key; `packed` is what is to travel on.
+        seconds: of a leg; spacing: so many times as long as unpacking took, at least.
+    """
+
+    def __init__(self, packed: Mapping[str, bytes], *, seconds: float = LEG_SECONDS, spacing: float = SPACING) -> None:
+        super().__init__(None, seconds=seconds, spacing=spacing)
+        self.packed = dict(packed)
+        self._began = time.monotonic()
+
+    def load(self, key: str) -> Any:
+        began = time.monotonic()
+        state = super().load(key)
+        self._took += time.monotonic() - began
+        return state
+
+    def pulse(self, key: str, state: Callable[[], object]) -> None:
+        if self._is_due():
+            self.keep(key, state)
+            raise StoppedError
+
+    def forget(self, key: str) -> None:
+        self.packed = {name: content for name, content in self.packed.items() if not name.startswith(key)}
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._began >= max(self.seconds, self.spacing * self._took)
+
+    def _read(self, key: str) -> Any:
+        return torch.load(io.BytesIO(self.packed[key]), weights_only=False) if key in self.packed else None
+
+    def _write(self, key: str, state: Callable[[], object]) -> None:
+        file = io.BytesIO()
+        torch.save(state(), file)
+        self.packed[key] = file.getvalue()

@@ -1,16 +1,20 @@
 """What a worker is given when contenders are judged: plain data, which train themselves where they arrive.
 
-A `Piece` of some tunings is what comes next in them, a batch of trials or the fresh seeds, so that a kill costs a batch
-at most. All of it comes to the same wherever it is carried out (kinds of CPU differ in the last bits, and say so).
+A `Piece` of some tunings is what comes next in them, a batch of trials or the fresh seeds. It keeps long trainings in a
+folder that the worker shares with the driver. Where there is none it comes back after a minute, *paused*, with all that
+it has, and the driver keeps that and sends it on: a worker that dies costs a minute.
+
+All of it comes to the same wherever it is carried out (kinds of CPU differ in the last bits, and say so).
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +24,7 @@ import tasks
 from discover.built import Built
 from discover.contenders import made
 from discover.errors import UserError
-from discover.keeper import Keeper
+from discover.keeper import Keeper, Luggage, StoppedError
 from discover.lanes import Trace
 from discover.ledger import Notes
 from discover.memory import shortage_said
@@ -80,6 +84,15 @@ class Advanced:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """A piece that has not come to its end: trainings as they are, by key; how long this leg took, and by whom."""
+
+    kept: Mapping[str, bytes] = field(repr=False)
+    seconds: float
+    by: Machine
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """What comes next in some tunings of one contender.
 
@@ -88,8 +101,10 @@ class Piece:
         site: where.
         budget, curve: of the tunings, see `tuning.tune`.
         seeds: of the studies; `notes` are what is known of each.
-        folder: where long trainings are kept, on machines that have the folder above it.
+        marker: a file that the driver has put where long trainings are kept: who sees it shares that folder, and keeps
+            them there too. None keeps none.
         request: what the worker is to have.
+        kept: what it comes with from where it was paused.
     """
 
     name: str
@@ -99,14 +114,23 @@ class Piece:
     curve: tuple[int, ...]
     seeds: tuple[int, ...]
     notes: tuple[Notes, ...]
-    folder: str | None = None
+    marker: str | None = None
     request: Request = CORE
+    kept: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def key(self) -> str:
+        """What the driver keeps it by while it is paused: the same piece, the same key."""
+        known = [len(notes.trials) for notes in self.notes]
+        parts = (self.name, sorted(self.spelled.items()), self.site, self.budget, self.curve, self.seeds, known)
+        return f"piece-{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}"
 
     def moved(self, here: Here) -> Piece:
         return replace(self, site=self.site.moved(here), spelled=_moved(self.spelled, here))
 
-    def carry_out(self) -> Advanced | Refusal:
+    def carry_out(self) -> Advanced | Paused | Refusal:
         began = time.perf_counter()
+        keeper = self._keeper()
         try:
             with shortage_said(self):
                 ground, one = ground_of(self.site), made(self.name, self.spelled)
@@ -114,17 +138,22 @@ class Piece:
                     Study(one, ground, self.budget, seed, notes)
                     for seed, notes in zip(self.seeds, self.notes, strict=True)
                 ]
-                advance(studies, keeper=self._keeper(), curve=self.curve)
+                advance(studies, keeper=keeper, curve=self.curve)
                 done = all(study.is_done(self.curve) for study in studies)
                 tuned = tuple(study.result() for study in studies) if done else None
+        except StoppedError:
+            assert isinstance(keeper, Luggage)
+            return Paused(keeper.packed, time.perf_counter() - began, this_machine())
         except UserError as error:
             return Refusal(str(error))
         added = tuple(Notes([], {}, each.added, each.fresh) for each in self.notes)
         return Advanced(added, tuned, ground.gradient.note, time.perf_counter() - began, this_machine())
 
     def _keeper(self) -> Keeper:
-        folder = Path(self.folder) if self.folder else None
-        return Keeper(folder if folder and folder.parent.is_dir() else None)
+        if self.marker is None:
+            return Keeper(None)
+        marker = Path(self.marker)
+        return Keeper(marker.parent) if marker.exists() else Luggage(self.kept)
 
     def __str__(self) -> str:
         first, *more = self.seeds

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -89,6 +91,7 @@ class Workshop:
     _said: set[str] = field(default_factory=set)
     _crew: RayWorkers | None = None
     _kind: Crew | None = None
+    _marker: Path | None = None
     _calls: int = 0
     """So that what is late of a call that ended early is not taken for another's."""
 
@@ -149,10 +152,22 @@ class Workshop:
             self._places[request] = self._found(request)
         return self._places[request]
 
+    def marker(self) -> str | None:
+        """A file where long trainings are kept, by which workers know whether they share that folder; None where none
+        are. Its name is this workshop's own: the same path on another machine may be another folder."""
+        if self._marker is None and (folder := self.store.folder) is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._marker = folder.absolute() / f"driver-{secrets.token_hex(8)}"
+            self._marker.touch()
+        return None if self._marker is None else str(self._marker)
+
     def close(self) -> None:
         if self._crew is not None:
             self._crew.close()
         self._crew = self._kind = None
+        if self._marker is not None:
+            self._marker.unlink(missing_ok=True)
+        self._marker = None
 
     # In this process --------------------------------------------------------------------------------------------------
 
