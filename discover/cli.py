@@ -6,6 +6,7 @@ What a command needs is imported when it runs, so that help and lists do not wai
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -47,6 +48,11 @@ def _stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _help(command: Callable[..., Any]) -> str:
+    """Its docstring with each paragraph on a line: typer would keep the lines of all but the first as they are."""
+    return "\n\n".join(" ".join(each.split()) for each in inspect.cleandoc(command.__doc__ or "").split("\n\n"))
+
+
 def _print_version(asked: bool) -> None:
     if not asked:
         return
@@ -80,9 +86,9 @@ for command in (
     verify,
     report,
 ):
-    app.command()(_stoppable(command))
-app.command("compare-runs")(_stoppable(compare_runs))
-app.command("list")(_stoppable(list_))
+    app.command(help=_help(command))(_stoppable(command))
+app.command("compare-runs", help=_help(compare_runs))(_stoppable(compare_runs))
+app.command("list", help=_help(list_))(_stoppable(list_))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except typer.TyperException as error:
         if not (message := error.format_message().replace("Value error, ", "")):
             return 0  # 'discover' alone has printed its help
-        return _refuse(f"{message.removesuffix('.')}; see 'discover --help'")
+        context = getattr(error, "ctx", None)  # what is wrong on the command line knows where
+        return _refuse(f"{message.removesuffix('.')}; see '{context.command_path if context else 'discover'} --help'")
     except (Exit, typer.Abort):
         return 1
     return code if isinstance(code, int) else 0

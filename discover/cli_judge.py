@@ -17,10 +17,13 @@ def reference(
         Argument(metavar="TASK", help="Built-in names, or FILE.py:NAME; by default all built-in ones."),
     ] = None,
     trials: Annotated[
-        int | None, Option(help="Settings in the first grid, learning rates times 3 weight decays; by default 27.")
+        int | None,
+        Option(metavar="N", help="Settings in the first grid, learning rates times 3 weight decays; by default 27."),
     ] = None,
-    tuning_seeds: Annotated[int | None, Option(help="Seeds to tune on; by default 16.")] = None,
-    seeds: Annotated[int | None, Option(help="Fresh seeds to score the best setting on; by default 32.")] = None,
+    tuning_seeds: Annotated[int | None, Option(metavar="N", help="Seeds to tune on; by default 16.")] = None,
+    seeds: Annotated[
+        int | None, Option(metavar="N", help="Fresh seeds to score the best setting on; by default 32.")
+    ] = None,
     out: Annotated[
         Path | None,
         Option(metavar="FILE", help="Where to store; by default with the package, and a task of your own nowhere."),
@@ -48,15 +51,20 @@ def compare(
             " default on four that take seconds.",
         ),
     ] = None,
-    trials: Annotated[int | None, Option(help="Settings that each tuning tries; by default 20.")] = None,
+    trials: Annotated[int | None, Option(metavar="N", help="Settings that each tuning tries; by default 20.")] = None,
     seeds: Annotated[
-        int | None, Option(help="Fresh seeds on each task, for all tunings together; by default 24.")
+        int | None, Option(metavar="N", help="Fresh seeds on each task, for all tunings together; by default 24.")
     ] = None,
     tunings: Annotated[
-        int | None, Option(help="How often each rule is tuned, so that the luck of tuning is seen; by default 6.")
+        int | None,
+        Option(metavar="N", help="How often each rule is tuned, so that the luck of tuning is seen; by default 6."),
     ] = None,
-    tuning_seeds: Annotated[int | None, Option(help="Seeds that each setting is tried on; by default 2.")] = None,
-    steps: Annotated[int | None, Option(help="Steps of each training; by default each task's horizon.")] = None,
+    tuning_seeds: Annotated[
+        int | None, Option(metavar="N", help="Seeds that each setting is tried on; by default 2.")
+    ] = None,
+    steps: Annotated[
+        int | None, Option(metavar="N", help="Steps of each training; by default each task's horizon.")
+    ] = None,
     baseline: Annotated[
         str | None, Option(metavar="RULE", help="What the others are compared with; by default adamw.")
     ] = None,
@@ -71,10 +79,11 @@ def compare(
     storage: Annotated[
         str | None, Option(metavar="URL", help="Optuna storage of the studies; by default a file of the user's.")
     ] = None,
-    device: Annotated[str, Option(help="Where to train, as torch names it.")] = "cpu",
-    seed: Annotated[int, Option(min=0, help="The same seed gives the same comparison.")] = 0,
+    device: Annotated[str, Option(metavar="DEVICE", help="Where to train, as torch names it.")] = "cpu",
+    seed: Annotated[int, Option(min=0, metavar="N", help="The same seed gives the same comparison.")] = 0,
     out: Annotated[
-        Path | None, Option(metavar="DIR", help="Folder for compare.json and compare.png. [default: runs/compare-TIME]")
+        Path | None,
+        Option(metavar="DIR", help="Folder for compare.json and compare.png; by default runs/compare-TIME."),
     ] = None,
     workers: Workers = None,
     ray_address: RayAddress = None,
@@ -102,9 +111,10 @@ def compare(
 
 def calibrate(
     space: Annotated[str, Option(metavar="NAME_OR_YAML", help="The search space: a name, or a YAML file.")],
-    trials: Annotated[int | None, Option(help="Settings that each tuning tries; by default 12.")] = None,
+    trials: Annotated[int | None, Option(metavar="N", help="Settings that each tuning tries; by default 12.")] = None,
     seeds: Annotated[
-        int | None, Option(help="Fresh seeds on each task, for all four tunings of a rule together; by default 8.")
+        int | None,
+        Option(metavar="N", help="Fresh seeds on each task, for all four tunings of a rule together; by default 8."),
     ] = None,
     prune: Pruner = Prune.none,
     storage: Annotated[
@@ -135,17 +145,28 @@ def promote(
         ),
     ] = None,
     top: Annotated[
-        int | None, Option(min=1, help="How many candidates take part. [default: the space's]", show_default=False)
+        int | None,
+        Option(
+            min=1,
+            metavar="N",
+            help="How many candidates take part; by default as many as the space says.",
+            show_default=False,
+        ),
     ] = None,
     prune: Annotated[
         Prune | None,
-        Option(help="How trials are dropped before their end. [default: the space's]", show_default=False),
+        Option(
+            metavar="PRUNER",
+            help="How trials are dropped before their end: none, median, hyperband or wilcoxon, as in 'discover compare"
+            " --help'; by default as the space says.",
+            show_default=False,
+        ),
     ] = None,
     space: Annotated[
         str | None,
         Option(
             metavar="NAME|FILE.yaml",
-            help="A space whose promote section, select and final tasks to go by. [default: the run's own]",
+            help="A space whose promote section, select and final tasks to go by; by default the run's own.",
             show_default=False,
         ),
     ] = None,
@@ -189,17 +210,19 @@ def verify(
     ],
     sample: Annotated[
         int | None,
-        Option(min=1, help="How many runs to train again. [default: all]", show_default=False),
+        Option(min=1, metavar="N", help="How many runs to train again; by default all.", show_default=False),
     ] = None,
-    tune: Annotated[int, Option(min=0, help="How many tunings to do again, with all their trials.")] = 3,
-    seed: Annotated[int, Option(min=0, help="Which runs and tunings.")] = 0,
+    tune: Annotated[int, Option(min=0, metavar="N", help="How many tunings to do again, with all their trials.")] = 3,
+    seed: Annotated[int, Option(min=0, metavar="N", help="Draws which runs and tunings.")] = 0,
     workers: Workers = None,
     ray_address: RayAddress = None,
     runtime_env: RuntimeEnv = None,
     json: Json = False,
 ) -> None:
-    """Make a certificate once more from its runs, train them again, and say whether it holds: exit code 0; 1 if it does
-    not; 130 if stopped."""
+    """Check a certificate: recompute it, train its runs again, say whether it holds.
+
+    Exit code 0 if it holds, 1 if not, 2 if it cannot be checked, 130 if stopped.
+    """
     from discover.verify import run as check
 
     staff = staff_of(workers, ray_address, runtime_env)

@@ -20,7 +20,7 @@ def report(
     run: RunArgument,
     out: Annotated[
         Path | None,
-        Option("-o", "--out", metavar="FILE.html", help="The file. [default: report.html in the run's folder]"),
+        Option("-o", "--out", metavar="FILE.html", help="The file; by default report.html in the run's folder."),
     ] = None,
     json: Json = False,
 ) -> None:

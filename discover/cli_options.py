@@ -54,34 +54,46 @@ RuleArgument = Annotated[str, Argument(metavar="RULE", help=RULE_HELP)]
 RunArgument = Annotated[
     str, Argument(metavar="RUN", help="A run's folder, its name or the beginning of it, or 'last'.")
 ]
-Candidates = Annotated[int | None, Option(min=1, help="Stop when so many candidates have been trained.")]
+Candidates = Annotated[int | None, Option(min=1, metavar="N", help="Stop when so many candidates have been trained.")]
 Time = Annotated[str | None, Option(metavar="DURATION", help="Stop after this time: 90s, 10m, 2h, 1h30m.")]
-ModelSteps = Annotated[int | None, Option(min=1, help="Stop after so many training steps of one model.")]
-Target = Annotated[float | None, Option(help="Stop when fresh scores let one believe this fitness of a candidate.")]
+ModelSteps = Annotated[int | None, Option(min=1, metavar="N", help="Stop after so many training steps of one model.")]
+Target = Annotated[
+    float | None,
+    Option(
+        metavar="FITNESS",
+        help="Stop when a candidate's confirmed fitness, discounted for few scores, reaches this.",
+    ),
+]
 Plateau = Annotated[
-    int | None, Option(min=1, help="Stop when the best that is confirmed is not bettered by so many candidates.")
+    int | None,
+    Option(min=1, metavar="N", help="Stop after this many candidates without a better confirmed one."),
 ]
 Workers = Annotated[
     int | None,
     Option(
         min=0,
-        help="Ray workers; 0 trains in this process. [default: one for each CPU, or all that the cluster has room for]",
+        metavar="N",
+        help="Ray workers; 0 trains in this process; by default one for each CPU, or all that the cluster"
+        " has room for.",
         show_default=False,
     ),
 ]
-RayAddress = Annotated[str | None, Option(metavar="ADDRESS", help="Of a Ray cluster to use, or 'auto'.")]
+RayAddress = Annotated[
+    str | None, Option(metavar="ADDRESS", help="The Ray cluster to use: HOST:PORT, or 'auto' on one of its machines.")
+]
 Pruner = Annotated[
     Prune,
     Option(
-        help="Drop trials before their end: median, those worse than most at a quarter or half of it; hyperband, all"
-        " but a third at a ninth and a third of it; wilcoxon, those worse by a test over tuning seeds (5 or more)."
+        metavar="PRUNER",
+        help="Drop trials before their end: none; median, those worse than most at a quarter or half of it; hyperband,"
+        " all but a third at a ninth and a third of it; wilcoxon, those worse by a test over tuning seeds (5 or more).",
     ),
 ]
 RuntimeEnv = Annotated[
     Path | None,
     Option(
         metavar="FILE.yaml",
-        help="How the cluster's workers get the code, as Ray's runtime_env. [default: this installation is shipped]",
+        help="How the cluster's workers get the code, as Ray's runtime_env; by default this installation is shipped.",
         show_default=False,
     ),
 ]

@@ -76,11 +76,14 @@ def register(
             help="A run, a .rule file, RUN@K, or a rule with parentheses: a composition, settings.",
         ),
     ],
-    name: Annotated[str, Option(help="What to call it.")],
-    rank: Annotated[int, Option(min=1, help="Which place of the run's leaderboard.")] = 1,
+    name: Annotated[str, Option(metavar="NAME", help="What to call it.")],
+    rank: Annotated[int, Option(min=1, metavar="N", help="Which place of the run's leaderboard.")] = 1,
     force: Annotated[bool, Option("--force", help="Replace a rule registered under this name before.")] = False,
 ) -> None:
-    """Give a rule a name that works in any script on this machine."""
+    """Give a rule a name, to be used in any script of yours whose Python has this package.
+
+    Elsewhere use the file that 'discover export' writes.
+    """
     from discover.registry import register as keep
 
     is_rule = source.endswith((".rule", ")")) or "@" in source

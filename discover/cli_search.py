@@ -36,16 +36,27 @@ def search(
         str | None,
         Option(
             metavar="NAME",
-            help="How to propose: evolution, optuna, random, another that is installed, or FILE.py:NAME."
-            " [default: the space's]",
+            help="How to propose: evolution, optuna, random, another that is installed, or FILE.py:NAME; by default as"
+            " the space says.",
             show_default=False,
         ),
     ] = None,
     control: Annotated[
-        Control | None, Option(help="Run this control in place of the algorithm, which must beat it.")
+        Control | None,
+        Option(
+            metavar="NAME",
+            help="Run a baseline search instead: random, hyperparameters or best_of_n; a useful algorithm must beat"
+            " it.",
+        ),
     ] = None,
     control_compute: Annotated[
-        float | None, Option(min=0, help="Give the control so many times the budget. [default: 1]", show_default=False)
+        float | None,
+        Option(
+            min=0,
+            metavar="X",
+            help="Multiply the control's time, candidates and model steps by this; by default 1.",
+            show_default=False,
+        ),
     ] = None,
     warm_start: Annotated[
         list[str] | None,
@@ -66,10 +77,12 @@ def search(
             help="Search on this task (a name or FILE.py:NAME, both with (OPTION=VALUE, ...)); may be repeated.",
         ),
     ] = None,
-    seed: Annotated[int, Option(min=0, help="The same seed gives the same search.")] = 0,
-    compile: Annotated[Compile | None, Option(help="Whether gradients are compiled. [default: the space's]")] = None,
+    seed: Annotated[int, Option(min=0, metavar="N", help="The same seed gives the same search.")] = 0,
+    compile: Annotated[
+        Compile | None, Option(help="Whether gradients are compiled; by default as the space says.")
+    ] = None,
     out: Annotated[
-        Path | None, Option(metavar="DIR", help="The run's folder. [default: runs/SPACE-TIME-sSEED]")
+        Path | None, Option(metavar="DIR", help="The run's folder; by default runs/SPACE-TIME-sSEED.")
     ] = None,
     json: Json = False,
 ) -> None:

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 import dsl
 from discover import cli
 from tests.test_runs import made
 
 ROOT = Path(__file__).parent.parent
+COMMANDS: dict[str, Any] = vars(typer.main.get_command(cli.app))["commands"]
 TINY = """\
 operators: [add, mul, sign, square, sqrt, lerp, div]
 tasks: {search: [breast_cancer]}
@@ -80,7 +82,9 @@ def test_a_wrong_rule_file_is_refused_with_file_and_line(
 CONTRADICTION = "--workers 0 trains in this process, --ray-address on a cluster; give one of the two"
 MISTAKES = {
     "no such command": ("serach", "No such command 'serach'"),
+    "where commands are said": ("serach", "; see 'discover --help'"),
     "no such option": ("search --spaces x", "--spaces"),
+    "where options are said": ("search --spaces x", "; see 'discover search --help'"),
     "option without its value": ("search --space tiny.yaml --time", "--time"),
     "missing option": ("search", "Missing option '--space'"),
     "missing argument": ("show", "Missing argument 'RULE'"),
@@ -414,6 +418,22 @@ def test_help_and_lists_of_rules_spaces_and_runs_do_not_wait_for_torch() -> None
         script = f"import sys; from discover.cli import main; main({line.split()}); sys.exit('torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": str(ROOT)}, capture_output=True)
         assert done.returncode == 0, line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_shown_whole(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich takes what stands in brackets for markup, and leaves it out; and it breaks lines where the source does."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    command = COMMANDS[name]
+    code, out, _ = run(capsys, name, "--help")
+    assert code == 0
+    lines = [" ".join(line.strip("│ ").split()) for line in out.splitlines()]
+    texts = [getattr(param, "help", None) for param in command.params]
+    for text in filter(None, texts):
+        assert any(text in line for line in lines), text
+    assert command.help
+    for paragraph in command.help.split("\n\n"):
+        assert paragraph in lines
 
 
 def test_discover_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
