@@ -231,7 +231,7 @@ class Unit(Keys):
 
 
 class Space(Keys):
-    """A search space; `search_spaces/lion_like.yaml` says of each key why it is as it is."""
+    """A search space; `search_spaces/lion_like.yaml` explains every key."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
     description: str = ""
