@@ -54,7 +54,7 @@ inline float smaller(float a, float b) { return (a < b || a != a) ? a : b; }
 inline float larger(float a, float b) { return (a > b || a != a) ? a : b; }
 inline float lerp(float a, float b, float w) { return std::fabs(w) < 0.5f ? a + w * (b - a) : b - (b - a) * (1.0f - w); }
 
-// The operations, in the order of `OPERATIONS` in discover/native.py.
+// The operations, in the order of `OPERATIONS` in discover/native_code.py.
 enum Operation : int32_t {
     kAdd, kSub, kMul, kDiv, kPow, kNeg, kLt, kLe, kGt, kGe, kEq, kNe, kWhere, kAbs, kSign, kSquare, kSqrt, kRsqrt,
     kReciprocal, kExp, kLog, kTanh, kSigmoid, kMin, kMax, kClip, kLerp, kNumber, kMod
@@ -122,7 +122,7 @@ inline double total(const float* x, int64_t n, F f) {
     return sum;
 }
 
-// The reductions, in the order of `REDUCTIONS` in discover/native.py.
+// The reductions, in the order of `REDUCTIONS` in discover/native_code.py.
 enum Reduction : int32_t { kSum, kMean, kNorm, kLargest, kSize, kGlobalSum, kGlobalLargest };
 
 inline bool is_largest(int32_t reduction) { return reduction == kLargest || reduction == kGlobalLargest; }
