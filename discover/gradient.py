@@ -150,7 +150,7 @@ def build(
 
     Args:
         task: what to train.
-        compile: load the compiled artefact, or make it (5 to 30 s); else run eager PyTorch. Where that cannot be done
+        compile: load the compiled artefact, or make it (5 to 40 s); else run eager PyTorch. Where that cannot be done
             the result is eager all the same, and its `note` says why.
         device: where parameters and batches will be. The artefact of a GPU is a CUDA one.
         dtype: of the parameters; examples stay as the task gathers them.
