@@ -125,7 +125,8 @@ def package(name: str, extra: str) -> ModuleType:
     except ImportError as error:
         missing = error.name or name
         raise ValueError(
-            f"needs the package '{missing.partition('.')[0]}'; pip install 'optimizer-discovery[{extra}]'"
+            f"needs the package '{missing.partition('.')[0]}'; from a checkout:"
+            f" pip install -c constraints.txt -e '.[{extra}]'"
         ) from None
 
 
