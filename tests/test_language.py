@@ -86,6 +86,15 @@ def test_expression_prints_with_the_fewest_parentheses(text: str, printed: str) 
     assert dsl.format(program).splitlines()[1] == f"    p = {printed}"
 
 
+def test_the_pages_show_lion_as_it_is() -> None:
+    root = Path(__file__).parent.parent
+    blocks = re.compile(r"^```python\n(def lion.*?)^```", re.MULTILINE | re.DOTALL)
+    (shown,) = blocks.findall((root / "README.md").read_text(encoding="utf-8"))
+    assert shown == dsl.format(dsl.load("lion"))
+    (written,) = blocks.findall((root / "docs" / "language.md").read_text(encoding="utf-8"))
+    assert dsl.parse(written) == dsl.load("lion")
+
+
 def test_augmented_assignment_is_an_assignment() -> None:
     assert dsl.parse("def f(p, g):\n    p -= g\n") == dsl.parse("def f(p, g):\n    p = p - g\n")
 
