@@ -1,4 +1,4 @@
-"""Gives a found rule a name that works in every script of this machine: `discover.optim.create(NAME, ...)`."""
+"""Gives a found rule a name for `discover.optim.create(NAME, ...)`, in any script whose Python has this package."""
 
 from __future__ import annotations
 
