@@ -84,20 +84,22 @@ class IllConditioned(_Regression):
 
 
 class Sparse(Task):
-    """Least squares with sparse features: feature i shows up in a share f_i of the examples, from all of them down to
-    one in 300, and y = sum of the weights of those that are there, with a little noise. The held-out examples show each
-    feature alone, once: the rare matter as much as the common. What is absent is noise, a hundredth of what is present,
-    so that no gradient is exactly 0: searches found rules that knew absent features by that, as no known rule does.
+    """Least squares with sparse features of many sizes: feature i shows up in a share f_i of the examples, from all of
+    them down to one in 100, and is then s_i, from 0.1 to 10 whatever its share; y = sum of the weights of those that
+    are there, times their sizes, with a little noise. The held-out examples show each weight alone, once: the rare and
+    the small matter as much as the others. What is absent is noise, a hundredth of what is present, so that no gradient
+    is exactly 0: searches found rules that knew absent features by that, as no known rule does.
 
-    What an example says of a weight comes with f_i, so one step size for all weights is either too long for the common
-    features or too short for the rare ones; momentum helps less than without noise, and a batch's noise is that of all
-    weights that are still wrong. Sign rules step alike for all, but no less where a weight is nearly right. Step sizes
-    of each weight's own, by the size of its gradients so far, are best, as in AdaGrad (Duchi et al. 2011, JMLR 12, made
-    for this), RMSprop and Adam. The learning rate is constant, so that nothing but the rule shortens steps.
+    What an example says of a weight comes with f_i and s_i, so one step size for all weights is either too long for the
+    common and large features or too short for the rare and small ones, and so is a rule that divides by |g| plus a
+    constant: features of one size, as they were, let a search fit that constant to them and leave the family. Sign
+    rules step alike for all, but no less where a weight is nearly right. Step sizes of each weight's own, by the size
+    of its gradients so far, are best, as in AdaGrad (Duchi et al. 2011, JMLR 12, made for this), RMSprop and Adam. The
+    learning rate is constant, so that nothing but the rule shortens steps.
     """
 
     name = "sparse"
-    title = "least squares with sparse features, some of them rare"
+    title = "least squares with sparse features, rare and common, large and small"
     source = "generated, fixed seed"
     parameters = (Parameter.normal("x", (_DIM,), "vector", 1e-2),)
     batch_size = 32
@@ -106,10 +108,11 @@ class Sparse(Task):
     learning_rate = 0.1
 
     def __init__(self) -> None:
-        shares = torch.logspace(0, -2.5, _DIM, dtype=torch.float64)
+        shares = torch.logspace(0, -2, _DIM, dtype=torch.float64)
         generator = torch.Generator().manual_seed(8)
+        sizes = 10 ** (2 * torch.rand(_DIM, generator=generator, dtype=torch.float64) - 1)
         features = (torch.rand(_EXAMPLES, _DIM, generator=generator, dtype=torch.float64) < shares).double()
-        features += _ABSENT * _normal(10, _EXAMPLES, _DIM)
+        features = (features + _ABSENT * _normal(10, _EXAMPLES, _DIM)) * sizes
         weights = _normal(7, _DIM)
         targets = features @ weights + 0.1 * _normal(9, _EXAMPLES)
         super().__init__((features.float(), targets.float()), (torch.eye(_DIM), weights.float()))

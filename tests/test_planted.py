@@ -17,8 +17,13 @@ from discover import gradient
 from discover.lanes import Lane, train
 from tasks.library import check
 
-RULES: dict[str, dict[str, float]] = {"sgd": {}, "momentum": {"momentum": 0.9}, "signsgd": {}, "adagrad": {}}
-BEST = {"heavy_tails": "signsgd", "ill_conditioned": "momentum", "sparse": "adagrad"}
+RULES: dict[str, dict[str, float]] = {
+    "sgd": {},
+    "momentum": {"momentum": 0.9},
+    "signsgd": {},
+    "adam": {"beta1": 0.9, "beta2": 0.99},
+}
+BEST = {"heavy_tails": "signsgd", "ill_conditioned": "momentum", "sparse": "adam"}
 RATES = tuple(10.0 ** (power / 2) for power in range(-8, 4))
 
 
