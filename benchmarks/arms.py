@@ -160,21 +160,23 @@ def run(
     kept: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Runs all arms with all seeds, and prints the mean score of the incumbents with intervals over seeds.
+    """Runs all arms with all seeds, and prints the mean score of the incumbents with intervals over seeds: on the
+    select tasks, which is what a search is for, and on its own, which says how well it does what it is told to.
 
     Args:
         model_steps: of an arm whose compute is 1; seeds: 0 to so many.
-        instances: of each select task, that incumbents are scored on.
+        instances: of each task, fresh ones, that incumbents are scored on.
         shares: of the budget, after which incumbents are taken.
         kept: a file of what is done, see `benchmarks.evidence`; an arm and seed that it has is not run again.
     """
     torch.set_num_threads(1)
     names = space.tasks.select or space.tasks.search
     done = evidence.Evidence(kept)
-    table = Table("arm", "compute", *(f"after {share:.0%}" for share in shares), "trained", "distinct", "seconds")
+    columns = ("arm", "compute", *(f"after {share:.0%}" for share in shares))
+    table, own = Table(*columns, "trained", "distinct", "seconds"), Table(*columns)
     total = time.monotonic()
     for arm in arms:
-        found, rows = [], []
+        found, rows, own_rows = [], [], []
         for seed in range(seeds):
             what = evidence.search(
                 space.changed(arm.changes),
@@ -190,16 +192,23 @@ def run(
                 line = done.keep(what, arm=arm.name, seed=seed, scores=scored, found=asdict(new))
             found.append(Found(**line["found"]))
             rows.append(line["scores"])
-            values = ", ".join(f"{value:+.4f}" for value in rows[-1])
-            say(f"{arm.name}, seed {seed}: {values} ({found[-1].seconds:.0f} s)")
-        cells = [_interval([row[index] for row in rows]) for index in range(len(shares))]
+            own_rows.append(scores(found[-1].incumbents, space, space.tasks.search, instances, seed))
+            values, own_values = (", ".join(f"{value:+.4f}" for value in each[-1]) for each in (rows, own_rows))
+            say(f"{arm.name}, seed {seed}: {values} ({found[-1].seconds:.0f} s); on search tasks {own_values}")
         counts = [sum(getattr(each, key) for each in found) / seeds for key in ("trained", "distinct", "seconds")]
-        table.add_row(arm.name, f"{arm.compute * model_steps:,.0f}", *cells, *(f"{count:.0f}" for count in counts))
+        start = (arm.name, f"{arm.compute * model_steps:,.0f}")
+        table.add_row(*start, *_intervals(rows), *(f"{count:.0f}" for count in counts))
+        own.add_row(*start, *_intervals(own_rows))
     console = Console(width=150)
-    console.print(f"{title}: mean score on {', '.join(names)}, {instances} fresh instances each, {seeds} seeds;")
-    console.print("95% intervals over seeds; AdamW, tuned on the same learning rates, is 0; higher is better")
-    console.print(table)
+    for what_for, where, each in (("select", names, table), ("search", space.tasks.search, own)):
+        console.print(f"{title}: mean score on the {what_for} tasks ({', '.join(where)}), {instances} fresh instances")
+        console.print(f"each, {seeds} seeds; 95% intervals over seeds; AdamW, tuned on the same learning rates, is 0")
+        console.print(each)
     console.print(f"{time.monotonic() - total:.0f} s in all")
+
+
+def _intervals(rows: Sequence[Sequence[float]]) -> list[str]:
+    return [_interval(values) for values in zip(*rows, strict=True)]
 
 
 def _interval(values: Sequence[float]) -> str:
