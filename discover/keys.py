@@ -12,10 +12,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from discover.durations import parse_duration
 from dsl.ops import OPS
-from dsl.program import BUILTINS
+from dsl.program import BUILTINS, RESERVED
 from dsl.types import EXTENTS
 
-RESERVED = {
+_TAKEN = {
+    **RESERVED,
     "p": "the parameter",
     "g": "the gradient",
     "lr": "a hyperparameter of every program",
@@ -99,7 +100,7 @@ def _meaning(name: str) -> str:
         return "a word of Python"
     if re.fullmatch(r"x[0-9]+", name):
         return "what a value in between is called"
-    return RESERVED.get(name, "")
+    return _TAKEN.get(name, "")
 
 
 def slot_of(text: str) -> tuple[str, str]:

@@ -23,10 +23,10 @@ import torch
 
 from dsl import torch_functions
 from dsl.codegen_plan import Plan
-from dsl.codegen_print import RESERVED, Function, Printer, unique
+from dsl.codegen_print import Function, Printer, unique
 from dsl.graph import INPUT, Graph, Node, lower, lower_all
 from dsl.ops import OPS
-from dsl.program import Facts, Program, RuleError, Slot
+from dsl.program import Facts, Program, Slot
 from dsl.types import EXTENTS
 
 EVALUATION = "evaluation"
@@ -125,8 +125,6 @@ def generate(program: Program, facts: Facts, style: Style = TENSOR) -> Code:
 
 @lru_cache(maxsize=1024)
 def _generate(program: Program, facts: Facts, style: Style) -> Code:
-    if clash := RESERVED & {*program.defaults, *(slot.name for slot in program.slots)}:
-        raise RuleError(f"'{min(clash)}' is a name that generated code uses itself; choose another", 1, program.name)
     graph = lower(program, facts)
     slots, outputs, evaluation = storage(program, graph)
     matrix = needs_matrix(graph)

@@ -13,7 +13,7 @@ from dsl.codegen_plan import Plan, Statement
 from dsl.codegen_values import Guard
 from dsl.graph import INPUT
 from dsl.ops import OPS, Op
-from dsl.program import BUILTINS, Program
+from dsl.program import BUILTINS, GENERATED, Program
 from dsl.types import EXTENTS
 
 _FULL, _SCALAR = EXTENTS["full"], EXTENTS["scalar"]
@@ -57,10 +57,6 @@ def _is_view(expr: Expr) -> TypeGuard[Fn]:
     return isinstance(expr, Fn) and expr.op in OPS and OPS[expr.op].view
 
 
-RESERVED = {"torch", "math", "float", "abs", "min", "max", "power", *(h for op in OPS.values() for h in op.helpers)}
-"""Names that generated code uses for itself."""
-
-
 class Printer:
     """Prints a plan as a function."""
 
@@ -69,7 +65,7 @@ class Printer:
         self.numbers: Numbers = plan.numbers
         self.slots = slots
         self.helpers: dict[str, None] = {}
-        self.taken = {*RESERVED, "p", "g", *BUILTINS, *slots, *program.defaults, *plan.external.values()}
+        self.taken = {*GENERATED, "p", "g", *BUILTINS, *slots, *program.defaults, *plan.external.values()}
         self.names: dict[int, str] = {}
         for index, node in enumerate(plan.nodes):
             if node.op == INPUT:

@@ -28,6 +28,7 @@ from dsl.program import (
     all_facts,
     assignments,
     expressions,
+    misnamed,
 )
 from dsl.types import FULL, NUMBER, SCALAR, SIZED_BY, MismatchError, Scope, Type, fits
 
@@ -263,6 +264,9 @@ class Lowering:
         """The names that there are before the first statement."""
         if self.program.rules:
             raise self.fail(f"rule '{self.program.name}' takes a rule; write {self.program.name}(adamw), for example")
+        if wrong := misnamed(self.program.slots, self.program.hypers):
+            self.line = 1
+            raise self.fail(wrong[1])
         for slot in self.program.slots:
             for size in slot.extent:
                 if SIZED_BY.get(size, "lr") not in (*self.defaults, "lr"):

@@ -32,6 +32,7 @@ from dsl.program import (
     Statement,
     Test,
     map_names,
+    misnamed,
 )
 from dsl.types import EXTENTS
 
@@ -146,14 +147,10 @@ class _Parser:
             body = body[:-1]
         if not body:
             raise self.fail(function, f"rule '{function.name}' has no statements; it must assign p")
-        names = ["p", "g", *(slot.name for slot in slots), *self.rules, *(hyper.name for hyper in hypers)]
-        for name in names:
-            if names.count(name) > 1:
-                raise self.fail(function, f"'{name}' is declared twice")
-            if name in BUILTINS:
-                raise self.fail(function, f"'{name}' is built in and cannot be declared")
-            if name in OPS and name not in {hyper.name for hyper in hypers}:  # nothing is assigned to those
-                raise self.fail(function, f"'{name}' is an operator and cannot be declared")
+        if wrong := misnamed(slots, hypers, self.rules):
+            name, message = wrong
+            declared = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+            raise self.fail([arg for arg in declared if arg.arg == name][-1], message)
         return Program(function.name, slots, hypers, self.block(body), result, self.rules, doc)
 
     def arguments(self, function: ast.FunctionDef) -> tuple[Slot, ...]:

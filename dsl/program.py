@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dsl.ops import OPS
 from dsl.types import Extent
 
 ROLES = ("hidden", "embedding", "head", "bias", "norm", "query_key", "vector")
@@ -23,6 +24,28 @@ LARGEST = 1e300
 BUILTINS = ("t", "lr_ratio", "place", "examples")
 """Numbers every rule may read: the step, from 1; lr over its initial value; which parameter this is, from 0; how many
 examples the gradient is a mean over, which whoever steps the rule must then say."""
+
+GENERATED = frozenset(
+    ("torch", "math", "float", "int", "abs", "min", "max", "power", *(h for op in OPS.values() for h in op.helpers))
+)
+"""Names that generated code uses itself."""
+
+RESERVED: Mapping[str, str] = {
+    **dict.fromkeys(sorted(GENERATED), "a name that generated code uses itself"),
+    "step": "the count of steps in an optimizer's state",
+    "evaluation": "the point to evaluate in an optimizer's state",
+    "self": "the optimizer itself",
+    "super": "a word of the optimizer's class",
+    "rule": "the rule that optim.create is given",
+    "params": "the parameters that an optimizer is given",
+    "param_names": "a key of PyTorch's parameter groups",
+    "initial_lr": "a key that PyTorch's schedulers write into parameter groups",
+    "maximize": "an option of every optimizer",
+    "role": "a key of parameter groups: what a parameter is for",
+    "reference_lr": "a key of parameter groups: what lr_ratio is taken of",
+    "evaluating": "a key of parameter groups: whether parameters are at the point to evaluate",
+}
+"""Names that neither a slot nor a hyperparameter may have -> what each of them is; `BUILTINS` apart."""
 
 
 class RuleError(ValueError):
@@ -290,6 +313,23 @@ class Program(_Remembers):
                 f"rule '{self.name}' has no hyperparameter '{min(unknown)}'; it has {', '.join(self.defaults)}"
             )
         return replace(self, hypers=tuple(replace(h, default=values.get(h.name, h.default)) for h in self.hypers))
+
+
+def misnamed(slots: Sequence[Slot], hypers: Sequence[Hyper], rules: Sequence[str] = ()) -> tuple[str, str] | None:
+    """The first declared name that cannot be used, and what is wrong with it; None where all are fine."""
+    own = [*(slot.name for slot in slots), *(hyper.name for hyper in hypers)]
+    names = ["p", "g", *own, *rules]
+    assigned = {*names} - {hyper.name for hyper in hypers}
+    for name in names:
+        if names.count(name) > 1:
+            return name, f"'{name}' is declared twice"
+        if name in BUILTINS:
+            return name, f"'{name}' is built in and cannot be declared"
+        if name in OPS and name in assigned:
+            return name, f"'{name}' is an operator and cannot be declared"
+        if name in RESERVED and name in own:
+            return name, f"'{name}' is {RESERVED[name]}; choose another name"
+    return None
 
 
 # Walking ----------------------------------------------------------------------------------------------------------

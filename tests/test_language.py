@@ -17,7 +17,22 @@ import dsl
 from dsl import reference, spelling
 from dsl.graph import CONSTANT, INPUT, lower
 from dsl.ops import OPS
-from dsl.program import Assign, Call, Facts, If, IsMatrix, Name, Number, Program, RuleError, assignments, names_read
+from dsl.program import (
+    RESERVED,
+    Assign,
+    Call,
+    Facts,
+    Hyper,
+    If,
+    IsMatrix,
+    Name,
+    Number,
+    Program,
+    RuleError,
+    Slot,
+    assignments,
+    names_read,
+)
 from dsl.reference import Machine, extent_shape
 from dsl.spelling import renamed
 from dsl.types import FLIPPED, FULL, NUMBER, ROWS, SCALAR, MismatchError, broadcast, fits
@@ -127,6 +142,11 @@ REFUSED = {
     "g declared": "def f(p, g, m: zeros, g: zeros):\n    p = g\n",
     "built in": "def f(p, g, *, t=1):\n    p = g\n",
     "operator as a name": "def f(p, g, sign: zeros):\n    p = g\n",
+    "the count of steps as a slot": "def f(\n    p, g,\n    m: zeros, step: zeros):\n    p = p - g\n",
+    "the point to evaluate as a slot": "def f(p, g, evaluation: zeros):\n    p = p - g\n",
+    "an option of the optimizer": "def f(p, g, *, maximize=1):\n    p = p - maximize * g\n",
+    "a key of parameter groups": "def f(p, g, *, reference_lr=1):\n    p = p - reference_lr * g\n",
+    "a name of generated code": "def f(p, g, *,\n    math=1):\n    p = p - math * g\n",
     "hyperparameter without default": "def f(p, g, *, lr):\n    p = g\n",
     "range": "def f(p, g, *, lr: log(0, 1) = 0.1):\n    p = g\n",
     "only a docstring": 'def f(p, g):\n    """Nothing."""\n',
@@ -185,6 +205,25 @@ def test_messages_of_refused_rules_are_the_golden_ones() -> None:
             dsl.check(dsl.parse(text, "case.rule"))
         lines.append(f"{case}\n    {caught.value}\n")
     assert "".join(lines) == (GOLDEN / "refused_rules.txt").read_text()
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_reserved_name_is_refused_in_one_line_wherever_it_is_declared(name: str) -> None:
+    plain = dsl.parse("def f(p, g):\n    p = p - g\n")
+    for program in (replace(plain, slots=(Slot(name, FULL.extent),)), replace(plain, hypers=(Hyper(name, 1.0),))):
+        said = f"'{name}' is {RESERVED[name]}; choose another name"
+        if program.slots and name in OPS:
+            said = f"'{name}' is an operator and cannot be declared"
+        with pytest.raises(RuleError, match=f"^{re.escape(f'f.rule:1: {said}')}$"):
+            dsl.check(program)
+        with pytest.raises(RuleError, match=f"^{re.escape(f'<rule>:1: {said}')}$"):
+            dsl.parse(dsl.format(program))
+
+
+def test_a_slot_twice_is_refused() -> None:
+    program = dsl.parse("def f(p, g, m: zeros):\n    m = m + g\n    p = p - m\n")
+    with pytest.raises(RuleError, match=r"^f\.rule:1: 'm' is declared twice$"):
+        dsl.check(replace(program, slots=2 * program.slots))
 
 
 def test_rule_error_survives_pickling_and_takes_a_file_name() -> None:

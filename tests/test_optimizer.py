@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import dsl
 from discover import optim
 from discover.optimizer import RuleOptimizer
+from dsl.program import RESERVED
 from tests.zoo.closures import closure_of
 
 BASES = optim.available()
@@ -249,6 +250,20 @@ def test_mistake_in_a_group_is_answered_and_the_group_not_added(group: dict[str,
     with pytest.raises(ValueError, match=message):
         opt.add_param_group({"params": [torch.ones(2, requires_grad=True)]} | group)
     assert len(opt.param_groups) == 1
+
+
+def test_no_rule_has_a_name_under_which_its_optimizer_keeps_something_else() -> None:
+    text = "def f(p, g, m: zeros, *, lr=0.1):\n    m = m + g\n    p = p - lr * m\n    x = p + m\n    return x\n"
+    kind = optim.optimizer_class(dsl.parse(text))
+    p = nn.Parameter(torch.ones(3))
+    opt = kind([("name", p)])
+    torch.optim.lr_scheduler.ConstantLR(opt)
+    p.grad = torch.ones(3)
+    opt.step()
+    assert set(opt.param_groups[0]) - {"lr"} <= set(RESERVED)
+    assert set(opt.state[p]) - {"m"} <= set(RESERVED)
+    assert set(inspect.signature(kind).parameters) - {"lr"} <= set(RESERVED)
+    assert {"step", "evaluation"} <= set(opt.state[p])
 
 
 def test_sparse_gradients_are_refused() -> None:

@@ -68,6 +68,11 @@ BAD = {
     "a slot named as a hyperparameter": ("slots: [lr]", "slots: 'lr' is a hyperparameter of every program"),
     "a slot named as the ancestor's": ("slots: [beta1]", "slots: 'beta1' is a hyperparameter of the ancestor adamw"),
     "a slot named as an operator": ("slots: [sign]", "slots: 'sign' is an operator"),
+    "a slot named as the count of steps": (
+        "slots: [m, step]",
+        "slots: 'step' is the count of steps in an optimizer's state; a slot needs a name of its own",
+    ),
+    "a slot named as generated code": ("slots: [math]", "slots: 'math' is a name that generated code uses itself"),
     "a slot named as a word": ("slots: [lambda]", "slots: 'lambda' is a word of Python"),
     "a slot named as a value in between": ("slots: [x1]", "slots: 'x1' is what a value in between is called"),
     "a slot twice": ("slots: [m, rows(m)]", "slots: 'm' is listed twice"),
