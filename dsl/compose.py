@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from dsl.ops import OPS
 from dsl.program import (
     BUILTINS,
+    RESERVED,
     Assign,
     Call,
     Expr,
@@ -61,12 +63,13 @@ def _inline(wrapper: Program, rule: str, base: Program) -> Program:
             f"{wrapper.name}.rule",
         )
     taken = _names(wrapper)
-    renamed = {}
-    for name in _names(base) - {"p", "g", *BUILTINS}:
-        own = name
-        while own in taken:
-            own = f"{base.name}_{own}"
-        renamed[name] = own
+    own = _names(base) - {"p", "g", *BUILTINS}
+    renamed: dict[str, str] = {}
+    for name in sorted(own):
+        new = name
+        while new in taken or (new != name and new in {*own, *renamed.values(), *OPS, *RESERVED}):
+            new = f"{base.name}_{new}"
+        renamed[name] = new
     if "lr" in wrapper.defaults and "lr" in base.defaults:
         renamed["lr"] = "lr"
 

@@ -397,6 +397,27 @@ def test_names_that_clash_are_prefixed_with_the_base() -> None:
     assert list(program.defaults) == ["lr", "beta1", "adamw_beta1", "beta2", "eps", "weight_decay"]
 
 
+def test_a_name_with_the_base_s_prefix_is_not_one_that_the_base_has() -> None:
+    wrapper = dsl.parse("def w(p, g, m: zeros, base: rule):\n    m = m + g\n    p = base(p, m)\n")
+    base = dsl.parse(
+        "def b(p, g, m: zeros, b_m: ones, *, lr=0.1):\n    m = m + g\n    b_m = b_m * 2\n    p = p - lr * m * b_m\n"
+    )
+    program = dsl.check(dsl.apply(wrapper, {"base": base}))
+    assert [slot.name for slot in program.slots] == ["m", "b_b_m", "b_m"]
+    assert dsl.parse(dsl.format(program)) == program
+    one = {"p": np.zeros(1)}
+    done = reference.run(program, one, [{"p": np.ones(1)}] * 2)
+    by_hand = reference.run(base, one, [{"p": np.ones(1)}, {"p": np.full(1, 2.0)}])
+    assert done[-1].parameters["p"] == by_hand[-1].parameters["p"]
+
+
+def test_a_name_with_the_base_s_prefix_is_not_a_reserved_one() -> None:
+    wrapper = dsl.parse("def w(p, g, base: rule):\n    bits = g\n    p = base(p, bits)\n")
+    base = dsl.parse("def draw(p, g, bits: zeros, *, lr=0.1):\n    bits = bits + g\n    p = p - lr * bits\n")
+    program = dsl.check(dsl.apply(wrapper, {"base": base}))
+    assert [slot.name for slot in program.slots] == ["draw_draw_bits"]
+
+
 @pytest.mark.parametrize(
     ("wrapper", "bases", "message"),
     [
