@@ -37,6 +37,8 @@ from dsl.types import EXTENTS
 _WIDTH = 120
 _OWN = {"p", "g", "state", "group", "loss", "closure", "work", "answers", "index", "rows", "matrix", "self", "torch"}
 """Local names of the step that no shared value may have."""
+_COUNT = 'state["step"] += 1'
+"""A step counts from its update on: one whose closure failed before has changed nothing."""
 
 
 def source(program: Program) -> str:
@@ -178,7 +180,7 @@ class _Exporter:
             lines.append("        work = []")
         lines += self.gather()
         if not self.levels:
-            lines += [" " * 16 + line for line in self.each(lambda kind: self.update(kind))]
+            lines += [" " * 16 + line for line in (_COUNT, *self.each(lambda kind: self.update(kind)))]
             return [*lines, "        return loss"]
         lines.append(f"                work.append(({self.item()}))")
         if self.closure:
@@ -186,7 +188,7 @@ class _Exporter:
         for level in self.levels:
             lines += [" " * 8 + line for line in self.exchange(level)]
         indexed = any(self.shaped(total) for kind in self.kinds for b in kind.code.barriers for total in b.totals)
-        body = list(self.each(lambda kind: self.update(kind)))
+        body = [_COUNT, *self.each(lambda kind: self.update(kind))]
         lines += [" " * 8 + line for line in self.loop(body, indexed)]
         if self.closure:
             lines.append("        answers.release()")
@@ -241,8 +243,7 @@ class _Exporter:
             """,
             " " * 16,
         )
-        lines += [" " * 20 + line for line in self.each(lambda kind: kind.initial())]
-        return [*lines, '                state["step"] += 1']
+        return [*lines, *(" " * 20 + line for line in self.each(lambda kind: kind.initial()))]
 
     def item(self) -> str:
         """What the step keeps of a parameter while all of them share values."""
@@ -283,7 +284,8 @@ class _Exporter:
     def call(self, kind: Kind, function: Function, result: str = "") -> list[str]:
         lines = []
         view = ""
-        values = {"p": "p", "g": "g", "t": 'state["step"]', "place": "place", "examples": "examples"}
+        t = 'state["step"]' if function is kind.code.update else 'state["step"] + 1'
+        values = {"p": "p", "g": "g", "t": t, "place": "place", "examples": "examples"}
         if kind.code.matrix:
             lines += [kind.rows, "matrix = p.reshape(rows, p.numel() // rows)  # a conv kernel as out x rest"]
             values |= {"p": "matrix", "g": "g.reshape(matrix.shape)"}

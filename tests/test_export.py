@@ -212,6 +212,31 @@ def test_exported_rules_say_what_they_need() -> None:
         opt.step()
 
 
+def test_a_step_whose_closure_failed_counts_neither_there_nor_here() -> None:
+    steps = []
+    for made in (exported("mars_adamw_exact"), optim.optimizer_class("mars_adamw_exact")):
+        p = torch.ones(3, requires_grad=True)
+        opt, calls = made([p]), 0
+
+        def closure(p: torch.Tensor = p) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise RuntimeError("out of memory")
+            p.grad = None
+            loss = p.square().sum()
+            loss.backward()
+            return loss
+
+        with pytest.raises(RuntimeError, match="out of memory"):
+            opt.step(closure)
+        steps.append(opt.state[p]["step"])
+        opt.step(closure)
+        steps.append((opt.state[p]["step"], p.tolist()))
+    assert steps[:2] == steps[2:]
+    assert steps[0] == 0
+
+
 def test_an_exported_file_carries_of_the_closure_only_what_its_rule_asks_for() -> None:
     texts = {rule: export.source(dsl.load(rule)) for rule in ("adamw", "sam(sgd)", "mezo", "dp_sgd")}
     assert [("class Closure" in text) for text in texts.values()] == [False, True, True, True]

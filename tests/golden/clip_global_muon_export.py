@@ -114,7 +114,6 @@ class ClipGlobalMuon(torch.optim.Optimizer):
                     else:
                         state["m"] = torch.zeros_like(p)
                         state["v"] = torch.zeros_like(p)
-                state["step"] += 1
                 work.append((p, g, state, group))
         total = None
         for p, g, _, group in work:
@@ -127,6 +126,7 @@ class ClipGlobalMuon(torch.optim.Optimizer):
                 (total_share,) = share_1_rest(p, g)
                 total = total_share if total is None else total + total_share
         for p, g, state, group in work:
+            state["step"] += 1
             if p.ndim >= 2 and group["role"] not in ("embedding", "head"):
                 rows = p.shape[0]
                 matrix = p.reshape(rows, p.numel() // rows)  # a conv kernel as out x rest
