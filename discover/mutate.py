@@ -85,11 +85,14 @@ def mutate(
     """One random change. The result is well typed if the program was.
 
     Args:
-        program: flat; static ifs, where it has any, last in their block (`unfolded`).
+        program: flat; a static if stands alone in its block, as `unfolded` makes it.
         grammar: what may be changed into what.
         rng: the only source of chance.
         settle: what becomes of a changed program, None where it is none; by default dead statements go.
         changes: kind of change -> what makes one; by default `CHANGES`.
+
+    Raises:
+        ValueError: a static if among other statements.
     """
     settle, changes = settle or settled, changes or CHANGES
     kinds = list(grammar.weights)
@@ -131,7 +134,13 @@ def unfolded(body: tuple[Statement, ...]) -> tuple[Statement, ...]:
 
 
 def straight_lines(body: tuple[Statement, ...]) -> Iterator[tuple[Path, tuple[Statement, ...]]]:
-    """The straight lines of an unfolded body, and the way to each."""
+    """The straight lines of an unfolded body, and the way to each.
+
+    Raises:
+        ValueError: a static if among other statements, of which no line would be left.
+    """
+    if len(body) > 1 and any(isinstance(statement, If) for statement in body):
+        raise ValueError("a static if stands alone in its block, as `unfolded` makes it; this one does not")
     if body and isinstance(statement := body[0], If):
         for taken, block in ((True, statement.body), (False, statement.orelse)):
             yield from (((taken, *path), line) for path, line in straight_lines(block))

@@ -160,8 +160,8 @@ class Plan:
 
 
 def genotype(program: Program) -> Program:
-    """A rule as evolution works on it: flat, its static ifs last, its hyperparameters literals, lr and weight_decay
-    apart; the learning rate multiplies last, (lr * a) / b as lr * (a / b), so that a and b can change."""
+    """A rule as evolution works on it: flat, each static if alone in its block, its hyperparameters literals, lr and
+    weight_decay apart; the learning rate multiplies last, (lr * a) / b as lr * (a / b), so that a and b can change."""
     program = with_literals(program)
     body = map_statements(program.body, lambda s: (replace(s, value=_rate_last(s.value)),))
     return flatten(replace(program, body=unfolded(body), doc=""))

@@ -138,6 +138,19 @@ def test_unfolding_static_ifs_changes_nothing(name: str) -> None:
     assert all(isinstance(s, Assign) for _, line in straight_lines(straight.body) for s in line)
 
 
+@pytest.mark.parametrize("if_first", [False, True])
+def test_a_static_if_beside_other_statements_is_refused_and_not_lost(if_first: bool) -> None:
+    choice = "    if matrix(p):\n        p = p - lr * m\n    else:\n        p = p - lr * g\n"
+    average = "    m = lerp(m, g, 0.1)\n"
+    body = choice + average if if_first else average + choice
+    program = dsl.flatten(dsl.parse(f"def f(p, g, m: zeros, *, lr=0.1):\n{body}"))
+    with pytest.raises(ValueError, match="a static if stands alone in its block"):
+        mutate(program, MATRICES, np.random.default_rng(0))
+    whole = replace(program, body=unfolded(program.body))
+    assert [len(line) for _, line in straight_lines(whole.body)] == [3, 3]
+    assert mutate(whole, MATRICES, np.random.default_rng(0)).program.body
+
+
 @pytest.mark.parametrize("name", ["muon", "sinkgd"])
 def test_a_change_is_to_one_line_and_keeps_the_types(name: str) -> None:
     program = genotype(dsl.load(name))
