@@ -77,7 +77,9 @@ def register(
         ),
     ],
     name: Annotated[str, Option(metavar="NAME", help="What to call it.")],
-    rank: Annotated[int, Option(min=1, metavar="N", help="Which place of the run's leaderboard.")] = 1,
+    rank: Annotated[
+        int | None, Option(min=1, metavar="N", help="Which place of the run's leaderboard; the first by default.")
+    ] = None,
     force: Annotated[bool, Option("--force", help="Replace a rule registered under this name before.")] = False,
 ) -> None:
     """Give a rule a name, to be used in any script of yours whose Python has this package.
@@ -87,7 +89,9 @@ def register(
     from discover.registry import register as keep
 
     is_rule = source.endswith((".rule", ")")) or "@" in source
-    program = _rule(source if is_rule else f"{source}@{rank}")
+    if is_rule and rank is not None:
+        raise UserError(f"--rank is for a run, and '{source}' is a rule already; write RUN@{rank}, or leave --rank out")
+    program = _rule(source if is_rule else f"{source}@{rank or 1}")
     path = keep(program, name, force=force)
     print(f"registered {path}")
     print(f'use it with: from discover import optim; optim.create("{name}", model.parameters(), lr=...)')
@@ -95,7 +99,7 @@ def register(
 
 def export(
     rule: RuleArgument,
-    output: Annotated[Path, Option("-o", "--output", metavar="FILE.py", help="The file to write.")],
+    output: Annotated[Path, Option("-o", "--out", "--output", metavar="FILE.py", help="The file to write.")],
 ) -> None:
     """Write a rule as one Python file that needs torch alone."""
     from discover.files import write_whole

@@ -19,7 +19,8 @@ _SETTING = re.compile(r"([A-Za-z_]\w*)\s*=(?!=)\s*(.*)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """
+    """A rule as it is asked for, its last parentheses taken apart.
+
     Attributes:
         what: stands before the last parentheses; the whole text where there are none.
         rules: as they stand in the parentheses.

@@ -155,6 +155,13 @@ MISTAKES = {
     "no name": ("register ok.rule --name 1st", "'1st' is not a name for a rule"),
     "register a missing run": ("register nothing --name x", "no run 'nothing'"),
     "register with a bad rank": ("register nothing --name x --rank 0", "--rank"),
+    **{
+        f"a rank of {rule}": (
+            f"register {rule} --name x --rank 2",
+            f"--rank is for a run, and '{rule}' is a rule already; write RUN@2, or leave --rank out",
+        )
+        for rule in ("last@1", "ok.rule", "ema_nesterov(adamw)")
+    },
     "unknown list": ("list optimizers", "'optimizers' is not one of"),
 }
 
@@ -373,8 +380,9 @@ def test_a_place_of_a_run_is_registered_with_settings(capsys: pytest.CaptureFixt
     assert dsl.load("mine").defaults["lr"] == 0.2
 
 
-def test_an_exported_rule_is_python(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, "export", "lion", "-o", "out/my_lion.py") == (0, "wrote out/my_lion.py\n", "")
+@pytest.mark.parametrize("option", ["-o", "--out", "--output"])
+def test_an_exported_rule_is_python(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "export", "lion", option, "out/my_lion.py") == (0, "wrote out/my_lion.py\n", "")
     compile(Path("out/my_lion.py").read_text(), "my_lion.py", "exec")
 
 
