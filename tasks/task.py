@@ -187,7 +187,7 @@ class Task(ABC):
 
     def to(self, device: torch.device | str) -> Self:
         """The same task with its data on `device`; itself where they are there already."""
-        if self.train[0].device == torch.device(device):
+        if self.train[0].device == torch.empty(0, device=device).device:  # "cuda" is "cuda:0" where that is current
             return self
         moved = copy.copy(self)
         for name, value in vars(self).items():

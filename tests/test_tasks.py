@@ -164,6 +164,7 @@ def test_schedule_warms_up_then_falls_to_zero_after_the_last_step(task: Task) ->
 
 def test_data_follow_to_another_device(task: Task) -> None:
     assert task.to("cpu") is task
+    assert task.to("cpu:0") is task  # the same device by another name, as "cuda" is of "cuda:0"
     moved = task.to("meta")  # knows shapes and devices alone: refuses to mix with the CPU
     parameters = moved.split(moved.initial(0).expand(2, -1))
     batch = moved.gather(moved.batches(0, 2))
