@@ -25,7 +25,7 @@ import tasks
 from discover import calibration, fidelity, lanes, verdict
 from discover.asks import Ask
 from discover.calibration import estimate, plain
-from discover.console import rows_table
+from discover.console import Rows
 from discover.contenders import Contender, RuleContender, check, contender
 from discover.durations import format_duration
 from discover.errors import SpaceError, UserError
@@ -402,11 +402,11 @@ def shown(data: Mapping[str, Any]) -> Iterator[Any]:
     ]
     select = ", ".join(data["select"])
     yield f"\n{len(data['rules'])} rules, their order on proxies and on {select}"
-    yield rows_table(COLUMNS, rows)
+    yield Rows(COLUMNS, rows)
     yield f"\nsets of proxies, the {FEW_SUBSETS} best of {len(data['subsets'])} and all"
     some = data["subsets"][:FEW_SUBSETS]
     some += [one for one in data["subsets"][FEW_SUBSETS:] if len(one["proxies"]) == len(data["proxies"])]
-    yield rows_table(
+    yield Rows(
         ("proxies", "Spearman", "Kendall", "best in"),
         (
             (" ".join(s["proxies"]), estimate(s["spearman"]), estimate(s["kendall"]), f"{100 * s['best']:.0f} %")

@@ -66,7 +66,7 @@ def _print(rows: Sequence[Mapping[str, Any]], columns: list[str], where_wide: Se
     there is not room for all, variants of what stands above them are shown by their options alone."""
     from rich.console import Console
 
-    from discover.console import rows_table
+    from discover.console import Rows
 
     def table(*, brief: bool = False) -> Rows:
         cells = [[_shown(name, row[name]) for name in columns] for row in rows]
@@ -76,7 +76,7 @@ def _print(rows: Sequence[Mapping[str, Any]], columns: list[str], where_wide: Se
                 row[0] = f"  {row[0].removeprefix(above)}"
             else:
                 above = row[0]
-        return rows_table(columns, cells)
+        return Rows(columns, cells)
 
     for name in [name for name in where_wide if not any(row[name] for row in rows)]:
         columns.remove(name)

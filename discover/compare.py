@@ -25,7 +25,7 @@ from rich.console import Console
 import tasks
 from discover import footprint, verdict
 from discover.asks import Ask
-from discover.console import rows_table
+from discover.console import Rows
 from discover.contenders import Contender, RuleContender, check, contender, spelled
 from discover.durations import format_duration
 from discover.errors import UserError
@@ -365,7 +365,7 @@ def _show(comparison: Comparison, found: Verdict, console: Console) -> None:
             columns.insert(TO_TARGET, f"to {comparison.options.target:g}")
             for name, cells in zip(ordered, lines, strict=True):
                 cells.insert(TO_TARGET, _steps_to(soon[task][name]))
-        console.print(rows_table(columns, lines))
+        console.print(Rows(columns, lines))
     console.print()
     for line in verdict.words(found):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

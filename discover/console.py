@@ -286,8 +286,3 @@ class Rows:
 
 _GAP = 2
 """Spaces between two columns."""
-
-
-def rows_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Rows:
-    """A plain table of text, see `Rows`."""
-    return Rows(columns, rows)

@@ -356,9 +356,4 @@ def _without_native() -> str:
 
 @cache
 def _gradient(task: str, compiled: bool) -> Gradient:
-    return build(_task(task), compile=compiled)
-
-
-@cache
-def _task(name: str) -> Task:
-    return load(name)
+    return build(load(task), compile=compiled)

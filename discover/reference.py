@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 import dsl
 import tasks
 from discover import gradient, lanes, native
-from discover.console import rows_table
+from discover.console import Rows
 from discover.durations import format_duration
 from discover.errors import UserError
 from discover.evaluate import LOSS_FLOOR
@@ -340,7 +340,7 @@ def _show(
         )
         for each, took in zip(found, seconds, strict=True)
     ]
-    console.print(rows_table(columns, rows))
+    console.print(Rows(columns, rows))
     lines = ["loss: of AdamW on the fresh seeds, geometric mean ± its standard error. decay: weight decay."]
     lines += ["trials: settings of the grid. seeds: to tune each of them on + fresh ones for the best."]
     lines += [

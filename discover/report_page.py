@@ -161,7 +161,8 @@ def _front(report: Report) -> Iterator[str]:
             for tone, words in enumerate(("confirmed", "not confirmed"))
             if (own := [each for each in report.front if (each.confirmation is None) == bool(tone)])
         ]
-        yield _figure(plot(drawn, name, "fitness", zero=True), f"The front: fitness against {name}.")
+        title = f"The front: fitness against {name}"
+        yield _figure(plot(drawn, name, "fitness", title, zero=True), f"{title}.")
 
 
 def _rule(ranked: Ranked, report: Report) -> Iterator[str]:
@@ -202,7 +203,7 @@ def _funnel(report: Report) -> Iterator[str]:
     rows += [("confirmed", report.confirmed)]
     rows += [(status, n) for status, n in report.statuses.items() if status not in ("trained", "duplicate")]
     shown = [(name, float(count), f"{count:,} ({count / totals.proposed:.1%})") for name, count in rows]
-    yield _figure(bars(shown, title="funnel of proposals"), "Shares are of all proposals.")
+    yield _figure(bars(shown, "funnel of proposals"), "Shares are of all proposals.")
 
 
 def _fitness(report: Report) -> Iterator[str]:
@@ -228,10 +229,10 @@ def _fitness(report: Report) -> Iterator[str]:
         "Dots are candidates as the search scored them, the lowest twentieth left out. The leader's mean is over"
         " instances that nothing was chosen by, but for the choice among those confirmed. 0 is tuned AdamW."
     )
-    yield _figure(plot([*dots, *lines("proposed")], "proposals", "fitness", zero=True), words)
-    yield _figure(
-        plot(lines("model_steps"), "model steps", "fitness", zero=True), "The same over compute: steps of one model."
-    )
+    drawn = plot([*dots, *lines("proposed")], "proposals", "fitness", "fitness over proposals", zero=True)
+    yield _figure(drawn, words)
+    drawn = plot(lines("model_steps"), "model steps", "fitness", "fitness over model steps", zero=True)
+    yield _figure(drawn, "The same over compute: steps of one model.")
 
 
 def _band(moment: Moment) -> tuple[float, float]:
@@ -282,9 +283,10 @@ def _time(report: Report) -> Iterator[str]:
     rows = [(name, s, f"{format_duration(s)} ({s / elapsed:.0%})" if elapsed else "") for name, s in driver]
     rows += [(name, s, format_duration(s)) for name, s in workers]
     words = f"The driver's phases add up to {format_duration(elapsed)}; the workers' time is theirs, several at once."
-    yield _figure(bars(rows, title="where the time went"), words)
+    yield _figure(bars(rows, "where the time went"), words)
     steps = [(m.seconds, float(m.model_steps)) for m in report.moments]
-    yield _figure(plot([Series(steps, tone=0)], "seconds", "model steps"), "Model steps over the time of searching.")
+    drawn = plot([Series(steps, tone=0)], "seconds", "model steps", "model steps over seconds")
+    yield _figure(drawn, "Model steps over the time of searching.")
 
 
 def by_seconds(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -309,7 +311,7 @@ def _promotion(report: Report) -> Iterator[str]:
             "The meta-overfitting curve: each candidate that led the search, on its tasks and on others. Where the one"
             " rises and the other does not, the search is fitting its own tasks."
         )
-        yield _figure(plot(drawn, "generation from which it led", "score", zero=True), words)
+        yield _figure(plot(drawn, "generation from which it led", "score", "meta-overfitting curve", zero=True), words)
     yield from _folded(f"All of {PROMOTION}", f"<pre>{escape(json.dumps(found, indent=1))}</pre>")
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from discover import runs
 from discover.calibration import plain
-from discover.console import by_count, one_line, rows_table
+from discover.console import Rows, by_count, one_line
 from discover.console import fitness as fitness_in_words
 from discover.durations import format_duration
 from discover.errors import UserError
@@ -156,7 +156,7 @@ def _shown(found: Sequence[Report], data: Mapping[str, Any]) -> Iterator[Any]:
         for place, steps in enumerate(data["model_steps"])
     ]
     ends = [f"{_cell(own['end'], len(own['runs']))} after {_between(own['end']['model_steps'])}" for own in groups]
-    yield rows_table(
+    yield Rows(
         ("model steps", *(f"{name} ({len(own['runs'])} runs)" for name, own in data["groups"].items())),
         [*rows, ["at its end", *ends]],
     )
@@ -177,7 +177,7 @@ def _shown(found: Sequence[Report], data: Mapping[str, Any]) -> Iterator[Any]:
         ]
         for one in found
     ]
-    yield rows_table(
+    yield Rows(
         ("run", "state", "time", "model steps", "proposed", "rejected", "duplicates", "trained, by rung", "confirmed"),
         lines,
     )

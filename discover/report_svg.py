@@ -35,7 +35,7 @@ class Series:
     tone: int = 0
 
 
-def plot(series: Sequence[Series], x_label: str, y_label: str, *, title: str = "", zero: bool = False) -> str:
+def plot(series: Sequence[Series], x_label: str, y_label: str, title: str, *, zero: bool = False) -> str:
     """A plot with axes.
 
     Args:
@@ -58,7 +58,7 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, *, title: str = "
     def at_y(y: float) -> float:
         return HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title or y_label)}">']
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
     for y in ticks(y_low, y_high):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at_y(y):.1f}" y2="{at_y(y):.1f}"/>')
         parts.append(_text(LEFT - 6, at_y(y) + 4, short(y), "end"))
@@ -78,8 +78,8 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, *, title: str = "
     return "".join(parts) + (f'<p class="legend">{legend}</p>' if len(named) > 1 else "")
 
 
-def bars(rows: Sequence[tuple[str, float, str]], *, title: str = "") -> str:
-    """Horizontal bars: a name, how long, and what to write beside it."""
+def bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
+    """Horizontal bars: a name, how long, and what to write beside it. The title is read out, as a plot's is."""
     if not rows:
         return '<p class="none">nothing to draw yet</p>'
     line, names, values = 22, 260, 130

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -36,9 +36,6 @@ class Estimate:
     low: float
     high: float
     level: float = LEVEL
-
-    def plain(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high, "level": self.level}
 
 
 # Resampling ---------------------------------------------------------------------------------------------------------
@@ -272,12 +269,6 @@ def evidence(wins: ArrayLike) -> Array:
     return np.asarray(np.exp(logs))
 
 
-def first_rejection(wins: ArrayLike, alpha: float = 0.05) -> int | None:
-    """After how many pairs the candidate is shown to be better, at error rate `alpha`; None if it is not."""
-    reached = np.flatnonzero(evidence(wins) >= 1 / alpha)
-    return int(reached[0]) + 1 if len(reached) else None
-
-
 def win_rate(wins: ArrayLike, level: float = LEVEL) -> list[Estimate]:
     """The share of pairs won after each pair, with a confidence sequence: intervals that *all* hold the true share with
     probability `level`, however often one looks. Robbins 1970: the mixture over all rates, uniform, against each rate.
@@ -310,41 +301,6 @@ def _tally(wins: ArrayLike) -> tuple[Array, Array]:
     if not np.isin(values, (0.0, 0.5, 1.0)).all():
         raise ValueError("a pair is won (1), lost (0) or tied (1/2)")
     return np.cumsum(values == 1.0, dtype=np.float64), np.cumsum(values == 0.0, dtype=np.float64)
-
-
-# Ranks ----------------------------------------------------------------------------------------------------------------
-
-
-def rank_correlation(
-    x: ArrayLike,
-    y: ArrayLike,
-    rng: Generator,
-    *,
-    kind: Literal["spearman", "kendall"] = "spearman",
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
-) -> Estimate:
-    """How alike two orders of the same things are, from -1 to 1, with a bootstrap interval over the things.
-
-    Resamples without any order (all things the same) say nothing and are left out. With fewer than three things, or
-    none that differ, the value is nan.
-    """
-    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"expected two equally long lists, not shapes {a.shape} and {b.shape}")
-    measure = stats.spearmanr if kind == "spearman" else stats.kendalltau
-
-    def correlation(index: Any) -> float:
-        one, two = a[index], b[index]
-        if len(one) < 3 or not np.ptp(one) or not np.ptp(two):
-            return math.nan
-        return float(measure(one, two).statistic)
-
-    value = correlation(np.arange(len(a)))
-    if math.isnan(value):
-        return Estimate(math.nan, math.nan, math.nan, level)
-    drawn = np.array([correlation(rng.integers(len(a), size=len(a))) for _ in range(resamples)])
-    return Estimate(value, *_percentiles(drawn, level), level)
 
 
 # Curves ---------------------------------------------------------------------------------------------------------------

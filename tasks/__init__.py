@@ -6,7 +6,7 @@
 (2410, 64, 60)
 """
 
-from tasks.library import check, check_name, load, names, spelling
+from tasks.library import check, check_name, load, names
 from tasks.references import Reference, reference, variants
 from tasks.task import Batch, Parameter, Role, Task
 
@@ -21,6 +21,5 @@ __all__ = [
     "load",
     "names",
     "reference",
-    "spelling",
     "variants",
 ]

@@ -76,11 +76,6 @@ def _read(name: str) -> tuple[str, options.Values, options.Values]:
     return base, own, common
 
 
-def spelling(task: Task) -> str:
-    """What a task is called where results are stored: its name, or for a variant the one spelling with its options."""
-    return task.spelling
-
-
 @cache
 def _make(base: str, own: options.Values, common: options.Values) -> Task:
     if not common:

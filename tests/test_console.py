@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from discover import cli
-from discover.console import rows_table
+from discover.console import Rows
 
 COMPARED = (
     ("rule", "loss", "vs adamw", "p", "speed-up", "to 3.28", "lr", "decay", "step", "bytes"),
@@ -28,7 +28,7 @@ COMPARED = (
 
 def printed(columns: tuple[str, ...], rows: list[list[str]], width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(rows_table(columns, rows))
+    console.print(Rows(columns, rows))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

@@ -35,7 +35,7 @@ from dsl.program import (
 )
 from dsl.reference import Machine, extent_shape
 from dsl.spelling import renamed
-from dsl.types import FLIPPED, FULL, NUMBER, ROWS, SCALAR, MismatchError, broadcast, fits
+from dsl.types import EXTENTS, FULL, NUMBER, ROWS, SCALAR, MismatchError, Type, broadcast, fits
 from tests.strategies import programs, rules
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -267,7 +267,7 @@ def test_types_broadcast_where_sizes_meet() -> None:
     assert broadcast(SCALAR, ROWS) == ROWS
     assert broadcast(replace(FULL, mask=True), SCALAR) == FULL
     with pytest.raises(MismatchError, match="flipped"):
-        broadcast(FULL, FLIPPED)
+        broadcast(FULL, Type(EXTENTS["flipped"]))
     assert fits(SCALAR, ROWS)
     assert not fits(ROWS, SCALAR)
 

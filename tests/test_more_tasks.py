@@ -88,7 +88,7 @@ def test_a_variant_is_the_same_task_with_other_numbers() -> None:
 )
 def test_one_variant_has_one_spelling_and_one_task(name: str, spelling: str) -> None:
     task = tasks.load(name)
-    assert tasks.spelling(task) == spelling
+    assert task.spelling == spelling
     assert tasks.load(spelling) is task
 
 
@@ -110,20 +110,20 @@ def test_one_variant_has_one_spelling_and_one_task(name: str, spelling: str) -> 
 def test_arguments_of_a_class_are_options(own: Path, given: str, key: str, value: object, spelled: str) -> None:
     task = tasks.load(f"{own}:Line({given})")
     assert task.given[key] == value  # type: ignore[attr-defined]
-    assert tasks.spelling(task) == (f"{own}:Line({spelled})" if spelled else f"{own}:Line")
-    assert tasks.load(tasks.spelling(task)) is task
+    assert task.spelling == (f"{own}:Line({spelled})" if spelled else f"{own}:Line")
+    assert tasks.load(task.spelling) is task
 
 
 def test_a_path_means_the_same_from_every_folder(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own.parent)
-    assert tasks.spelling(tasks.load(f"{own}:Line(where=x)")) == f"{own}:Line(where={own.parent / 'x'})"
-    assert tasks.spelling(tasks.load(f"{own}:Line(where=f10:x)")) == f"{own}:Line(where=f10:{own.parent / 'x'})"
+    assert tasks.load(f"{own}:Line(where=x)").spelling == f"{own}:Line(where={own.parent / 'x'})"
+    assert tasks.load(f"{own}:Line(where=f10:x)").spelling == f"{own}:Line(where=f10:{own.parent / 'x'})"
 
 
 def test_own_and_common_options_go_together_and_an_object_takes_the_common_ones(own: Path) -> None:
     task = tasks.load(f"{own}:Line(width=5, batch_size=8, horizon=40)")
     assert (task.size, task.batch_size, task.horizon, task.warmup) == (5, 8, 40, 4)
-    assert tasks.spelling(task) == f"{own}:Line(batch_size=8, horizon=40, width=5)"
+    assert task.spelling == f"{own}:Line(batch_size=8, horizon=40, width=5)"
     assert tasks.load(f"{own}:line(batch_size=8)").batch_size == 8
     assert tasks.load(f"{own}:line").batch_size == 4
 
@@ -200,7 +200,7 @@ def test_what_a_search_stores_is_the_one_spelling(own: Path, monkeypatch: pytest
     )
     assert space.tasks.search == expected
     assert {rung.tasks for rung in space.rungs} == {expected}
-    assert [tasks.spelling(tasks.load(name)) for name in expected] == list(expected)
+    assert [tasks.load(name).spelling for name in expected] == list(expected)
 
 
 def test_variants_in_a_space_are_checked_and_keep_their_weights(tmp_path: Path) -> None:

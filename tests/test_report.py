@@ -188,6 +188,7 @@ def test_what_promotion_added_is_drawn_wherever_it_stands() -> None:
     assert "meta-overfitting curve" in words
     assert "none was <better>" in words
     assert text.count("<svg") == 7 + 1
+    assert len(set(re.findall(r'aria-label="([^"]+)"', text))) == 8  # each plot says what it shows
     assert curve_of({"points": [{"generation": 1}]}) == []
     (folder / "certificate.md").write_text("# Certificate: <none>")
     assert "# Certificate: <none>" in read(page(gather(folder))).words
@@ -227,14 +228,16 @@ def test_plots_leave_out_what_is_not_finite_and_fit_into_their_frame() -> None:
     points = [(float(x), math.nan if x == 3 else math.exp(x)) for x in range(8)]
     band = [(y - 1, y + 1) for _, y in points]
     for kind in ("line", "steps", "dots", "places"):
-        drawn = plot([Series(points, "one <x>", kind, band), Series([(2.0, 5.0)], "two")], "x", "y & z", zero=True)
+        both = [Series(points, "one <x>", kind, band), Series([(2.0, 5.0)], "two")]
+        drawn = plot(both, "x", "y & z", "a < b", zero=True)
         numbers = [float(n) for n in re.findall(r"[ML]([\d.]+) [\d.]+", drawn)]
         assert all(0 <= n <= 640 for n in numbers)
         assert "nan" not in drawn
         assert "one &lt;x&gt;" in drawn
-    assert "nothing to draw" in plot([Series([])], "x", "y")
-    assert "nothing to draw" in bars([])
-    assert 'width="1.0"' in bars([("none", 0.0, "0"), ("all", 5.0, "5")])
+        assert 'aria-label="a &lt; b"' in drawn
+    assert "nothing to draw" in plot([Series([])], "x", "y", "z")
+    assert "nothing to draw" in bars([], "z")
+    assert 'width="1.0"' in bars([("none", 0.0, "0"), ("all", 5.0, "5")], "z")
 
 
 @pytest.mark.parametrize("seed", range(20))
