@@ -47,13 +47,6 @@ class Op:
         matrix: needs a matrix, so must stand under `if matrix(p)`.
         view: the result shares the argument's storage.
         commutative: the first two arguments may be swapped.
-        degree: how the result scales when its arguments scale: "linear" (as they do, all alike), "product", "quotient",
-            "power" (by the second argument, where that is a literal), "where" and "lerp" (as the two values do), a
-            number as text such as "0.5" (that power of the argument's scale; "0" for none), "constant" (the result
-            depends on no value), or "bounded" (no rule, unless the arguments do not scale at all).
-        parity: what a change of sign of its odd arguments does: "linear" (as they do, all alike), "product" (signs
-            multiply), "power", "where", "lerp" and "clip" (as the values do, where the other arguments do not change),
-            "odd", "even", "constant", or "none" (no rule, unless no argument changes).
         special: how torch departs from `ref` on special values, where it does.
     """
 
@@ -76,8 +69,6 @@ class Op:
     matrix: bool = False
     view: bool = False
     commutative: bool = False
-    degree: str = "bounded"
-    parity: str = "none"
     special: str = ""
 
     def __hash__(self) -> int:
@@ -250,18 +241,17 @@ def _infix(
 
 
 # fmt: off
-_infix("add", "+", 4, "arithmetic", "a plus b.", np.add, commutative=True, degree="linear", parity="linear")
-_infix("sub", "-", 4, "arithmetic", "a minus b.", np.subtract, degree="linear", parity="linear")
-_infix("mul", "*", 5, "arithmetic", "a times b.", np.multiply, commutative=True, degree="product", parity="product")
-_infix("div", "/", 5, "arithmetic", "a over b.", np.divide, degree="quotient", parity="product")
+_infix("add", "+", 4, "arithmetic", "a plus b.", np.add, commutative=True)
+_infix("sub", "-", 4, "arithmetic", "a minus b.", np.subtract)
+_infix("mul", "*", 5, "arithmetic", "a times b.", np.multiply, commutative=True)
+_infix("div", "/", 5, "arithmetic", "a over b.", np.divide)
 _infix("mod", "%", 5, "arithmetic", "The remainder of a over b, of b's sign.", np.remainder, cost=2.0,
        special="nan in torch where a / b overflows")
 _infix("pow", "**", 7, "arithmetic", "a to the power b; nan for a negative a and a fractional b.", np.power,
-       cost=8.0, degree="power", parity="power")
-define("neg", "a", "arithmetic", "Minus a.", ref=np.negative, torch="-{0}", number="-{0}", precedence=6,
-       degree="linear", parity="linear")
+       cost=8.0)
+define("neg", "a", "arithmetic", "Minus a.", ref=np.negative, torch="-{0}", number="-{0}", precedence=6)
 
-_mask = {"law": _comparison, "degree": "0"}
+_mask = {"law": _comparison}
 _infix("lt", "<", 3, "comparison", "Mask: a less than b.", np.less, **_mask)
 _infix("le", "<=", 3, "comparison", "Mask: a at most b.", np.less_equal, **_mask)
 _infix("gt", ">", 3, "comparison", "Mask: a greater than b.", np.greater, **_mask)
@@ -272,52 +262,49 @@ define("where", "mask:mask a b", "comparison", "a where the mask holds, b elsewh
        torch={"ttt": "torch.where({0}, {1}, {2})", "ttn": "torch.where({0}, {1}, {2})",
               "tnt": "torch.where({0}, {1}, {2})", "ntt": "{1} if {0} else {2}",
               "ntn": "{1} if {0} else {2}", "nnt": "{1} if {0} else {2}"},
-       number="{1} if {0} else {2}", degree="where", parity="where")
+       number="{1} if {0} else {2}")
 define("every", "k:number new old", "comparison",
        "new at each k-th step (k, 2k, ...), old at the others; what only new needs is computed at those steps alone.",
        expand="where(t % k == 0, new, old)")
 define("number", "mask:mask", "comparison", "A mask as 0 and 1; written for you where a value is wanted.",
-       law=_first, ref=lambda m: np.multiply(m, 1.0), torch="{0}.to(p.dtype)", number="float({0})", degree="0")
+       law=_first, ref=lambda m: np.multiply(m, 1.0), torch="{0}.to(p.dtype)", number="float({0})")
 
-define("abs", "a", "elementwise", "The absolute value.", ref=np.abs, torch="{0}.abs()", number="abs({0})",
-       degree="linear", parity="even")
+define("abs", "a", "elementwise", "The absolute value.", ref=np.abs, torch="{0}.abs()", number="abs({0})")
 define("sign", "a", "elementwise", "-1, 0 or 1.", ref=np.sign, torch="{0}.sign()",
-       number="float(({0} > 0) - ({0} < 0))", degree="0", parity="odd",
+       number="float(({0} > 0) - ({0} < 0))",
        special="sign(nan) is 0 in torch, nan in the reference")
-define("square", "a", "elementwise", "a * a.", ref=np.square, torch="{0}.square()", number="({0}) ** 2",
-       degree="2", parity="even")
+define("square", "a", "elementwise", "a * a.", ref=np.square, torch="{0}.square()", number="({0}) ** 2")
 define("sqrt", "a", "elementwise", "The square root; nan below 0.", ref=np.sqrt, torch="{0}.sqrt()",
-       number="math.sqrt({0})", cost=2.0, degree="0.5")
+       number="math.sqrt({0})", cost=2.0)
 define("rsqrt", "a", "elementwise", "1 over the square root.", ref=lambda a: 1 / np.sqrt(a), torch="{0}.rsqrt()",
-       number="1 / math.sqrt({0})", cost=2.0, degree="-0.5")
-define("reciprocal", "a", "elementwise", "1 over a.", ref=np.reciprocal, torch="{0}.reciprocal()", number="1 / ({0})",
-       degree="-1", parity="odd")
+       number="1 / math.sqrt({0})", cost=2.0)
+define("reciprocal", "a", "elementwise", "1 over a.", ref=np.reciprocal, torch="{0}.reciprocal()", number="1 / ({0})")
 define("exp", "a", "elementwise", "e to the a.", ref=np.exp, torch="{0}.exp()", number="math.exp({0})", cost=4.0)
 define("log", "a", "elementwise", "The natural logarithm; -inf at 0, nan below.", ref=np.log, torch="{0}.log()",
        number="math.log({0})", cost=4.0)
 define("tanh", "a", "elementwise", "The hyperbolic tangent.", ref=np.tanh, torch="{0}.tanh()", number="math.tanh({0})",
-       cost=6.0, parity="odd")
+       cost=6.0)
 define("sigmoid", "a", "elementwise", "1 / (1 + e**-a).", ref=lambda a: 1 / (1 + np.exp(-a)),
        torch="{0}.sigmoid()", number="0.5 * (1 + math.tanh(0.5 * ({0})))", cost=6.0)
 define("cos", "a", "elementwise", "The cosine of an angle in radians.", ref=np.cos, torch="{0}.cos()",
-       number="math.cos({0})", cost=6.0, parity="even")
+       number="math.cos({0})", cost=6.0)
 define("cosh", "a", "elementwise", "The hyperbolic cosine.", expand="0.5 * (exp(a) + exp(-a))")
 define("floor", "a", "elementwise", "The largest whole number that is not larger.", ref=np.floor, torch="{0}.floor()",
        number="float(math.floor({0}))")
 define("min", "a b", "elementwise", "The smaller of the two; nan where either is.", ref=np.minimum, commutative=True,
        torch={"tt": "torch.minimum({0}, {1})", "tn": "{0}.clamp(max={1})", "nt": "{1}.clamp(max={0})"},
-       number="min({0}, {1})", degree="linear")
+       number="min({0}, {1})")
 define("max", "a b", "elementwise", "The larger of the two; nan where either is.", ref=np.maximum, commutative=True,
        torch={"tt": "torch.maximum({0}, {1})", "tn": "{0}.clamp(min={1})", "nt": "{1}.clamp(min={0})"},
-       number="max({0}, {1})", degree="linear")
+       number="max({0}, {1})")
 define("clip", "a low high", "elementwise", "a, brought between low and high.",
        ref=lambda a, low, high: np.minimum(np.maximum(a, low), high),
        torch={"ttt": "torch.clamp({0}, {1}, {2})", "tnn": "{0}.clamp({1}, {2})"},
-       number="min(max({0}, {1}), {2})", degree="linear", parity="clip")
+       number="min(max({0}, {1}), {2})")
 define("lerp", "a b w:scalar", "elementwise", "Moves from a towards b by the fraction w: w=0 gives a, w=1 gives b.",
        ref=lambda a, b, w: a + w * (b - a),
        torch={"ttt": "torch.lerp({0}, {1}, {2})", "ttn": "torch.lerp({0}, {1}, {2})"},
-       number="{0} + ({2}) * ({1} - ({0}))", degree="lerp", parity="lerp",
+       number="{0} + ({2}) * ({1} - ({0}))",
        special="torch.lerp(0, inf, 0.9) is nan, inf in the reference: torch counts from b for w >= 0.5")
 define("debias", "m beta:scalar", "elementwise",
        "An average from 0 with rate 1 - beta, corrected for its start: m / (1 - beta**t).",
@@ -360,14 +347,13 @@ for _prefix, _kept, _of, _axes, _dim in (
 ):
     _law, _tensor, _comma = _reduction(_kept), "" if not _prefix else _dim, "" if not _prefix else f", {_dim}"
     define(f"{_prefix}sum", "a:tensor", "reduction", f"The sum {_of}.", _law, ref=_over(np.sum, _axes),
-           torch=f"{{0}}.sum({_tensor})", lanes=f"{{0}}.sum({_dim})", degree="linear", parity="linear")
+           torch=f"{{0}}.sum({_tensor})", lanes=f"{{0}}.sum({_dim})")
     define(f"{_prefix}mean", "a:tensor", "reduction", f"The mean {_of}.", _law, ref=_over(np.mean, _axes),
-           torch=f"{{0}}.mean({_tensor})", lanes=f"{{0}}.mean({_dim})", degree="linear", parity="linear")
+           torch=f"{{0}}.mean({_tensor})", lanes=f"{{0}}.mean({_dim})")
     define(f"{_prefix}norm", "a:tensor", "reduction", f"The Euclidean norm {_of}.", _law, ref=_over(_norm, _axes),
-           torch=f"torch.linalg.vector_norm({{0}}{_comma})", lanes=f"torch.linalg.vector_norm({{0}}, {_dim})",
-           degree="linear", parity="even")
+           torch=f"torch.linalg.vector_norm({{0}}{_comma})", lanes=f"torch.linalg.vector_norm({{0}}, {_dim})")
     define(f"{_prefix}amax", "a:tensor", "reduction", f"The largest {_of}.", _law, ref=_over(np.amax, _axes),
-           torch=f"{{0}}.amax({_tensor})", lanes=f"{{0}}.amax({_dim})", degree="linear")
+           torch=f"{{0}}.amax({_tensor})", lanes=f"{{0}}.amax({_dim})")
     define(f"{_prefix}dot", "a:tensor b:tensor", "reduction", f"The sum of products {_of}.", _law,
            expand=f"{_prefix}sum(a * b)")
     define(f"{_prefix}rms", "a:tensor", "reduction", f"The root of the mean square {_of}.", _law,
@@ -380,7 +366,7 @@ for _prefix, _kept, _of, _axes, _dim in (
 define("size", "a:tensor", "reduction", "How many elements the tensor has.", lambda a: SCALAR,
        ref=lambda a: np.full((1, 1), float(np.shape(a)[-2] * np.shape(a)[-1])),
        torch="{0}.new_tensor({0}.numel())", lanes="{0}.new_full(({0}.shape[0], 1, 1), {0}[0].numel())",
-       cost=0.0, degree="constant", parity="constant")
+       cost=0.0)
 
 define("quantile", "a:tensor q:number", "reduction",
        "What the share q (0 to 1) of all elements lies below, interpolated linearly between neighbours.",
@@ -393,11 +379,9 @@ define("block_mean", "a:tensor k:number", "reduction",
 
 _all, _both = _reduction(GLOBAL), "dim=(-2, -1), keepdim=True"
 define("global_sum", "a:tensor", "global", "The sum of all elements of all parameters.", _all,
-       ref=_over(np.sum, (-2, -1)), torch="{0}.sum()", lanes=f"{{0}}.sum({_both})", combine="sum",
-       degree="linear", parity="linear")
+       ref=_over(np.sum, (-2, -1)), torch="{0}.sum()", lanes=f"{{0}}.sum({_both})", combine="sum")
 define("global_amax", "a:tensor", "global", "The largest element of all parameters.", _all,
-       ref=_over(np.amax, (-2, -1)), torch="{0}.amax()", lanes=f"{{0}}.amax({_both})", combine="amax",
-       degree="linear")
+       ref=_over(np.amax, (-2, -1)), torch="{0}.amax()", lanes=f"{{0}}.amax({_both})", combine="amax")
 define("global_mean", "a:tensor", "global", "The mean of all elements of all parameters.", _all,
        expand="global_sum(a) / global_sum(size(a))")
 define("global_norm", "a:tensor", "global", "The Euclidean norm over all parameters.", _all,
@@ -408,78 +392,71 @@ define("global_dot", "a:tensor b:tensor", "global", "The sum of products over al
 
 define("matmul", "a:tensor b:tensor", "matrix", "The product of two matrices.", _matmul, ref=np.matmul,
        torch="{0} @ {1}", lanes="lane_product({0}, {1})", helpers=("lane_product",), infix="@", precedence=5,
-       cost=8.0, matrix=True, degree="product", parity="product")
+       cost=8.0, matrix=True)
 define("transpose", "a:tensor", "matrix", "Rows as columns.", _transpose, ref=lambda a: np.swapaxes(a, -1, -2),
-       torch="{0}.mT", cost=0.0, matrix=True, view=True, degree="linear", parity="linear")
+       torch="{0}.mT", cost=0.0, matrix=True, view=True)
 define("newton_schulz", "a:tensor steps:number", "matrix",
        "The nearest semi-orthogonal matrix, roughly: quintic Newton-Schulz steps, 0 to 32 of them (Jordan 2024, Muon).",
        _first, ref=numpy_functions.newton_schulz, torch="newton_schulz({0}, {1})", helpers=("newton_schulz",),
-       cost=60.0, matrix=True, degree="0", parity="odd")
+       cost=60.0, matrix=True)
 
 define("newton_schulz_cubic", "a:tensor steps:number", "matrix",
        "The nearest semi-orthogonal matrix by cubic Newton-Schulz steps, which converge: 0 to 32 (Bjorck 1971).",
        _first, ref=numpy_functions.newton_schulz_cubic, torch="newton_schulz_cubic({0}, {1})",
-       helpers=("newton_schulz_cubic",), cost=40.0, matrix=True, degree="0", parity="odd")
+       helpers=("newton_schulz_cubic",), cost=40.0, matrix=True)
 define("polar", "a:tensor", "matrix", "The nearest semi-orthogonal matrix, exactly, by singular values.", _first,
-       ref=numpy_functions.polar, torch="polar({0})", helpers=("_widened", "polar"), cost=200.0, matrix=True,
-       degree="0", parity="odd")
+       ref=numpy_functions.polar, torch="polar({0})", helpers=("_widened", "polar"), cost=200.0, matrix=True)
 define("sinkhorn", "a:tensor steps:number", "matrix",
        "Each row, then each column brought to root mean square 1, `steps` times (0 to 32).", _first,
-       ref=numpy_functions.sinkhorn, torch="sinkhorn({0}, {1})", helpers=("sinkhorn",), cost=20.0, matrix=True,
-       degree="0", parity="odd")
+       ref=numpy_functions.sinkhorn, torch="sinkhorn({0}, {1})", helpers=("sinkhorn",), cost=20.0, matrix=True)
 define("eye", "a:tensor", "matrix", "The identity, as large as the square matrix a.", _square,
        ref=lambda a: np.broadcast_to(np.eye(np.shape(a)[-1]), np.shape(a)),
        torch="torch.eye({0}.shape[-1], dtype={0}.dtype, device={0}.device).expand_as({0}).contiguous()",
-       cost=1.0, matrix=True, degree="constant", parity="constant")
+       cost=1.0, matrix=True)
 define("diagonal", "a:tensor", "matrix", "The diagonal of a square matrix, upright.", _upright,
        ref=lambda a: np.diagonal(a, axis1=-2, axis2=-1)[..., None],
-       torch="{0}.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)", cost=0.0, view=True, matrix=True, degree="linear",
-       parity="linear")
+       torch="{0}.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)", cost=0.0, view=True, matrix=True)
 _spectral = {"matrix": True, "cost": 300.0}
 define("eigenvectors", "a:tensor", "matrix",
        "The eigenvectors of a symmetric matrix as columns, the largest eigenvalue first; the largest element of each "
        "is positive.", _square,
        ref=numpy_functions.eigenvectors, torch="eigenvectors({0})", helpers=("_widened", "spectrum", "eigenvectors"),
-       degree="0", **_spectral)
+       **_spectral)
 define("top_vectors", "a:tensor rank:number", "matrix",
        "The `rank` first of them: rank is the rule's hyperparameter of that name.", _leading,
        ref=numpy_functions.top_vectors, torch="top_vectors({0}, {1})",
-       helpers=("_widened", "spectrum", "eigenvectors", "top_vectors"), degree="0", **_spectral)
+       helpers=("_widened", "spectrum", "eigenvectors", "top_vectors"), **_spectral)
 define("matrix_power", "a:tensor exponent:number", "matrix",
        "A positive semi-definite matrix to a real power, such as -1/4 for its inverse fourth root.", _square,
        ref=numpy_functions.matrix_power, torch="matrix_power({0}, {1})",
-       helpers=("power", "_widened", "spectrum", "matrix_power"), degree="power", **_spectral)
+       helpers=("power", "_widened", "spectrum", "matrix_power"), **_spectral)
 define("orthonormal", "a:tensor", "matrix",
        "The orthonormal factor of the QR decomposition; the triangular one has no negative diagonal.", _thin,
        ref=numpy_functions.orthonormal, torch="orthonormal({0})", helpers=("_widened", "orthonormal"), cost=100.0,
-       matrix=True, degree="0")
+       matrix=True)
 define("solve", "a:tensor b:tensor", "matrix", "x with a x = b, for a square matrix a.", _solve,
        ref=numpy_functions.solve, torch="solve({0}, {1})", helpers=("_widened", "solve"), cost=50.0)
 define("order", "a:tensor", "matrix",
        "The places of the elements of an upright vector, the largest first (nan before).", _ordered,
-       ref=numpy_functions.order, torch="{0}.argsort(dim=-2, descending=True, stable=True)", matrix=True,
-       degree="0")
+       ref=numpy_functions.order, torch="{0}.argsort(dim=-2, descending=True, stable=True)", matrix=True)
 define("take_columns", "a:tensor order:code", "matrix", "a's columns in an order.", _columns_taken,
        ref=numpy_functions.take_columns,
-       torch="{0}.gather(-1, {1}.mT.expand_as({0}))", matrix=True, degree="linear", parity="linear")
+       torch="{0}.gather(-1, {1}.mT.expand_as({0}))", matrix=True)
 define("take_rows", "a:tensor order:code", "matrix", "a's rows in an order.", _rows_taken,
-       ref=numpy_functions.take_rows, torch="{0}.gather(-2, {1}.expand_as({0}))", matrix=True, degree="linear",
-       parity="linear")
+       ref=numpy_functions.take_rows, torch="{0}.gather(-2, {1}.expand_as({0}))", matrix=True)
 
 define("flatten", "a:tensor", "history", "All elements upright, row by row.", _flatten,
        ref=lambda a: np.reshape(a, (*np.shape(a)[:-2], -1, 1)), torch="{0}.flatten(-2).unsqueeze(-1)",
-       cost=0.0, view=True, degree="linear", parity="linear")
+       cost=0.0, view=True)
 define("unflatten", "a:tensor like:tensor", "history", "The inverse: in the shape of `like`.", _unflatten,
        ref=lambda a, like: np.reshape(a, (*np.shape(a)[:-2], *np.shape(like)[-2:])),
        torch="{0}.reshape({1}.shape)", cost=0.0, view=True)
 define("put_column", "a:tensor column:number x:tensor", "history", "a with one column, counted from 0, replaced by x.",
        _put, ref=numpy_functions.put_column, torch="put_column({0}, {1}, {2})", helpers=("put_column",), cost=2.0)
 define("column", "a:tensor column:number", "history", "One of a's columns, counted from 0.", _column,
-       ref=lambda a, column: np.asarray(a)[..., int(column), None], torch="{0}[..., int({1})].unsqueeze(-1)", cost=0.0,
-       degree="linear", parity="linear")
+       ref=lambda a, column: np.asarray(a)[..., int(column), None], torch="{0}[..., int({1})].unsqueeze(-1)", cost=0.0)
 define("global_inner", "a:tensor b:tensor", "history", "a^T b, summed over all parameters.", _inner,
-       ref=lambda a, b: np.swapaxes(a, -1, -2) @ b, torch="{0}.mT @ {1}", combine="sum", cost=8.0, degree="product",
-       parity="product")
+       ref=lambda a, b: np.swapaxes(a, -1, -2) @ b, torch="{0}.mT @ {1}", combine="sum", cost=8.0)
 
 for _name, _doc, _params, _law in (
     ("uniform", "Draws between 0 and 1 in the shape of a", "", _first),
@@ -496,13 +473,12 @@ for _name, _doc, _params, _law in (
     define(f"draw_{_name}", f"a:tensor {_params}seed:key key:key place:key", "random",
            f"{_name} with the parameter's number said; written for you.", _law,
            ref=getattr(numpy_functions, f"draw_{_name}"), torch=f"draw_{_name}({_slots})",
-           lanes=f"draw_{_name}({_slots}, lanes=True)", cost=12.0, degree="constant", parity="constant",
+           lanes=f"draw_{_name}({_slots}, lanes=True)", cost=12.0,
            helpers=("_mixed", "_mixed_number", "draw_bits", f"draw_{_name}"))
 
 _eight = ("dynamic_map", "codebook", "in_blocks")
 define("block_amax", "a:tensor block:number", "eight bits", "The largest of each block of consecutive elements.",
-       _blocks, ref=numpy_functions.block_amax, torch="block_amax({0}, {1})", helpers=("in_blocks", "block_amax"),
-       degree="linear")
+       _blocks, ref=numpy_functions.block_amax, torch="block_amax({0}, {1})", helpers=("in_blocks", "block_amax"))
 define("quantize", "a:tensor scale:tensor block:number signed:number", "eight bits",
        "a in eight bits: for each element the nearest of 256 values between -1 (0 where not signed) and 1, times its "
        "block's scale (Dettmers et al. 2021).",
@@ -523,7 +499,7 @@ define("clipped_grad", "q max_norm:number", "closure",
        _anywhere, **_closure)
 
 define("rows", "a:tensor", "shape", "How many rows it has, as a number.", lambda a: NUMBER,
-       ref=lambda a: float(np.shape(a)[-2]), torch="{0}.shape[-2]", cost=0.0, matrix=True, degree="0", parity="even")
+       ref=lambda a: float(np.shape(a)[-2]), torch="{0}.shape[-2]", cost=0.0, matrix=True)
 define("cols", "a:tensor", "shape", "How many columns it has, as a number.", lambda a: NUMBER,
-       ref=lambda a: float(np.shape(a)[-1]), torch="{0}.shape[-1]", cost=0.0, matrix=True, degree="0", parity="even")
+       ref=lambda a: float(np.shape(a)[-1]), torch="{0}.shape[-1]", cost=0.0, matrix=True)
 # fmt: on

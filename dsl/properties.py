@@ -1,8 +1,8 @@
 """Facts about a rule that hold whatever it is used for, measured on fixed inputs in one pass.
 
 A rule is probed with p held where it is at every step while its slots evolve, lr = 1 and the hyperparameter
-`weight_decay`, where it has one, at 0; its update is old p - new p. `dsl.analysis` proves some of the same facts from
-the operators' table; the tests hold the two against each other.
+`weight_decay`, where it has one, at 0; its update is old p - new p. `tests/analysis.py` proves some of the same facts
+from the operators; the tests hold the two against each other.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 
 import dsl
 from dsl import identify, properties
-from dsl.analysis import EPS, proven_degree, proves_odd
 from dsl.program import Program
+from tests.analysis import EPS, proven_degree, proves_odd
 from tests.strategies import rules
 
 RULES = [name for name in dsl.names() if not dsl.load(name).rules]

@@ -1,9 +1,10 @@
-"""What the operators' table proves about a program: that its update is odd in the gradient, and its degree.
+"""What follows from the operators alone about a program: that its update is odd in the gradient, and its degree.
+
+An oracle for `dsl.properties`, which finds the same facts by probing.
 
 Both are one pass over the graph for each kind of parameter: a value's class follows from its operator and its
 arguments' classes. A slot starts in the class of its initial value and is joined with its update until nothing
-changes. Not proven is no claim: `dsl.properties` measures the same facts, and the tests demand that whatever is
-proven is measured too.
+changes. Not proven is no claim; the tests demand that whatever is proven is measured too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,52 @@ from dsl.graph import CONSTANT, INPUT, Graph, Node, lower_all
 from dsl.ops import OPS
 from dsl.program import Program
 from dsl.simplify import simplify
+
+
+def _each(named: dict[str, str]) -> dict[str, str]:
+    return {name: word for word, names in named.items() for name in names.split()}
+
+
+DEGREES = _each(
+    {
+        "linear": "add sub neg abs min max clip sum mean norm amax row_sum row_mean row_norm row_amax col_sum col_mean "
+        "col_norm col_amax global_sum global_amax transpose diagonal take_columns take_rows flatten column block_amax",
+        "product": "mul matmul global_inner",
+        "quotient": "div",
+        "power": "pow matrix_power",
+        "where": "where",
+        "lerp": "lerp",
+        "0": "lt le gt ge eq ne number sign newton_schulz newton_schulz_cubic polar sinkhorn eigenvectors top_vectors "
+        "orthonormal order rows cols",
+        "2": "square",
+        "0.5": "sqrt",
+        "-0.5": "rsqrt",
+        "-1": "reciprocal",
+        "constant": "size eye draw_uniform draw_gaussian draw_rademacher draw_subset",
+    }
+)
+"""Operator -> how its result scales when its arguments scale: "linear" (as they do, all alike), "product", "quotient",
+"power" (by the second argument, where that is a literal), "where" and "lerp" (as the two values do), a number (that
+power of the argument's scale; "0" for none), "constant" (the result depends on no value). Of others nothing follows,
+unless their arguments do not scale at all."""
+
+PARITIES = _each(
+    {
+        "linear": "add sub neg sum mean row_sum row_mean col_sum col_mean global_sum transpose diagonal take_columns "
+        "take_rows flatten column",
+        "product": "mul div matmul global_inner",
+        "power": "pow",
+        "where": "where",
+        "lerp": "lerp",
+        "clip": "clip",
+        "even": "abs square cos norm row_norm col_norm rows cols",
+        "odd": "sign reciprocal tanh newton_schulz newton_schulz_cubic polar sinkhorn",
+        "constant": "size eye draw_uniform draw_gaussian draw_rademacher draw_subset",
+    }
+)
+"""Operator -> what a change of sign of its odd arguments does: "linear" (as they do, all alike), "product" (signs
+multiply), "power", "where", "lerp" and "clip" (as the values do, where the other arguments do not change), "odd",
+"even", "constant". Of others nothing follows, unless no argument changes."""
 
 EPS = 1e-6
 """A constant this small only keeps a quotient finite: it counts as zero where the degree is judged."""
@@ -104,13 +151,13 @@ def _parity(node: Node, args: list[_Parity | None], graph: Graph) -> _Parity | N
     if OPS[node.op].combine == "closure":  # what a model says elsewhere follows no rule
         return None
     known = [arg for arg in args if arg is not None]
-    if OPS[node.op].parity == "constant":
+    if PARITIES.get(node.op) == "constant":
         return _EVEN
     if len(known) < len(args):
         return None
     even = not any(arg.turns for arg in known)
     odd = all(arg.still == "0" for arg in known)
-    match OPS[node.op].parity:
+    match PARITIES.get(node.op, "none"):
         case "linear" if len(known) == 2:
             return _sum(known[0], known[1], node.op == "sub")
         case "linear":
@@ -198,7 +245,7 @@ def _degree(node: Node, args: list[_Degree | None], graph: Graph) -> _Degree | N
     if OPS[node.op].combine == "closure":
         return None
     known = [arg for arg in args if arg is not None]
-    if OPS[node.op].degree == "constant":
+    if DEGREES.get(node.op) == "constant":
         return _Degree(0.0)
     if len(known) < len(args):
         return None
@@ -213,7 +260,7 @@ def _degree(node: Node, args: list[_Degree | None], graph: Graph) -> _Degree | N
     powers = [0.0 if arg.holds_p and arg.power == math.inf else arg.power for arg in known]
     if any(arg.holds_p and arg.power != math.inf and arg.power != 0 for arg in known):
         return None
-    match OPS[node.op].degree:
+    match DEGREES.get(node.op, "bounded"):
         case "linear":
             return _alike(powers)
         case "product":
