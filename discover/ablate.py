@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 import dsl
 from discover import statistics
@@ -24,13 +27,9 @@ from dsl.dead import strip_dead
 from dsl.flatten import flatten, fresh_names, tidy
 from dsl.format import format_expr, format_test
 from dsl.graph import lower_all
+from dsl.ops import OPS
+from dsl.parse import definition
 from dsl.program import BUILTINS, Assign, Call, Expr, If, Name, Number, RuleError, Statement, map_names, reads
-
-_ELEMENTWISE = ("neg", "abs", "sign", "square", "sqrt", "tanh", "div", "debias")
-_OF_A_MATRIX = ("transpose", "sinkhorn", "newton_schulz", "newton_schulz_cubic")
-_NORMS = ("rms", "row_mean", "row_norm", "row_rms", "col_norm")
-_OF_NOTHING = frozenset((*_ELEMENTWISE, *_OF_A_MATRIX, *_NORMS))
-"""Operators that make 0 of 0."""
 
 DIGITS = (1, 2, 3)
 """To how many digits constants are rounded, the fewest first."""
@@ -218,6 +217,30 @@ def _at_rest(flat: Program, body: Sequence[Assign]) -> Iterator[tuple[str, tuple
 
 def _put(expr: Expr, known: Mapping[str, Expr]) -> Expr:
     return map_names(expr, lambda name: known.get(name, Name(name)))
+
+
+def _of_zeros(expr: Expr) -> Any:
+    """What an expression is where every name in it stands for a matrix of zeros."""
+    match expr:
+        case Number(value):
+            return value
+        case Call(name, args):
+            op = OPS[name]
+            if op.expand:
+                return _of_zeros(definition(op.expand)(dict(zip(op.params, args, strict=True))))
+            assert op.ref is not None
+            return op.ref(*map(_of_zeros, args))
+    return np.zeros((2, 2))
+
+
+with np.errstate(all="ignore"):
+    _OF_ONE = [
+        name
+        for name, op in OPS.items()
+        if len(op.params) == 1 and op.combine != "closure" and not np.any(_of_zeros(Call(name, (Name("a"),))))
+    ]
+_OF_NOTHING = frozenset((*_OF_ONE, "div", "mod", "debias", "sinkhorn", "newton_schulz", "newton_schulz_cubic"))
+"""Operators that make 0 of 0, whatever their other arguments are: of those of one argument whichever do."""
 
 
 def _folded(expr: Expr) -> Expr:

@@ -496,6 +496,17 @@ def test_state_that_only_seems_to_stay_is_no_state_at_rest(line: str) -> None:
     assert not [words for words, _ in ablate.removals(program) if "stays at" in words]
 
 
+@pytest.mark.parametrize(
+    "value", ["amax(abs(d))", "floor(d)", "col_std(d)", "mean(d) / (g + 2)", "diagonal(d @ transpose(d))"]
+)
+def test_whatever_operator_makes_nothing_of_nothing_leaves_a_state_at_rest(value: str) -> None:
+    program = dsl.parse(
+        "def w(p, g, d: zeros, *, lr=0.1):\n    if matrix(p):\n"
+        f"        d = d + sum({value}) * g\n        p = p - lr * (g + d)\n    else:\n        p = p - lr * g\n"
+    )
+    assert [words for words, _ in ablate.removals(program) if "stays at" in words] == ["matrix(p): d stays at 0"]
+
+
 def test_temporaries_apart_are_no_states() -> None:
     program = dsl.parse(
         "def w(p, g, x_1: zeros, *, lr=0.1):\n    if matrix(p):\n        x = g * g\n        p = p - lr * x * g\n"
