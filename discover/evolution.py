@@ -173,6 +173,7 @@ class HyperparameterSearch(Evolution):
     def __init__(self, context: Context) -> None:
         _without_template(context, "hyperparameters")
         super().__init__(replace(context, grammar=replace(context.grammar, weights={"constant": 1.0})))
+        self.settings = self.settings.model_copy(update={"crossover": 0.0})  # which would change more than constants
 
 
 class BestOfN:

@@ -287,6 +287,12 @@ def test_elites_are_tuned_by_small_changes_of_constants() -> None:
         assert set(proposal.parents) <= set(world.confirmed)
 
 
+def test_the_control_of_hyperparameters_changes_constants_alone() -> None:
+    world = World("hyperparameters", {"ancestor": ["adamw", "signum"], "evolution": {"population": 16, "crossover": 1}})
+    for number in range(20):
+        assert world.propose(number).origin.startswith(("constant", "unchanged"))
+
+
 def test_of_equally_fit_rules_the_cheaper_is_the_parent() -> None:
     world = World("evolution", {"ancestor": ["adamw", "signum"], "objectives": ["fitness", "state_bytes"]})
     winners = [proposer(world).tournament(np.random.default_rng(n)).candidate for n in range(40)]
