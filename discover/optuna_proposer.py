@@ -1,4 +1,4 @@
-"""Optuna as a proposer: any of its samplers answers a template's questions, or moves the ancestors' constants.
+"""Optuna as a proposer: one of its samplers answers a template's questions, or moves the ancestors' constants.
 
 Every candidate that was told is a finished trial of one study in memory, in the order of proposal. A proposal asks a
 trial with a sampler of its own seed and gives it up again, so that nothing of it is left but the answers, which the
@@ -22,8 +22,10 @@ from discover.proposers import Context, Proposal, Told
 from discover.templates import Answer, Answers, of_space, read, written
 from dsl import properties
 
-SAMPLERS = {"tpe": "TPESampler", "nsga2": "NSGAIISampler", "random": "RandomSampler"}
-"""Short names; any other class of `optuna.samplers` that takes a seed goes by its own."""
+SAMPLERS = {"tpe": "TPESampler", "nsga2": "NSGAIISampler", "gp": "GPSampler", "random": "RandomSampler"}
+"""Short name -> class, which may be named too. No others: their answers depend on more than the seed and the trials
+that were told, so that a resumed search would be another one. QMCSampler counts its questions, BruteForceSampler leaves
+out what it answered before, and NSGAIIISampler draws parents once a generation, with the seed of whoever asks first."""
 
 STARTS = 0.5
 """Share of the proposals that are rules to start from, until something has been told."""
@@ -82,18 +84,19 @@ class OptunaProposer:
 
     def _sampler(self, seed: int) -> BaseSampler:
         settings = self.settings
-        kind = getattr(optuna.samplers, SAMPLERS.get(settings.sampler, settings.sampler), None)
-        if not (isinstance(kind, type) and issubclass(kind, BaseSampler)):
+        name = SAMPLERS.get(settings.sampler, settings.sampler)
+        if name not in SAMPLERS.values():
             raise UserError(
-                f"{self.context.space.name}: optuna.sampler: unknown sampler '{settings.sampler}'; expected"
-                f" {', '.join(SAMPLERS)} or a class of optuna.samplers"
+                f"{self.context.space.name}: optuna.sampler: '{settings.sampler}' is none of {', '.join(SAMPLERS)};"
+                " with another a search could not be resumed to the same results"
             )
+        kind: type[BaseSampler] = getattr(optuna.samplers, name)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return kind(**{"seed": int(default_rng(seed).integers(2**31)), **settings.options})
         except (TypeError, ValueError, ImportError) as error:
-            raise UserError(f"{self.context.space.name}: optuna: {kind.__name__}: {error}") from None
+            raise UserError(f"{self.context.space.name}: optuna: {name}: {error}") from None
 
 
 class _Asked:

@@ -108,7 +108,7 @@ class Evolution(Keys):
 
 
 class Optuna(Keys):
-    """Which of Optuna's samplers proposes: tpe, nsga2, random, or the name of a class, and its arguments."""
+    """Which of Optuna's samplers proposes: tpe, nsga2, gp or random, and its arguments."""
 
     sampler: str = "tpe"
     options: dict[str, Any] = Field(default_factory=dict)

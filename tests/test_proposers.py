@@ -83,6 +83,37 @@ class TestContract(ProposerContract):
         return self._worlds[self.chosen]  # type: ignore[no-any-return]
 
 
+def test_the_sampler_of_gaussian_processes_proposes_the_same_again() -> None:
+    """A few proposals, and not all laws as the cases above: each takes it about half a second."""
+
+    class Held(ProposerContract):
+        algorithm = "optuna"
+        space: ClassVar = {"template": NOS, "optuna": {"sampler": "gp", "options": {"n_startup_trials": 5}}}
+        generations = 1
+
+    world, (passed,) = Held().grown()
+    assert len(passed) > 5
+    wanted = [world.propose(number) for number in (1000, 1001)]
+    assert [world.propose(number) for number in (1001, 1000)] == wanted[::-1]
+    resumed = Held().world()
+    resumed.absorb(passed, 0)
+    assert [resumed.propose(number) for number in (1000, 1001)] == wanted
+
+
+@pytest.mark.parametrize("sampler", ["QMCSampler", "BruteForceSampler", "NSGAIIISampler", "CmaEsSampler", "Base"])
+def test_a_sampler_that_could_not_be_resumed_is_refused(sampler: str) -> None:
+    message = rf"optuna\.sampler: '{sampler}' is none of tpe, nsga2, gp, random; with another"
+    with pytest.raises(UserError, match=message) as error:
+        World("optuna", {"optuna": {"sampler": sampler}})
+    assert "\n" not in str(error.value)
+
+
+def test_a_sampler_goes_by_its_class_too_and_its_options_are_checked() -> None:
+    assert World("optuna", {"optuna": {"sampler": "RandomSampler"}}).propose(0)
+    with pytest.raises(UserError, match=r"contract: optuna: TPESampler: .*'trials'"):
+        World("optuna", {"optuna": {"sampler": "tpe", "options": {"trials": 3}}})
+
+
 def test_a_class_that_subclasses_the_contract_is_collected() -> None:
     laws = [name for name in dir(ProposerContract) if name.startswith("test_")]
     assert len(laws) >= 8
