@@ -254,7 +254,10 @@ class Live:
         return [(score, self.terms.weights[task]) for score, task in scores if score is not None]
 
     def _score(self, rung: int, index: int, candidate: int) -> float | None:
-        """The score on one instance; None where the reference has none, and nobody can be measured by it."""
+        """The score on one instance; None where the reference has none, and nobody can be measured by it.
+        A confirmation that lacks a unit's result says nothing of the rule, and is left out whole."""
+        if candidate in self.failures and candidate not in self._entries:
+            return None
         outcomes = self._outcomes.get((rung, index), {})
         reference = _best(outcomes.get(None))
         if reference is None or candidate not in outcomes:

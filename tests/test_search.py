@@ -297,6 +297,41 @@ def test_a_candidate_that_always_fails_takes_no_other_with_it(
     assert all(before[e.rung, e.task, e.candidate] == e.losses for e in same)
 
 
+def test_a_confirmation_whose_unit_has_no_result_does_not_count(
+    space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker was lost, say, on one of two tasks: it was scored as if every training had diverged."""
+    from discover import workers
+    from discover.generation import Key
+
+    victims: set[int | None] = set()
+
+    def fail_elites_once(self: workers.InProcess, wait: bool = True) -> workers.Done | None:
+        if not wait:
+            return None
+        *_, key, unit = heapq.heappop(self._waiting)
+        assert isinstance(key, Key)
+        failing = False
+        if key.generation == 2 and unit.instance.task == "quadratic":
+            elites = {e.candidate for e in unit.entries if e.candidate is not None and e.candidate < 2 * 24}
+            victims.update(elites)
+            failing = bool(elites)
+        return workers.Done(key, None, "worker lost") if failing else workers.Done(key, _evaluate(unit))
+
+    monkeypatch.setattr(workers.InProcess, "next", fail_elites_once)
+    searched(space, tmp_path / "out", budget=Budget(candidates=100))
+    _, _, disturbed, _, again, *_ = generations(tmp_path / "out")
+    assert len(victims) == 2
+    confirming = [e for e in disturbed.evaluations if e.kind == "confirm"]
+    assert {e.candidate for e in confirming} == victims
+    assert {e.task for e in confirming if e.losses} == {"breast_cancer"}
+    assert {e.score for e in confirming} == {None}
+    assert disturbed.confirmations == ()
+    first = {each.candidate: each for each in again.confirmations}
+    assert victims & set(first)
+    assert all(each.count == 1 for each in first.values())
+
+
 def test_a_candidate_that_our_code_stumbles_over_costs_itself_alone_and_is_told(
     space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
