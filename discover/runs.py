@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +32,9 @@ from dsl.parse import suggest
 from dsl.program import Program
 
 ARCHIVE, BEST, LOCK = "archive.sqlite", "best.rule", "lock"
+
+LOCK_SECONDS = 1.0
+"""How long a locked run is waited for: whoever looks whether a search is running holds the lock for a moment."""
 
 
 class Run:
@@ -74,7 +78,7 @@ class Run:
             shutil.rmtree(self.folder)
 
     def close(self) -> None:
-        self._lock.close()
+        _unlock(self._lock)
 
     def __enter__(self) -> Self:
         return self
@@ -164,7 +168,7 @@ def resume(
                 raise RunError(f"{folder}: {spent}; {again}")
             budget = asked.budget.after(totals.elapsed)
     except BaseException:
-        lock.close()
+        _unlock(lock)
         raise
     configuration = replace(
         asked,
@@ -184,18 +188,34 @@ def resume(
 
 def _lock(folder: Path) -> TextIO:
     lock = (folder / LOCK).open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip()
-        lock.close()
-        who = f"process {holder}" if holder else "another process"
-        raise RunError(f"{folder}: is in use by {who}; wait for its search to end, or stop it first") from None
+    until = time.monotonic() + LOCK_SECONDS
+    while not _taken(lock):
+        if time.monotonic() > until:
+            lock.seek(0)
+            holder = lock.read().strip()
+            lock.close()
+            who = f"process {holder}" if holder else "another process"
+            raise RunError(f"{folder}: is in use by {who}; wait for its search to end, or stop it first")
+        time.sleep(0.02)
     lock.truncate(0)
     lock.write(f"{os.getpid()}\n")
     lock.flush()
     return lock
+
+
+def _taken(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _unlock(lock: TextIO) -> None:
+    """Gives a lock up, and takes this process out of it: nobody is to be told that it still holds the run."""
+    if not lock.closed:
+        lock.truncate(0)
+        lock.close()
 
 
 def is_running(folder: Path) -> bool:
@@ -228,7 +248,7 @@ def directory() -> Path:
 
 
 def folders() -> list[Path]:
-    """The run folders in `directory()`, oldest first by name of file system time."""
+    """The run folders in `directory()`, oldest first by what their manifests say; those of one second by name."""
     found = [path.parent for path in directory().glob(f"*/{MANIFEST}") if not path.parent.name.startswith(".")]
     return sorted(found, key=lambda folder: (_created(folder), folder.name))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -225,6 +227,25 @@ def test_a_run_belongs_to_one_search_at_a_time() -> None:
             runs.resume("out")
     assert not runs.is_running(run.folder)
     runs.resume("out").close()
+
+
+def test_who_looks_at_a_run_does_not_stop_it_from_being_resumed() -> None:
+    folder = made("out")
+    with (folder / runs.LOCK).open(encoding="utf-8") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        gone = threading.Timer(0.2, fcntl.flock, (looking, fcntl.LOCK_UN))
+        gone.start()
+        runs.resume("out").close()
+        gone.join()
+
+
+def test_a_session_that_ended_is_not_said_to_hold_the_run() -> None:
+    folder = made("out")
+    runs.resume("out").close()
+    with (folder / runs.LOCK).open(encoding="utf-8") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        with pytest.raises(RunError, match="out: is in use by another process; wait"):
+            runs.resume("out")
 
 
 def test_the_lock_of_a_killed_process_is_gone() -> None:
