@@ -133,7 +133,8 @@ class GenerationRecord:
         trained: how many were trained.
         hurdles: for each rung but the last, the least score with which a candidate went on; None where nobody did.
         model_steps: training steps of one model, references and confirmations included.
-        best_fitness: the best fitness so far that the search itself believed (not confirmed).
+        best_fitness: the best fitness of this generation's own candidates, as the search scored them (not confirmed);
+            None for none.
     """
 
     number: int

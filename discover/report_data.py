@@ -42,7 +42,7 @@ class Moment:
         generation: its number.
         proposed, trained, model_steps: in all, up to here.
         seconds: of searching, up to here.
-        believed: the best fitness that the search itself saw, not confirmed; None for none.
+        seen: the best fitness that the search itself saw up to here, not confirmed; None for none.
         leader: the candidate at the head of the leaderboard; None while nobody is confirmed.
         fitness, error, count: its mean on fresh instances then, the standard error, and of how many.
     """
@@ -52,7 +52,7 @@ class Moment:
     trained: int
     model_steps: int
     seconds: float
-    believed: float | None
+    seen: float | None
     leader: int | None = None
     fitness: float | None = None
     error: float | None = None
@@ -149,6 +149,7 @@ class _Trace:
         self.confirmations: dict[int, Confirmation] = {}
         self._proposed = self._trained = self._steps = 0
         self._seconds = 0.0
+        self._seen: float | None = None
 
     def add(self, generation: Generation, seconds: Mapping[str, float]) -> None:
         record = generation.record
@@ -156,6 +157,7 @@ class _Trace:
         self._trained += record.trained
         self._steps += record.model_steps
         self._seconds += sum(s for phase, s in seconds.items() if phase not in OF_WORKERS)
+        self._seen = max((best for best in (self._seen, record.best_fitness) if best is not None), default=None)
         for one in generation.candidates:
             self.statuses[one.status] += 1
             if one.rung is not None and one.status != "duplicate":
@@ -173,7 +175,7 @@ class _Trace:
             trained=self._trained,
             model_steps=self._steps,
             seconds=self._seconds,
-            believed=record.best_fitness,
+            seen=self._seen,
         )
         if head is not None:
             now = replace(now, leader=head.candidate, fitness=head.fitness, error=head.error, count=head.count)

@@ -217,11 +217,11 @@ def _fitness(report: Report) -> Iterator[str]:
     leaders = [moment for moment in report.moments if moment.fitness is not None]
 
     def lines(at: str) -> list[Series]:
-        own = [(getattr(m, at), m.believed) for m in report.moments if m.believed is not None]
+        own = [(getattr(m, at), m.seen) for m in report.moments if m.seen is not None]
         band = [_band(moment) for moment in leaders]
         confirmed = [(getattr(m, at), m.fitness) for m in leaders if m.fitness is not None]
         return [
-            Series(own, "what the search believed of its best", "steps", tone=1),
+            Series(own, "the best that the search saw, not confirmed", "steps", tone=1),
             Series(confirmed, "leader on fresh instances, ± 2 standard errors", "steps", band, tone=0),
         ]
 

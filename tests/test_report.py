@@ -196,6 +196,15 @@ def test_what_promotion_added_is_drawn_wherever_it_stands() -> None:
     assert cli.main(["report", "run"]) == 2
 
 
+def test_the_best_that_was_seen_never_gets_worse() -> None:
+    """The archive has the best of each generation alone."""
+    with runs.create(configuration(), out=Path("run")) as run, run.archive() as archive:
+        for number, best in enumerate((None, 0.2, -0.1, None, 0.3)):
+            one = generation(number)
+            archive.commit_generation(replace(one, record=replace(one.record, best_fitness=best)), {})
+    assert [m.seen for m in gather(Path("run")).moments] == [None, 0.2, 0.2, 0.2, 0.3]
+
+
 def test_the_leader_at_each_moment_is_the_head_of_the_leaderboard_then() -> None:
     found = gather(made("run", 4))
     assert [m.leader for m in found.moments] == [0, 3, 6, 9]
