@@ -14,7 +14,8 @@ from typing import Any
 from discover.built import Built
 from discover.contenders import made
 from discover.contest import Contest, Terms, ask_of, curve_of
-from discover.pieces import CORE, ONE_GPU, Site, Training, absolute
+from discover.own_files import absolute
+from discover.pieces import CORE, ONE_GPU, Site, Training
 from discover.sessions import Machine, this_machine
 from discover.studies import Tuned
 from discover.trainers import Run

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from discover.contenders import Contender, spelled
 from discover.errors import UserError
-from discover.pieces import CORE, Advanced, Paused, Piece, Refusal, Site, absolute
+from discover.own_files import absolute
+from discover.pieces import CORE, Advanced, Paused, Piece, Refusal, Site
 from discover.studies import Budget, Study, Tuned
 from discover.workers import Request
 from tasks import Task

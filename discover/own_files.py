@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from discover.errors import UserError
 from dsl.program import RuleError
 from dsl.spelling import renamed
 
@@ -30,6 +31,12 @@ def file_of(text: str) -> str | None:
         return None
     stem, colon, _ = text.partition(".py:")
     return f"{stem}.py" if colon else text if text.endswith(".rule") else None
+
+
+def absolute(name: str) -> str:
+    """A task's or class's name with the path of its file, if it has one, written in full."""
+    path, colon, rest = name.partition(".py:")
+    return f"{Path(path).absolute()}.py:{rest}" if colon else name
 
 
 def anchored(data: Any, base: Path) -> Any:
@@ -59,6 +66,19 @@ def named(data: Any) -> Iterator[str]:
 
         _with_files(data, noted)
         yield from found
+
+
+def contents(names: Iterable[str]) -> dict[str, bytes]:
+    """What is in the files that tasks and classes are read from, by path as named: what workers elsewhere need.
+
+    Args:
+        names: of tasks and classes, those of no file among them too.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    paths = {f"{path}.py" for path, colon, _ in (name.partition(".py:") for name in names) if colon}
+    return {path: _content(path) for path in sorted(paths)}
 
 
 def digests(paths: Iterable[str]) -> dict[str, str]:
@@ -98,6 +118,13 @@ def _short(path: str) -> str:
     """Without the steps back in it, where they lead to the same file: a link to a folder may be among them."""
     short = os.path.normpath(path)
     return short if os.path.realpath(short) == os.path.realpath(path) else path
+
+
+def _content(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from None
 
 
 def _digest(path: str) -> str | None:

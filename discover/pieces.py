@@ -13,7 +13,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -232,25 +232,6 @@ def ground_of(site: Site) -> Ground:
         raise UserError(str(error)) from None
     how = {"compile": site.compile, "native": site.native}
     return Ground(task, steps=site.steps, **how, device=site.device, among=os.cpu_count() or 1)
-
-
-def files_of(names: Sequence[str]) -> dict[str, bytes]:
-    """The user's files among tasks and contenders, by absolute path: what workers elsewhere need."""
-    paths = {f"{path}.py" for path, colon, _ in (absolute(name).partition(".py:") for name in names) if colon}
-    return {path: _content(Path(path)) for path in sorted(paths)}
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror}") from None
-
-
-def absolute(name: str) -> str:
-    """A task's or class's name with the path of its file, if it has one, written in full."""
-    path, colon, rest = name.partition(".py:")
-    return f"{Path(path).absolute()}.py:{rest}" if colon else name
 
 
 def _moved(spelled: Mapping[str, str], here: Here) -> Mapping[str, str]:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 from numpy.random import Generator, default_rng
 
@@ -16,6 +15,7 @@ from discover import artefact, gradient, native
 from discover.evaluate import Entry, Grid, Instance, batch_sizes, draw_instance
 from discover.keys import slot_of
 from discover.mutate import Grammar, unfolded
+from discover.own_files import contents
 from discover.space import Rung, Space
 from dsl import Program, properties
 from dsl.flatten import flatten, with_literals
@@ -115,9 +115,8 @@ class Plan:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """The user's files that tasks are read from, by path as tasks are named: what workers elsewhere need."""
-        paths = {f"{path}.py" for path, colon, _ in (name.partition(".py:") for name in self.task_names) if colon}
-        return {path: Path(path).read_bytes() for path in sorted(paths)}
+        """The user's files that tasks are read from, see `own_files.contents`."""
+        return contents(self.task_names)
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from numpy.random import default_rng
@@ -20,6 +19,7 @@ from discover.budget import UNLIMITED, Budget
 from discover.errors import ArchiveError, SpaceError, UserError, first_line
 from discover.events import Event, Finished, GenerationDone, Notice, Started
 from discover.manifest import Configuration
+from discover.own_files import absolute
 from discover.records import Incident
 from discover.rule_names import rule_of
 from discover.runs import Run
@@ -79,10 +79,10 @@ def configure(
     loaded.check_tasks(tasks.check_name, space)
     loaded = loaded.absolute()
     if own_tasks:
-        loaded = loaded.with_tasks([_spelling(_absolute(task)) for task in own_tasks])
+        loaded = loaded.with_tasks([_spelling(absolute(task)) for task in own_tasks])
     loaded = loaded.renamed({name: _spelling(name) for rung in loaded.rungs for name in rung.tasks})
     sets.refuse_overlap(loaded.tasks.sets, space)
-    algorithm = _absolute(control or algorithm or loaded.algorithm)
+    algorithm = absolute(control or algorithm or loaded.algorithm)
     if warm_start and algorithm in ROOTLESS:
         raise UserError(_without_influence(loaded, warm_start, algorithm))
     if warm_start:
@@ -271,8 +271,3 @@ def _spelling(task: str) -> str:
         return tasks.load(task).spelling
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def _absolute(task: str) -> str:
-    path, colon, name = task.partition(".py:")
-    return f"{Path(path).absolute()}.py:{name}" if colon else task

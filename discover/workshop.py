@@ -27,7 +27,8 @@ from discover.contenders import spelled
 from discover.errors import ClusterError, UserError
 from discover.keeper import Keeper, StoppedError
 from discover.memory import shortage_said
-from discover.pieces import CORE, Look, Refusal, Site, files_of
+from discover.own_files import absolute, contents
+from discover.pieces import CORE, Look, Refusal, Site
 from discover.sessions import Machine
 from discover.storage import Store, masked
 from discover.studies import Tuned
@@ -228,7 +229,7 @@ class Workshop:
     def _staffed(self, requests: Sequence[Request], named: Sequence[str]) -> tuple[RayWorkers, int]:
         """The crew that has these kinds of workers and files, the one that is there if it has; and a number for what it
         is asked now."""
-        files = {**((self._kind and self._kind.files) or {}), **files_of(named)}
+        files = {**((self._kind and self._kind.files) or {}), **contents(map(absolute, named))}
         crew = Crew(
             count=self.staff.workers,
             address=self.staff.address,

@@ -290,6 +290,15 @@ def test_paths_are_anchored_and_prose_is_not() -> None:
     assert list(own_files.named(data)) == ["b.rule", "c.py"]
 
 
+def test_a_run_whose_task_is_gone_is_resumed_by_no_traceback(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    Path("own.py").write_text(OTHER)
+    searched(capsys, "[breast_cancer]", "--task", "own.py:Wines")
+    Path("own.py").unlink()
+    code, _, err = command(capsys, "resume", "run", "--candidates", "3")
+    assert code == 2
+    assert err.splitlines()[-1] == f"discover: cannot read '{home}/own.py': No such file or directory"
+
+
 def test_a_file_that_is_gone_is_said_and_one_that_stayed_is_not() -> None:
     then = own_files.digests(["my_task.py", "crippled.rule", "never.py"])
     assert len(then) == 2

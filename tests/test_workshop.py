@@ -39,7 +39,8 @@ from discover.contenders import RuleContender, contender
 from discover.contest import Contest, Terms, ask_of, hold
 from discover.errors import ClusterError, UserError
 from discover.keeper import Keeper, Luggage, StoppedError
-from discover.pieces import CORE, Paused, Piece, Site, Trained, Training, files_of
+from discover.own_files import absolute, contents
+from discover.pieces import CORE, Paused, Piece, Site, Trained, Training
 from discover.promote import fitted
 from discover.promotion_keys import PromotionRung
 from discover.sessions import this_machine
@@ -325,7 +326,7 @@ def test_own_files_of_tasks_and_classes_travel(hands: list[Hands], monkeypatch: 
     Path("own.py").write_text(NEGATIVE)
     asked = [replace(asks(("adamw",))[0], task=tasks.load("own.py:Own"), contender=contender("own.py:Slow"))]
     here = found(answers(0, asked))
-    files = files_of(["own.py:Own", "own.py:Slow", "torch.optim:SGD", "adamw"])
+    files = contents(map(absolute, ["own.py:Own", "own.py:Slow", "torch.optim:SGD", "adamw"]))
     assert files == {str(Path("own.py").absolute()): NEGATIVE.encode()}
     at_hand = []
 
