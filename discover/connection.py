@@ -10,7 +10,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,11 @@ _OBJECT_STORE = 200 * 2**20
 
 
 def connect(crew: Crew) -> Any:
-    """Connects this process, and gives the ray module. Raises ClusterError: no cluster at the address."""
+    """Connects this process, and gives the ray module.
+
+    Raises:
+        ClusterError: no cluster at the address, or Ray cannot start on this machine.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -54,16 +58,19 @@ def connect(crew: Crew) -> Any:
             raise ClusterError(f"rungs ask for '{missing[0]}', which no private Ray has; give --ray-address")
     else:
         _must_answer(crew.address)
-        options["address"] = crew.address
-    try:
-        with _packed() as packed:
-            if crew.address is not None:
-                options["runtime_env"] = {"working_dir": packed} if crew.runtime_env is None else {**crew.runtime_env}
-            with _own_signals():
-                ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        first = first_line(error).partition(": ")[2]
-        raise ClusterError(f"--ray-address {crew.address}: no Ray cluster there ({first})") from None
+        options |= {"address": crew.address, "runtime_env": dict(crew.runtime_env or {})}
+    ships = crew.address is not None and crew.runtime_env is None
+    with _packed() if ships else nullcontext() as packed, _own_signals():
+        if packed is not None:
+            options["runtime_env"] = {"working_dir": packed}
+        try:
+            ray.init(**options)
+        except (OSError, ValueError, RuntimeError) as error:
+            first = first_line(error)
+            said = first.partition(": ")[2] or first
+            if crew.address is None:
+                raise ClusterError(f"Ray cannot start on this machine: {said}") from None
+            raise ClusterError(f"--ray-address {crew.address}: no Ray cluster there ({said})") from None
     return ray
 
 
@@ -82,9 +89,11 @@ _abandoned = False
 def _own_signals() -> Iterator[None]:
     """Leaves SIGTERM to whoever had it: Ray takes it for itself, and would end the driver where it stands."""
     mine = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread() and mine is not None:
-        signal.signal(signal.SIGTERM, mine)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and mine is not None:
+            signal.signal(signal.SIGTERM, mine)
 
 
 @contextmanager

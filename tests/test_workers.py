@@ -4,6 +4,7 @@ bug is not taken for an accident."""
 from __future__ import annotations
 
 import re
+import signal
 import sqlite3
 import textwrap
 import time
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 import dsl
 import tasks
 from benchmarks.virtual_ray import Reference, Sleeping, VirtualRay
-from discover import cluster, costs, runs, session
+from discover import cluster, connection, costs, runs, session
 from discover.actor import Actor, bounded_memory
 from discover.archive import Archive
 from discover.cluster import ATTEMPTS, RayWorkers
@@ -670,3 +671,30 @@ def test_a_watch_goes_on_where_ray_answers_with_something_unforeseen(monkeypatch
     RayWorkers._watch(workers, Strange())  # type: ignore[arg-type]
     assert len(asked) > 1
     assert inbox.get_nowait()() == "the Ray cluster at there has not answered for 0.5 seconds"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("no room for the object store\nmore"), "no room for the object store"),
+        (PermissionError(13, "Permission denied", "x"), "[Errno 13] Permission denied: 'x'"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_a_private_ray_that_cannot_start_blames_no_option_and_leaves_signals(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(**options: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray does, before it fails
+        raise error
+
+    def shipped() -> None:
+        raise AssertionError("workers on this machine need no copy of the code")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("ray.init", fails)
+    monkeypatch.setattr(connection, "_packed", shipped)
+    with pytest.raises(ClusterError) as said:
+        connection.connect(Crew(1))
+    assert str(said.value) == f"Ray cannot start on this machine: {message}"
+    assert signal.getsignal(signal.SIGTERM) is before
