@@ -9,9 +9,10 @@ import gc
 import hashlib
 import os
 import resource
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,22 @@ def _at_hand(path: Path, content: bytes) -> Path:
     except OSError:
         pass
     folder = Path(tempfile.gettempdir()) / f"discover-{os.getuid()}-{hashlib.sha256(content).hexdigest()[:16]}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):  # one that another worker has made is shared
+        folder.mkdir(mode=0o700)
+    if not _ours_alone(folder):
+        folder = Path(tempfile.mkdtemp(prefix="discover-"))
     handle, temporary = tempfile.mkstemp(dir=folder)
     with os.fdopen(handle, "wb") as file:
         file.write(content)
     os.replace(temporary, folder / path.name)  # whole at once: workers of one machine write the same file
     return folder / path.name
+
+
+def _ours_alone(folder: Path) -> bool:
+    """Whether nobody else can have put something into a folder, or made it: what is in it is executed, and anybody may
+    make a folder of any name where temporary files are."""
+    found = os.lstat(folder)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
 @contextmanager

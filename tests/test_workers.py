@@ -698,3 +698,28 @@ def test_a_private_ray_that_cannot_start_blames_no_option_and_leaves_signals(
         connection.connect(Crew(1))
     assert str(said.value) == f"Ray cannot start on this machine: {message}"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("trap", ["anybody may write to it", "a link", "a file"])
+def test_a_users_file_is_put_into_no_folder_that_others_may_write_to(
+    trap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    gone = str(tmp_path / "own.py")
+    first, second = (Actor({gone: b"x = 1"}, 2**40).here[gone] for _ in range(2))
+    assert first == second
+    assert first.read_bytes() == b"x = 1"
+    usual = first.parent
+    first.unlink()
+    if trap == "anybody may write to it":
+        usual.chmod(0o777)
+    else:
+        usual.rmdir()
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        usual.symlink_to(tmp_path / "theirs") if trap == "a link" else usual.touch()
+    elsewhere = Actor({gone: b"x = 1"}, 2**40).here[gone]
+    assert elsewhere.parent not in (usual, tmp_path / "theirs")
+    assert elsewhere.read_bytes() == b"x = 1"
+    assert elsewhere.parent.stat().st_mode & 0o777 == 0o700
+    assert not list((tmp_path / "theirs").glob("*"))
