@@ -55,14 +55,14 @@ class Answer:
 
     ask: Ask
     found: list[Tuned]
-    refusal: str
+    refusal: UserError | None
     seconds: float
 
     @property
     def tunings(self) -> list[Tuned]:
         """Raises UserError where there are none."""
-        if self.refusal:
-            raise UserError(self.refusal)
+        if self.refusal is not None:
+            raise self.refusal
         return self.found
 
 
@@ -72,7 +72,8 @@ class Job:
 
     def __init__(self, ask: Ask, workshop: Workshop) -> None:
         self.ask, self.workshop = ask, workshop
-        self.seconds, self.refusal = 0.0, ""
+        self.seconds = 0.0
+        self.refusal: UserError | None = None
         ground = workshop.ground(ask)
         size = max(1, ground.gradient.tile // (ask.budget.batch * ask.budget.seeds))
         studies = [
@@ -83,7 +84,7 @@ class Job:
 
     @property
     def over(self) -> bool:
-        return bool(self.refusal) or len(self.found) == len(self.blocks)
+        return self.refusal is not None or len(self.found) == len(self.blocks)
 
     def start(self) -> Iterator[tuple[int, Piece]]:
         for number, studies in enumerate(self.blocks):
@@ -99,13 +100,13 @@ class Job:
         """Keeps what a piece came to, and gives the next one if there is one."""
         keeper, piece = self.workshop.keeper, self._piece(block)
         if isinstance(result, Refusal):
-            self.refusal = self.refusal or result.text
+            self.refusal = self.refusal or result.error
             return
         self.seconds += result.seconds
         self.workshop.met(result.by)
         if isinstance(result, Paused):
             keeper.keep(piece.key, lambda: result.kept)
-            if not self.refusal:
+            if self.refusal is None:
                 yield replace(piece, kept=result.kept)
             return
         keeper.forget(piece.key)
@@ -118,7 +119,7 @@ class Job:
         if result.tuned is not None:
             self.found[block] = result.tuned
             self.workshop.count(len(result.tuned) * budget.fresh)
-        elif not self.refusal:
+        elif self.refusal is None:
             yield self._next(block)
 
     def answer(self) -> Answer:

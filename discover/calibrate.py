@@ -28,7 +28,7 @@ from discover.calibration import estimate, plain
 from discover.console import Rows
 from discover.contenders import Contender, RuleContender, check, contender
 from discover.durations import format_duration
-from discover.errors import SpaceError, UserError
+from discover.errors import NoLogarithmError, SpaceError, UserError
 from discover.fidelity import Fidelity
 from discover.keeper import StoppedError
 from discover.lanes import Lane
@@ -62,9 +62,6 @@ TUNINGS = 4
 
 TRIALS, SEEDS, TUNING_SEEDS = 12, 8, 2
 MOST_SEEDS = 100
-
-NO_LOGARITHM = "a held-out loss is"
-"""How `trainers.capped_log` begins when it refuses a loss under 0."""
 
 _TIMED_STEPS = 12
 
@@ -137,9 +134,9 @@ class Calibration:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def leave_out(self, rule: str, place: Place, error: UserError) -> None:
-        """Goes on without a rule that brought a held-out loss to 0, which has no logarithm. Raises any other error, and
-        this one where the reference did it."""
-        if NO_LOGARITHM not in str(error) or rule == REFERENCE:
+        """Goes on without a rule that brought a held-out loss below 0, or met a task whose loss begins at 0: it has no
+        logarithm. Raises any other error, and this one where the reference did it."""
+        if not isinstance(error, NoLogarithmError) or rule == REFERENCE:
             raise UserError(f"{rule} on {place.name}: {error}") from error
         self.left_out[rule] = f"on {place.name} {error}"
         for row in self.results.values():

@@ -15,6 +15,10 @@ class RunError(UserError):
     """A run folder that is missing, not a run, of another version, locked, or not to be written."""
 
 
+class NoLogarithmError(UserError):
+    """A held-out loss below 0, which cannot be compared with others by their ratio. Workers refuse it as this too."""
+
+
 class ClusterError(UserError):
     """A Ray cluster that is not there, is gone, or cannot start workers."""
 

@@ -17,6 +17,7 @@ from discover.space import Probes, Require
 from dsl import Program, RuleError, properties
 from dsl.behaviour import changes, growth
 from dsl.dead import strip_dead
+from dsl.program import IdleGradientError
 from dsl.properties import Properties
 
 
@@ -94,8 +95,10 @@ class Gate:
         """The verdict where nothing was let in before. The hashes come last: about half of all programs need none."""
         try:
             dsl.check(program)
-        except RuleError as error:
-            return Rejected("gradient unused" if "not used" in error.message else "ill typed")
+        except IdleGradientError:
+            return Rejected("gradient unused")
+        except RuleError:
+            return Rejected("ill typed")
         probed = self._probed(program)
         facts = properties.of(program, probed.held if probed else None)
         if wanting := self._wanting(facts):

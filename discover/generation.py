@@ -16,8 +16,17 @@ from functools import lru_cache
 import tasks
 from discover.costs import Pace, blocks, seconds, unit_size
 from discover.evaluate import FAULT, Entry, Grid, Instance, Outcome, Unit, interpolated_best, score
-from discover.records import Candidate, Confirmation, Evaluation, Generation, GenerationRecord, Kind, Status
-from discover.workers import Done, Request
+from discover.records import (
+    REFERENCE_LOST,
+    Candidate,
+    Confirmation,
+    Evaluation,
+    Generation,
+    GenerationRecord,
+    Kind,
+    Status,
+)
+from discover.workers import TIMED_OUT, Done, Request
 from dsl import Program
 from dsl.properties import Properties
 
@@ -224,7 +233,7 @@ class Live:
         for candidate in [c for c, reached in self.rung_of.items() if reached == rung and c not in self.failures]:
             scores = [s for r in range(rung + 1) for s in self._scores(r, candidate)]
             if not scores:
-                self.failures[candidate] = "the reference was lost"
+                self.failures[candidate] = REFERENCE_LOST
                 continue
             scored[candidate] = weighted_mean(scores)
             self.fitness[candidate] = math.fsum(score * weight for score, weight in scores) / self._weight
@@ -343,5 +352,5 @@ def _status(each: Admitted, failure: str, lost: bool) -> Status:
     if each.duplicate_of is not None:
         return "duplicate"
     if failure:
-        return "timed_out" if failure == "timed out" else "worker_lost"
+        return "timed_out" if failure == TIMED_OUT else "worker_lost"
     return "diverged" if lost else "trained"

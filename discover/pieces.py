@@ -59,9 +59,9 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why something cannot be done at all, in a line: the user's mistake, or a loss without a logarithm."""
+    """Why something cannot be done at all: the user's mistake, or a loss without a logarithm."""
 
-    text: str
+    error: UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class Piece:
             assert isinstance(keeper, Luggage)
             return Paused(keeper.packed, time.perf_counter() - began, this_machine())
         except UserError as error:
-            return Refusal(str(error))
+            return Refusal(error)
         added = tuple(Notes([], {}, each.added, each.fresh) for each in self.notes)
         return Advanced(added, tuned, ground.gradient.note, time.perf_counter() - began, this_machine())
 
@@ -196,7 +196,7 @@ class Training:
                 ground = ground_of(self.site)
                 traces = train(made(self.name, self.spelled), ground, self.runs, curve=self.curve)
         except UserError as error:
-            return Refusal(str(error))
+            return Refusal(error)
         untrained = tuple(ground.untrained(run.seed) for run in self.runs)
         return Trained(tuple(traces), untrained, ground.built, this_machine())
 

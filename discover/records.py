@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 Status = Literal["trained", "duplicate", "diverged", "timed_out", "worker_lost"]
 """What became of a proposal that passed the gate. A duplicate was not trained: its fitness is another candidate's."""
+
+REFERENCE_LOST: Final = "the reference was lost"
+"""The reason of a candidate whose instances scored nobody. Its status is `worker_lost`, by no fault of a worker's."""
 
 IncidentKind = Literal[
     "worker lost",

@@ -86,7 +86,7 @@ class Recorded(Workshop):
                     f"{self._named(first)}: {count} tunings of {ask.contender.name} on {ask.task.spelling} are needed,"
                     f" from study seed {first} on, and {len(there)} are there"
                 )
-            yield Answer(ask, there[:count], "", 0.0)
+            yield Answer(ask, there[:count], None, 0.0)
 
     def ground(self, ask: Ask) -> Ground:
         """Uncompiled: what is asked of it here is how far contenders step."""

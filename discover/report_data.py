@@ -14,6 +14,7 @@ from discover.errors import RunError
 from discover.manifest import Manifest, read_manifest
 from discover.records import (
     OF_WORKERS,
+    REFERENCE_LOST,
     Candidate,
     Confirmation,
     Evaluation,
@@ -66,6 +67,7 @@ class Report:
     Attributes:
         moments: one for each generation.
         dots: proposal number and the search's own fitness of each trained candidate, by rung.
+        statuses: how many proposals came to what; "reference lost" for those whose instances scored nobody.
         rungs: how many candidates were trained on each rung, at least.
         front: of the confirmed, then who would join it, as `discover.front` says.
         lineage: of the head of the leaderboard, the first ancestor first; by first parents.
@@ -159,7 +161,7 @@ class _Trace:
         self._seconds += sum(s for phase, s in seconds.items() if phase not in OF_WORKERS)
         self._seen = max((best for best in (self._seen, record.best_fitness) if best is not None), default=None)
         for one in generation.candidates:
-            self.statuses[one.status] += 1
+            self.statuses["reference lost" if one.reason == REFERENCE_LOST else one.status] += 1
             if one.rung is not None and one.status != "duplicate":
                 self.rungs[one.rung] += 1
                 if one.fitness is not None:

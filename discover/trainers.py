@@ -27,7 +27,7 @@ import dsl
 from discover import gradient, lanes, memory
 from discover.built import Built, machine
 from discover.contenders import Contender, RuleContender, fresh
-from discover.errors import UserError
+from discover.errors import NoLogarithmError
 from discover.keeper import Keeper
 from discover.lanes import Lane, Prune, Trace
 from discover.native import available
@@ -331,9 +331,9 @@ def capped_log(loss: float, untrained: float) -> float:
     A loss under a millionth of the beginning counts as that: on a tiny table it may be exactly 0.
 
     Raises:
-        UserError: losses under 0 have no logarithm, and cannot be compared by ratio.
+        NoLogarithmError: the loss is below 0, or that of the beginning is not above it.
     """
     value = min(loss, untrained) if math.isfinite(loss) else untrained
     if value < 0 or not untrained > 0:
-        raise UserError(f"a held-out loss is {value:.4g}; contenders are compared by ratios of losses above 0")
+        raise NoLogarithmError(f"a held-out loss is {value:.4g}; contenders are compared by ratios of losses above 0")
     return math.log(max(value, _LEAST * untrained))

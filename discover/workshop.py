@@ -173,7 +173,8 @@ class Workshop:
     # In this process --------------------------------------------------------------------------------------------------
 
     def _here(self, ask: Ask) -> Answer:
-        began, found, refusal = time.perf_counter(), list[Tuned](), ""
+        began, found = time.perf_counter(), list[Tuned]()
+        refusal: UserError | None = None
         self.tell(str(ask))
         ground = self.ground(ask)
         try:
@@ -185,7 +186,7 @@ class Workshop:
                     tell=self.count,
                 )
         except UserError as error:
-            refusal = str(error)
+            refusal = error.with_traceback(None)  # which holds on to all that was made for it
         return Answer(ask, found, refusal, time.perf_counter() - began)
 
     # By workers -------------------------------------------------------------------------------------------------------
@@ -290,7 +291,7 @@ def _result(done: Done, what: object) -> Any:
 
 def _accepted(result: Any) -> Any:
     if isinstance(result, Refusal):
-        raise UserError(result.text)
+        raise result.error
     return result
 
 

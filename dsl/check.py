@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dsl.graph import CLOSURE, lower_all, needs
 from dsl.pool import pooled
-from dsl.program import Program, RuleError, assignments
+from dsl.program import IdleGradientError, Program, RuleError, assignments
 
 
 def check(program: Program) -> Program:
@@ -24,7 +24,8 @@ def check(program: Program) -> Program:
             "p is never assigned; a rule ends with something like p = p - lr * u", 1, f"{program.name}.rule"
         )
     if not _depends_on_gradient(program) and not _asks(program):
-        raise RuleError("the gradient g is not used: the new p does not depend on it", 1, f"{program.name}.rule")
+        message = "the gradient g is not used: the new p does not depend on it"
+        raise IdleGradientError(message, 1, f"{program.name}.rule")
     return program
 
 

@@ -64,10 +64,14 @@ class RuleError(ValueError):
 
     def at(self, source: str) -> RuleError:
         """The same error with the file named."""
-        return RuleError(self.message, self.line, source)
+        return type(self)(self.message, self.line, source)
 
     def __reduce__(self) -> tuple[type[RuleError], tuple[str, int, str]]:
-        return RuleError, (self.message, self.line, self.source)
+        return type(self), (self.message, self.line, self.source)
+
+
+class IdleGradientError(RuleError):
+    """A rule whose new p depends neither on the gradient nor on what a closure says."""
 
 
 # Expressions ------------------------------------------------------------------------------------------------------

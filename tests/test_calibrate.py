@@ -214,7 +214,7 @@ def test_a_rule_that_brings_a_loss_below_nothing_is_left_out_and_anything_else_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = prepare(small(), Options(), ["sgd"])
-    with pytest.raises(UserError, match=calibrate.NO_LOGARITHM) as refused:
+    with pytest.raises(UserError, match="a held-out loss is -1") as refused:
         trainers.capped_log(-1.0, 1.0)
 
     def tune(one: Any, ground: Any, *rest: Any, **more: Any) -> list[Any]:
@@ -228,6 +228,8 @@ def test_a_rule_that_brings_a_loss_below_nothing_is_left_out_and_anything_else_i
     assert [list(row) for row in asked.results.values()] == [["adamw"]] * 4
     with pytest.raises(UserError, match="adamw on quadratic"):
         asked.leave_out("adamw", asked.proxies[0], refused.value)
+    with pytest.raises(UserError, match="a held-out loss is in words alone"):
+        asked.leave_out("sgd", asked.proxies[0], UserError("a held-out loss is in words alone"))
     with pytest.raises(UserError, match="--storage"):
         asked.leave_out("sgd", asked.proxies[0], UserError("--storage x: disk full"))
 

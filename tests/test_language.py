@@ -23,6 +23,7 @@ from dsl.program import (
     Call,
     Facts,
     Hyper,
+    IdleGradientError,
     If,
     IsMatrix,
     Name,
@@ -232,6 +233,9 @@ def test_rule_error_survives_pickling_and_takes_a_file_name() -> None:
     error = RuleError("wrong", 3, "x.rule")
     assert str(pickle.loads(pickle.dumps(error))) == "x.rule:3: wrong"
     assert str(error.at("y.rule")) == "y.rule:3: wrong"
+    with pytest.raises(IdleGradientError) as idle:
+        dsl.check(dsl.parse("def idle(p, g):\n    p = p * 2\n"))
+    assert type(pickle.loads(pickle.dumps(idle.value.at("y.rule")))) is IdleGradientError
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -1e301])

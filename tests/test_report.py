@@ -17,7 +17,15 @@ import dsl
 from discover import cli, runs
 from discover.budget import Budget
 from discover.manifest import Configuration
-from discover.records import Candidate, Confirmation, Evaluation, Generation, GenerationRecord, Incident
+from discover.records import (
+    REFERENCE_LOST,
+    Candidate,
+    Confirmation,
+    Evaluation,
+    Generation,
+    GenerationRecord,
+    Incident,
+)
 from discover.report_data import curve_of, gather
 from discover.report_page import page
 from discover.report_runs import at_steps, compared, grouped
@@ -215,6 +223,16 @@ def test_the_leader_at_each_moment_is_the_head_of_the_leaderboard_then() -> None
     assert found.by_task == {"digits_mlp": (pytest.approx(0.3),)}
     assert found.rungs == (8, 4)
     assert found.statuses == {"trained": 4, "duplicate": 4, "diverged": 4}
+
+
+def test_candidates_without_a_reference_are_no_lost_workers() -> None:
+    with runs.create(configuration(), out=Path("run")) as run, run.archive() as archive:
+        one = generation(0)
+        good, _, lost = one.candidates
+        unscored = replace(good, status="worker_lost", reason=REFERENCE_LOST, fitness=None)
+        gone = replace(lost, status="worker_lost", reason="worker lost", fitness=None)
+        archive.commit_generation(replace(one, candidates=(unscored, gone), confirmations=()), {})
+    assert gather(Path("run")).statuses == {"reference lost": 1, "worker_lost": 1}
 
 
 def test_a_report_is_written_to_the_run_or_where_one_says(capsys: pytest.CaptureFixture[str]) -> None:

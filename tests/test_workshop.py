@@ -37,7 +37,7 @@ from discover.asks import Answer, Ask, Job
 from discover.cluster import RayWorkers
 from discover.contenders import RuleContender, contender
 from discover.contest import Contest, Terms, ask_of, hold
-from discover.errors import ClusterError, UserError
+from discover.errors import ClusterError, NoLogarithmError, UserError
 from discover.keeper import Keeper, Luggage, StoppedError
 from discover.own_files import absolute, contents
 from discover.pieces import CORE, Paused, Piece, Site, Trained, Training
@@ -278,7 +278,7 @@ def test_a_refusal_is_the_askers_alone_and_comes_in_its_turn(hands: list[Hands])
         first, refused, last = answers(staff, [asked[0], wrong, asked[1]])
         assert first.tunings
         assert last.tunings
-        with pytest.raises(UserError, match="ratios of losses above 0"):
+        with pytest.raises(NoLogarithmError, match="ratios of losses above 0"):
             _ = refused.tunings
 
 
