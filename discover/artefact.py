@@ -2,7 +2,8 @@
 
 An artefact is an AOTInductor package (a shared library): generated C++ for everything between the matrix products,
 without Python inside. It is single-threaded; workers, not threads, use the cores. Small products are computed by
-products.cpp, whose text is compiled into the artefact, where the CPU has AVX-512; else, and on a GPU, by torch's BLAS.
+products.cpp, whose text is compiled into the artefact, where the CPU has AVX-512, or AVX2 and FMA; else, and on a GPU,
+by torch's BLAS.
 
 This is where gradients are compiled, on a GPU too: AOTInductor is the compiler behind torch.compile, given the
 traced operations in place of Python. A task that enters `torch.autocast` in its loss is traced through it, so that

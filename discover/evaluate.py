@@ -256,8 +256,8 @@ def interpolated_best(learning_rates: Sequence[float], losses: Sequence[float]) 
     """The learning rate that is best, between the grid's points, and the loss there.
 
     The minimum of the parabola through the best point and its neighbours, in log loss against log learning rate, and at
-    most an eighth of `STEEPEST` nats below the best point. At the
-    edge of the grid, or beside a lost lane, it is the best point itself: nothing is extrapolated.
+    most an eighth of `STEEPEST` nats below the best point. At the edge of the grid, or beside a lost lane, it is the
+    best point itself: nothing is extrapolated.
 
     Returns:
         Learning rate and loss; None if no loss is finite.

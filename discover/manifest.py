@@ -135,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Versions of what results depend on, and of more packages."""
+    """Versions of what results depend on, of Ray, and of more packages."""
     found = {"python": platform.python_version()}
     for package in ("optimizer-discovery", "torch", "numpy", "ray", *more):
         try:

@@ -39,8 +39,10 @@ class Progress:
         self.model_steps = 0
         self.barren = 0
         """Generations in a row that had nothing new to train."""
-        self.fault: str | None = ""
-        """What our code stumbled over in every program so far; empty before the first, None once one was trained."""
+        self.fault = ""
+        """What our code stumbled over in every program so far; empty before the first, and once another had an end."""
+        self._sound = False
+        """Whether there was one that it did not stumble over."""
         self.best: float | None = None
         """The best fitness so far that fresh scores let one believe, and how many had been trained by then; None before
         anything was confirmed."""
@@ -232,8 +234,9 @@ class Progress:
         faulty = candidate.reason.startswith(FAULT)
         if candidate.status in ("timed_out", "worker_lost") and not faulty:
             self._gate.forget(candidate.id)
-        if candidate.status != "duplicate" and self.fault is not None:
-            self.fault = candidate.reason if faulty else None
+        if candidate.status != "duplicate":
+            self._sound = self._sound or not faulty
+            self.fault = "" if self._sound else candidate.reason
         original = candidate.id if candidate.duplicate_of is None else candidate.duplicate_of
         if candidate.status == "trained" and candidate.fitness is not None:
             self._fitness[candidate.id] = candidate.fitness - luck

@@ -180,7 +180,8 @@ def resume(
     notes = [
         f"{package} was {before} when the run was started and is {now} now: results may differ in their last bits"
         for package, now in versions().items()
-        if (before := manifest.versions.get(package, "absent")) != now
+        if package != "ray"  # which carries results and makes none
+        and (before := manifest.versions.get(package, "absent")) != now
     ]
     notes += changed(manifest.files, "the run was made")
     return Run(folder, replace(manifest, configuration=configuration), lock, notes)

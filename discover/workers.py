@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, Self
 
 import torch
 
-from discover.evaluate import Unit
 from discover.records import Incident
 
 WORKER_LOST: Final = "worker lost"
@@ -88,13 +87,15 @@ class Workers(Protocol):
     Attributes:
         notes: lines for the user that came up meanwhile; whoever reads them takes them out.
         incidents: what befell the workers, for the archive; the same.
+        room: how many workers of each kind there could be now.
     """
 
     notes: deque[str]
     incidents: deque[Incident]
+    room: dict[Request, int]
 
-    def submit(self, key: Hashable, unit: Unit, order: int = 0) -> None:
-        """Takes a unit; those of a lower `order` go first."""
+    def submit(self, key: Hashable, unit: Work, order: int = 0) -> None:
+        """Takes a unit, or other work; those of a lower `order` go first."""
 
     def next(self, wait: bool = True) -> Done | None:
         """A unit that is done. Waits for one, for some time only: None then; at once if `wait` is false."""
@@ -112,11 +113,12 @@ class InProcess:
         torch.set_num_threads(1)
         self.notes: deque[str] = deque()
         self.incidents: deque[Incident] = deque()
-        self._waiting: list[tuple[int, int, Hashable, Unit]] = []
+        self.room: dict[Request, int] = defaultdict(lambda: 1)
+        self._waiting: list[tuple[int, int, Hashable, Work]] = []
         self._submitted = 0
         self._present = 0.0
 
-    def submit(self, key: Hashable, unit: Unit, order: int = 0) -> None:
+    def submit(self, key: Hashable, unit: Work, order: int = 0) -> None:
         self._submitted += 1
         heapq.heappush(self._waiting, (order, self._submitted, key, unit))
 

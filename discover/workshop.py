@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -35,10 +35,7 @@ from discover.studies import Tuned
 from discover.trainers import Ground
 from discover.tuning import tune
 from discover.watch import interruptible
-from discover.workers import OUT_OF_MEMORY, UNBOUNDED, Crew, Done, Request, Work
-
-if TYPE_CHECKING:
-    from discover.cluster import RayWorkers
+from discover.workers import OUT_OF_MEMORY, UNBOUNDED, Crew, Done, Request, Work, Workers
 
 AGAIN = "what was trained is kept: the same command goes on"
 
@@ -90,7 +87,7 @@ class Workshop:
     _grounds: dict[Site, Ground] = field(default_factory=dict)
     _places: dict[Request, Place] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
-    _crew: RayWorkers | None = None
+    _crew: Workers | None = None
     _kind: Crew | None = None
     _marker: Path | None = None
     _calls: int = 0
@@ -215,7 +212,7 @@ class Workshop:
                     take_in(wait=True)
                 yield job.answer()
 
-    def _come_in(self, crew: RayWorkers, call: int, wait: bool = True) -> list[tuple[int, int, Done]]:
+    def _come_in(self, crew: Workers, call: int, wait: bool = True) -> list[tuple[int, int, Done]]:
         """What is done by now of a call, by the numbers that it gave; waits for one, for some time only."""
         found: list[tuple[int, int, Done]] = []
         while (done := crew.next(wait and not found)) is not None:
@@ -227,7 +224,7 @@ class Workshop:
         crew.incidents.clear()
         return found
 
-    def _staffed(self, requests: Sequence[Request], named: Sequence[str]) -> tuple[RayWorkers, int]:
+    def _staffed(self, requests: Sequence[Request], named: Sequence[str]) -> tuple[Workers, int]:
         """The crew that has these kinds of workers and files, the one that is there if it has; and a number for what it
         is asked now."""
         files = {**((self._kind and self._kind.files) or {}), **contents(map(absolute, named))}
@@ -243,7 +240,7 @@ class Workshop:
         )
         if self._crew is None or self._kind != crew:
             self.close()
-            self._crew, self._kind = cast("RayWorkers", workers.start(crew)), crew
+            self._crew, self._kind = workers.start(crew), crew
         self._calls += 1
         return self._crew, self._calls
 

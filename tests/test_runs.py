@@ -286,7 +286,7 @@ def test_a_run_whose_budget_is_used_says_how_to_go_on() -> None:
 
 def test_other_versions_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     made("out")
-    monkeypatch.setattr(runs, "versions", lambda: {"torch": "1.0"})
+    monkeypatch.setattr(runs, "versions", lambda: {"torch": "1.0", "ray": "1.0"})  # no result depends on Ray
     with runs.resume("out") as run:
         (note,) = run.notes
     assert "and is 1.0 now: results may differ in their last bits" in note
