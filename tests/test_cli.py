@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,33 @@ def test_any_command_says_that_it_was_stopped(
 ) -> None:
     monkeypatch.setattr(dsl, "load", stopped)
     assert run(capsys, "show", "lion") == (130, "", "discover: stopped\n")
+
+
+INTERRUPTED = """
+import sys
+
+class Interrupts:
+    def find_spec(self, name, *rest):
+        if name == "discover.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+from MODULE import MAIN
+sys.exit(MAIN())
+"""
+
+
+def test_ctrl_c_while_the_command_is_imported_is_one_line() -> None:
+    """Of what the installed command calls."""
+    module, _, name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["discover"].partition(
+        ":"
+    )
+    script = INTERRUPTED.replace("MODULE", module).replace("MAIN", name)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "discover: stopped\n")
+    done = subprocess.run([sys.executable, "-m", "discover", "list", "no"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.startswith("discover: ")
 
 
 def test_ctrl_c_before_a_search_begins_is_one_line_and_leaves_nothing(
