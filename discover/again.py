@@ -149,7 +149,7 @@ def _work(
         spelled=spelling,
         site=Site(absolute(task), terms.tasks[task], ways[0].compiled, device, ways[0].native),
         runs=tuple(Run(tunings[p.tuning].hypers, tunings[p.tuning].seeds[p.run]) for p in some),
-        curve=tuple(curve_of(terms.tasks[task])),
+        curve=curve_of(terms.tasks[task]),
         request=request,
     )
 

@@ -49,6 +49,11 @@ class Ask:
         return Site(absolute(self.task.spelling), self.steps, self.compile, self.device, self.native)
 
 
+def evenly(steps: int, points: int) -> tuple[int, ...]:
+    """When held-out losses are taken, besides the end: at so many points in all, as far apart as they can be."""
+    return tuple(sorted({round(steps * point / points) for point in range(1, points)} - {0, steps}))
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What tunings came to, or why they cannot be; and how many seconds of whoever trained it took."""

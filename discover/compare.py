@@ -24,12 +24,12 @@ from rich.console import Console
 
 import tasks
 from discover import footprint, verdict
-from discover.asks import Ask
+from discover.asks import Ask, evenly
 from discover.console import Rows
 from discover.contenders import Contender, RuleContender, check, contender, spelled
 from discover.durations import format_duration
 from discover.errors import UserError
-from discover.files import free, write_whole
+from discover.files import free, refused, remove_empty, write_whole
 from discover.footprint import Footprint
 from discover.keeper import StoppedError
 from discover.pieces import CORE, ONE_GPU
@@ -193,7 +193,6 @@ def _asks(comparison: Comparison, compile: bool, request: Request) -> Iterator[A
     options = comparison.options
     for task in comparison.tasks.values():
         steps = task.horizon if options.steps is None else options.steps
-        curve = sorted({round(steps * point / POINTS) for point in range(1, POINTS)} - {0, steps})
         for one in comparison.contenders:
             yield Ask(
                 contender=one,
@@ -201,7 +200,7 @@ def _asks(comparison: Comparison, compile: bool, request: Request) -> Iterator[A
                 steps=steps,
                 budget=options.budget,
                 seeds=options.studies,
-                curve=tuple(curve),
+                curve=evenly(steps, POINTS),
                 device=options.device if request == CORE else "cuda",  # a worker sees the one GPU that is its own
                 compile=compile,
                 request=request,
@@ -265,11 +264,11 @@ def run(
         with opened(url, staff, console, runs=runs, before=lambda: _make(folder)) as workshop:
             carry_out(comparison, workshop)
     except StoppedError:
-        _remove_empty(folder)
+        remove_empty(folder)
         interrupted(console, url, as_json=as_json)
         return
     except UserError:
-        _remove_empty(folder)
+        remove_empty(folder)
         raise
     seconds = time.perf_counter() - began
     found = judged(comparison)
@@ -469,15 +468,5 @@ def _check_device(name: str) -> None:
 
 def _make(folder: Path) -> None:
     """Makes the folder for what is written, so that what cannot be written is said before anything is trained."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / ".writable", "")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
-        raise UserError(f"cannot make the folder '{folder}': {reason}; --out names another one") from None
-
-
-def _remove_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    if reason := refused(folder):
+        raise UserError(f"cannot make the folder '{folder}': {reason}; --out names another one")

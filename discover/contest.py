@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 import tasks
 from discover import statistics
-from discover.asks import Ask
+from discover.asks import Ask, evenly
 from discover.built import Built
 from discover.contenders import Contender
 from discover.errors import UserError
@@ -221,7 +221,7 @@ def _asks(terms: Terms, contenders: Sequence[Contender], count: int) -> Iterator
                 steps=steps,
                 budget=terms.budget,
                 seeds=terms.studies(count),
-                curve=tuple(curve_of(steps)),
+                curve=curve_of(steps),
                 device=terms.device,
                 compile=terms.compile,
                 request=terms.request,
@@ -233,9 +233,9 @@ def ask_of(terms: Terms, one: Contender, task: str) -> Ask:
     return next(ask for ask in _asks(terms, [one], 1) if ask.task.spelling == task)
 
 
-def curve_of(steps: int) -> list[int]:
+def curve_of(steps: int) -> tuple[int, ...]:
     """When held-out losses of fresh runs are taken, besides the end."""
-    return sorted({round(steps * point / POINTS) for point in range(1, POINTS)} - {0, steps})
+    return evenly(steps, POINTS)
 
 
 def _open(contest: Contest, name: str) -> bool:

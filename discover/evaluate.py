@@ -215,8 +215,13 @@ def batch_sizes(task: Task, scales: Ends) -> tuple[int, ...]:
 
 
 def _scale(ends: Ends, rng: Generator) -> float:
+    return float(f"{log_uniform(ends, rng):.4g}")
+
+
+def log_uniform(ends: Ends, rng: Generator) -> float:
+    """A number between two, whose logarithm is as likely in one place as in another."""
     low, high = ends
-    return float(f"{math.exp(rng.uniform(math.log(low), math.log(high))):.4g}")
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
 def evaluate(unit: Unit) -> UnitResult:

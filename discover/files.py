@@ -38,8 +38,27 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
-        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror  # a parent is a file
-        raise UserError(f"cannot write '{path}': {reason}") from None
+        raise UserError(f"cannot write '{path}': {_reason(error)}") from None
+
+
+def refused(folder: Path) -> str:
+    """Why no file can be written into a folder, which is made if it is not there; empty where one can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return _reason(error)
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes a folder that has nothing in it."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _reason(error: OSError) -> str:
+    return "Not a directory" if isinstance(error, FileExistsError) else str(error.strerror)  # a parent is a file
 
 
 def _umask() -> int:

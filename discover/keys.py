@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import keyword
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from discover.durations import parse_duration
 from dsl.ops import OPS
+from dsl.parse import suggest
 from dsl.program import BUILTINS, RESERVED
 from dsl.types import EXTENTS
 
@@ -30,11 +30,6 @@ class Keys(BaseModel):
     """A section of a space: known keys alone, of the very kind that is asked for; it does not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]

@@ -29,6 +29,9 @@ from discover.native_code import encode
 from dsl import Program
 from tasks import Batch, Task
 
+CHECKPOINTS = (0.1, 0.25, 0.5, 0.75)
+"""When lost runs are looked for, as fractions of the steps."""
+
 LOST_ABOVE = 3.0
 """A lane whose training and held-out loss still exceed its first loss this many times when half its steps are done is
 dropped.
@@ -111,7 +114,7 @@ def train(
     steps: int,
     gradient: Gradient,
     native: bool = False,
-    checkpoints: Sequence[float] = (0.1, 0.25, 0.5, 0.75),
+    checkpoints: Sequence[float] = CHECKPOINTS,
     curve: Sequence[int] = (),
     prune: Prune | None = None,
     resume: Mapping[str, Any] | None = None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copyreg
 import inspect
 import math
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, ClassVar, cast
@@ -14,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from discover.closures import Closure, calls_backward
-from dsl.codegen import Barrier, Code, compiled, generate
+from dsl.codegen import COMBINE, Barrier, Code, compiled, generate
 from dsl.graph import needs
 from dsl.parse import suggest
 from dsl.program import ROLES, Facts, Program, Slot
 from dsl.types import EXTENTS, size_of
 
-_COMBINE: dict[str, Callable[[Any, Any], Any]] = {"sum": operator.add, "amax": torch.maximum}
 _OWN_KEYS = ("role", "maximize", "reference_lr", "evaluating")
 """What a parameter group holds beside its parameters and the rule's hyperparameters."""
 
@@ -317,7 +315,7 @@ def _exchange(level: int, work: list[_Work], answers: Closure | None) -> None:
             if isinstance(share, Tensor):
                 share = share.reshape(()) if total.scalar else share
                 share = share if known is None else share.to(known.device)
-            totals[total.place] = share if known is None else _COMBINE[total.combine](known, share)
+            totals[total.place] = share if known is None else COMBINE[total.combine](known, share)
     found_answers = {place: _ask(op, given, len(work), answers) for place, (op, given) in asked.items()}
     for index, each, barrier in waiting:
         for total in barrier.totals:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +11,7 @@ from numpy.random import Generator, default_rng
 import dsl
 import tasks
 from discover import artefact, gradient, native
-from discover.evaluate import Entry, Grid, Instance, batch_sizes, draw_instance
+from discover.evaluate import Entry, Grid, Instance, batch_sizes, draw_instance, log_uniform
 from discover.keys import slot_of
 from discover.mutate import Grammar, unfolded
 from discover.own_files import contents
@@ -100,10 +99,8 @@ class Plan:
 
     def _steps(self, rung: Rung, task: str, rng: Generator) -> int:
         """How long an instance trains. Where lengths are not random, nothing is drawn."""
-        steps, (low, high) = rung.steps_of(self.horizons[task]), self.space.step_scales
-        return (
-            steps if low == high == 1.0 else max(2, round(steps * math.exp(rng.uniform(math.log(low), math.log(high)))))
-        )
+        steps, scales = rung.steps_of(self.horizons[task]), self.space.step_scales
+        return steps if scales == (1.0, 1.0) else max(2, round(steps * log_uniform(scales, rng)))
 
     def compiled(self, task: str, generation: int) -> bool:
         start = self.compiled_from.get(task)

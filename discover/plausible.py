@@ -43,7 +43,7 @@ def problems_of(stage: Mapping[str, Any], contest: Contest, workshop: Workshop) 
 
 def _agreed(terms: Terms, task: str, tunings: Sequence[Tuned]) -> bool:
     """Whether tunings have the seeds, and as much of everything, as their contest asks for."""
-    horizon, curve = terms.tasks[task], tuple(curve_of(terms.tasks[task]))
+    horizon, curve = terms.tasks[task], curve_of(terms.tasks[task])
     return terms.least <= len(tunings) <= terms.most and all(
         tuned.seed == seed
         and tuned.seeds == tuple(fresh_seeds(seed, terms.fresh))

@@ -13,7 +13,6 @@ import math
 import platform
 import shlex
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from discover.console import Rows
 from discover.durations import format_duration
 from discover.errors import UserError
 from discover.evaluate import LOSS_FLOOR
-from discover.files import write_whole
+from discover.files import refused, write_whole
 from discover.gradient import Gradient
 from tasks import Reference, Task, references
 
@@ -310,13 +309,8 @@ def _read(path: Path) -> dict[str, Reference]:
 def _check_file(path: Path) -> None:
     """Refuses now what could not be written when the work is done."""
     _read(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror  # a parent is a file
-        raise UserError(f"cannot write '{path}': {reason}; --out FILE stores references elsewhere") from None
+    if reason := refused(path.parent):
+        raise UserError(f"cannot write '{path}': {reason}; --out FILE stores references elsewhere")
 
 
 def _store(reference: Reference, path: Path) -> None:

@@ -23,7 +23,7 @@ import dsl
 from discover.archive import Archive
 from discover.budget import UNLIMITED, Budget
 from discover.errors import RunError, UserError
-from discover.files import free, write_whole
+from discover.files import free, remove_empty, write_whole
 from discover.manifest import MANIFEST, Configuration, Manifest, host, read_json, read_manifest, versions
 from discover.own_files import changed
 from discover.records import Ranked
@@ -127,7 +127,7 @@ def create(configuration: Configuration, *, out: Path | None = None, command: Se
     except (OSError, UserError) as error:
         shutil.rmtree(building, ignore_errors=True)
         for parent in made:
-            _remove_empty(parent)
+            remove_empty(parent)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise RunError(f"cannot make the run's folder '{folder}': {reason}") from None
     return Run(folder, manifest, lock)
@@ -233,11 +233,6 @@ def is_running(folder: Path) -> bool:
 
 def _missing_parents(folder: Path) -> list[Path]:
     return [parent for parent in folder.absolute().parents if not parent.exists()]
-
-
-def _remove_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 # Finding and reading ------------------------------------------------------------------------------------------------

@@ -11,13 +11,10 @@ from torch import Tensor
 
 from discover.contenders import Contender, fresh
 from discover.generators import left_alone, seeded, states, take_up
-from discover.lanes import LOST_ABOVE, Prune, Trace
+from discover.lanes import CHECKPOINTS, LOST_ABOVE, Prune, Trace
 
 if TYPE_CHECKING:
     from discover.trainers import Ground, Run
-
-CHECKPOINTS = (0.1, 0.25, 0.5, 0.75)
-"""When lost runs are looked for, as fractions of the steps."""
 
 Pulse = Callable[[Callable[[], object]], None]
 """Is called after every step with what makes the state; may keep it, and may raise, to stop."""

@@ -33,12 +33,12 @@ from discover.keys import (
     distinct,
     request_of,
     slot_of,
-    suggest,
 )
 from discover.own_files import anchored
 from discover.promotion_keys import Promote, base_of
 from discover.space_errors import in_words, not_listed
 from discover.yaml_reader import read_yaml
+from dsl.parse import suggest
 from dsl.program import Program
 
 DIRECTORY = Path(__file__).parent.parent / "search_spaces"

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from discover.keys import suggest
 from discover.promotion_keys import base_of
+from dsl.parse import suggest
 
 _EXPECTED = {
     "int_type": "a whole number",

@@ -29,9 +29,9 @@ from discover.built import Built, machine
 from discover.contenders import Contender, RuleContender, fresh
 from discover.errors import NoLogarithmError
 from discover.keeper import Keeper
-from discover.lanes import Lane, Prune, Trace
+from discover.lanes import CHECKPOINTS, Lane, Prune, Trace
 from discover.native import available
-from discover.singles import CHECKPOINTS, Pulse, train_loop
+from discover.singles import Pulse, train_loop
 from discover.strides import STEPS
 from tasks import Task
 

@@ -14,6 +14,7 @@ stands under `every`), and its total is the caller's answer for this parameter.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +32,10 @@ from dsl.types import EXTENTS
 
 EVALUATION = "evaluation"
 """The slot that is added where a rule returns a value that no slot holds."""
+
+COMBINE: dict[str, Callable[[Any, Any], Any]] = {"sum": operator.add, "amax": torch.maximum}
+"""How the shares that parameters have in a value of all of them join."""
+
 _FULL, _SCALAR = EXTENTS["full"], EXTENTS["scalar"]
 
 

@@ -10,7 +10,6 @@ depend on other lanes either: it is the caller's, by what he passes.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,12 +17,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dsl.codegen import Code, Style, Total, compiled, generate, is_flat, storage
+from dsl.codegen import COMBINE, Code, Style, Total, compiled, generate, is_flat, storage
 from dsl.graph import lower
 from dsl.program import Facts, Program, Slot
 from dsl.types import SIZED_BY, size_of
-
-_COMBINE: dict[str, Callable[[Any, Any], Any]] = {"sum": operator.add, "amax": torch.maximum}
 
 
 class LaneClosure(Protocol):
@@ -192,7 +189,7 @@ class LaneRule:
                         question.values[unit.place] = [next(values) for _ in range(total.arity)]
                     else:
                         value, place = next(values), total.place
-                        totals[place] = _COMBINE[total.combine](totals[place], value) if place in totals else value
+                        totals[place] = COMBINE[total.combine](totals[place], value) if place in totals else value
             answers = {place: self._answer(question, P, ps) for place, question in asked.items()}
             for share, unit, mine in zip(level, self.units, known, strict=True):
                 for total in share.totals if share else ():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from dsl.ops import INFIX, OPS
 from dsl.program import (
@@ -88,9 +88,9 @@ def read_number(text: str) -> float | None:
         return None
 
 
-def suggest(word: str, known: object) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
     """ "; did you mean 'sign'?" or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)  # type: ignore[call-overload]
+    close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
