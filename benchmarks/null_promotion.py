@@ -21,7 +21,7 @@ import torch
 import dsl
 from discover import statistics
 from discover.contenders import RuleContender, contender
-from discover.contest import Terms, hold, load, wins
+from discover.contest import ContestTerms, hold, load, wins
 from discover.keeper import Keeper
 from discover.manifest import versions
 from discover.promotion_keys import least_tunings
@@ -73,7 +73,7 @@ def main() -> None:
     rng = np.random.default_rng(asked.seed)
     candidates = [RuleContender(f"disguise_{n}", disguised(n, rng)) for n in range(asked.candidates)]
     names = asked.task or ["diabetes_regression", "breast_cancer"]
-    terms = Terms(
+    terms = ContestTerms(
         name="null",
         tasks={load(name).spelling: asked.steps for name in names},
         trials=asked.trials,

@@ -18,7 +18,7 @@ import tasks
 from discover.contenders import contender
 from discover.pruners import Pruner
 from discover.storage import Store
-from discover.studies import Budget
+from discover.studies import TuningBudget
 from discover.trainers import Ground
 from discover.tuning import tune
 from discover.verdict import log_losses
@@ -43,7 +43,7 @@ def main() -> None:
         for rule in RULES:
             for seeds, pruners in SETTINGS.items():
                 for pruner in pruners:
-                    budget = Budget(TRIALS, seeds, FRESH, pruner=pruner)
+                    budget = TuningBudget(TRIALS, seeds, FRESH, pruner=pruner)
                     found = tune(contender(rule), ground, budget, studies, Store(None))
                     steps = sum(each.model_steps - FRESH * ground.steps for each in found)
                     logs = log_losses(found).mean(axis=1)

@@ -17,7 +17,7 @@ import numpy as np
 import dsl
 from discover import statistics
 from discover.contenders import RuleContender
-from discover.contest import Contest, Results, Terms, differences, hold
+from discover.contest import Contest, ContestTerms, Results, differences, hold
 from discover.mutate import Path, straight_lines, unfolded, with_line
 from discover.workshop import Workshop
 from dsl import Program, properties
@@ -67,7 +67,7 @@ class Simplified:
     contenders: tuple[RuleContender, ...]
 
 
-def simplify(winner: Program, terms: Terms, margin: float, workshop: Workshop) -> Simplified:
+def simplify(winner: Program, terms: ContestTerms, margin: float, workshop: Workshop) -> Simplified:
     """Simplifies a program.
 
     Args:
@@ -103,7 +103,7 @@ def simplify(winner: Program, terms: Terms, margin: float, workshop: Workshop) -
 class _Judge:
     """Tries variants, each once: what failed against the winner fails whatever else has gone since."""
 
-    def __init__(self, winner: Program, terms: Terms, margin: float, workshop: Workshop) -> None:
+    def __init__(self, winner: Program, terms: ContestTerms, margin: float, workshop: Workshop) -> None:
         self.winner = RuleContender("winner", winner)
         self.terms, self.margin, self.workshop = terms, margin, workshop
         self.trials: list[Trial] = []

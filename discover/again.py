@@ -13,9 +13,9 @@ from typing import Any
 
 from discover.built import Built
 from discover.contenders import made
-from discover.contest import Contest, Terms, ask_of, curve_of
+from discover.contest import Contest, ContestTerms, ask_of, curve_of
 from discover.own_files import absolute
-from discover.pieces import CORE, ONE_GPU, Site, Training
+from discover.pieces import CORE, ONE_GPU, Site, TrainRuns
 from discover.sessions import Machine, this_machine
 from discover.studies import Tuned
 from discover.trainers import Run
@@ -56,7 +56,7 @@ Group = tuple[int, str, str, tuple[Built, ...]]
 """Contest, task, contender, and how it was trained."""
 
 
-def _another_way(terms: Terms, stored: Built, here: Built) -> str:
+def _another_way(terms: ContestTerms, stored: Built, here: Built) -> str:
     """Why what was trained in a way cannot be expected to come to the same bits as it was trained here; empty where it
     can."""
     if terms.device != "cpu":
@@ -140,11 +140,11 @@ def _work(
     ways: Sequence[Built],
     some: Sequence[Place],
     workshop: Workshop,
-) -> Training:
+) -> TrainRuns:
     terms, tunings = contest.terms, contest.results[task][name]
     request, device = _place_of(terms, workshop)
     spelling = {**spelling, "class": absolute(spelling["class"])} if "class" in spelling else spelling
-    return Training(
+    return TrainRuns(
         name=name,
         spelled=spelling,
         site=Site(absolute(task), terms.tasks[task], ways[0].compiled, device, ways[0].native),
@@ -190,7 +190,7 @@ def _grouped(
     return groups
 
 
-def _place_of(terms: Terms, workshop: Workshop) -> tuple[Request, str]:
+def _place_of(terms: ContestTerms, workshop: Workshop) -> tuple[Request, str]:
     """What a contest's trainings need here, and the device."""
     if terms.device == "cpu":
         return CORE, "cpu"
@@ -240,7 +240,7 @@ def retune(
     return again
 
 
-def _other_ways(terms: Terms, stored: Sequence[Built], here: Sequence[Built]) -> str:
+def _other_ways(terms: ContestTerms, stored: Sequence[Built], here: Sequence[Built]) -> str:
     """As `_another_way`, of a tuning."""
     if len(stored) > 1 or len(here) > 1:
         return IN_MANY_WAYS

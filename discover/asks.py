@@ -10,7 +10,7 @@ from discover.contenders import Contender, spelled
 from discover.errors import UserError
 from discover.own_files import absolute
 from discover.pieces import CORE, Advanced, Paused, Piece, Refusal, Site
-from discover.studies import Budget, Study, Tuned
+from discover.studies import Study, Tuned, TuningBudget
 from discover.workers import Request
 from tasks import Task
 
@@ -33,7 +33,7 @@ class Ask:
     contender: Contender
     task: Task
     steps: int
-    budget: Budget
+    budget: TuningBudget
     seeds: Sequence[int]
     curve: tuple[int, ...] = ()
     device: str = "cpu"

@@ -36,7 +36,7 @@ from discover.pruners import Pruner
 from discover.sets import refuse_overlap
 from discover.space import Space
 from discover.storage import as_typed, default_url
-from discover.studies import Budget, Tuned
+from discover.studies import Tuned, TuningBudget
 from discover.trainers import Ground
 from discover.workshop import Staff, Workshop, interrupted, opened
 from tasks import Task
@@ -93,8 +93,8 @@ class Options:
             raise UserError(f"--trials {self.trials}: expected at least 1")
 
     @property
-    def budget(self) -> Budget:
-        return Budget(self.trials, self.tuning_seeds, math.ceil(self.seeds / self.tunings), pruner=self.pruner)
+    def budget(self) -> TuningBudget:
+        return TuningBudget(self.trials, self.tuning_seeds, math.ceil(self.seeds / self.tunings), pruner=self.pruner)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,10 @@ def reference(
     json: Json = False,
 ) -> None:
     """Tune AdamW on tasks, and store what it reaches on fresh seeds as their reference."""
-    from discover.reference import Budget, run
+    from discover.reference import GridBudget, run
 
     asked = {"trials": trials, "tuning_seeds": tuning_seeds, "fresh_seeds": seeds}
-    budget = Budget(**{name: value for name, value in asked.items() if value is not None})
+    budget = GridBudget(**{name: value for name, value in asked.items() if value is not None})
     run(task or (), budget, out=out, as_json=json)
 
 

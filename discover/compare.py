@@ -37,7 +37,7 @@ from discover.pruners import Pruner
 from discover.runs import directory
 from discover.statistics import Estimate
 from discover.storage import as_typed, default_url, masked, public_url
-from discover.studies import Budget, Tuned
+from discover.studies import Tuned, TuningBudget
 from discover.verdict import Cell, Reach, Verdict, percent
 from discover.workers import Request
 from discover.workshop import Staff, Workshop, interrupted, opened
@@ -68,7 +68,7 @@ class Options:
         steps: of each training; None for each task's horizon.
         seed: fixes everything.
         own: also tune hyperparameters other than lr and weight_decay.
-        pruner: see `studies.Budget`.
+        pruner: see `studies.TuningBudget`.
         device: where to train.
         target: a held-out loss; how many steps everybody needs to it is shown. Changes nothing that is trained.
     """
@@ -97,9 +97,9 @@ class Options:
             raise UserError(f"--steps {self.steps}: expected at least 1")
 
     @property
-    def budget(self) -> Budget:
+    def budget(self) -> TuningBudget:
         fresh = math.ceil(self.seeds / self.tunings)
-        return Budget(self.trials, self.tuning_seeds, fresh, self.own, self.pruner)
+        return TuningBudget(self.trials, self.tuning_seeds, fresh, self.own, self.pruner)
 
     @property
     def studies(self) -> range:

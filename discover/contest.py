@@ -31,7 +31,7 @@ from discover.contenders import Contender
 from discover.errors import UserError
 from discover.pieces import CORE
 from discover.pruners import Pruner
-from discover.studies import Budget, Tuned
+from discover.studies import Tuned, TuningBudget
 from discover.verdict import SMALLEST, log_losses
 from discover.workers import Request
 from discover.workshop import Workshop
@@ -50,7 +50,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class ContestTerms:
     """What a contest was asked to be.
 
     Attributes:
@@ -83,8 +83,8 @@ class Terms:
     request: Request = CORE
 
     @property
-    def budget(self) -> Budget:
-        return Budget(self.trials, self.tuning_seeds, self.fresh, self.own, self.pruner)
+    def budget(self) -> TuningBudget:
+        return TuningBudget(self.trials, self.tuning_seeds, self.fresh, self.own, self.pruner)
 
     def studies(self, count: int) -> range:
         return range(self.first, self.first + count)
@@ -100,7 +100,7 @@ class Contest:
         results: candidates that are decided early have fewer tunings than the others.
     """
 
-    terms: Terms
+    terms: ContestTerms
     candidates: tuple[str, ...]
     baselines: tuple[str, ...]
     beside: tuple[str, ...] = ()
@@ -162,7 +162,7 @@ class Contest:
             for task, row in data["results"].items()
         }
         request = tuple((name, quantity) for name, quantity in data["terms"].get("request", CORE))
-        terms = Terms(**{**data["terms"], "request": request})
+        terms = ContestTerms(**{**data["terms"], "request": request})
         candidates, baselines, beside = (tuple(data.get(key, ())) for key in ("candidates", "baselines", "beside"))
         return cls(terms, candidates, baselines, beside, rows)
 
@@ -176,7 +176,7 @@ def load(task: str) -> Task:
 
 
 def hold(
-    terms: Terms,
+    terms: ContestTerms,
     candidates: Sequence[Contender],
     baselines: Sequence[Contender],
     workshop: Workshop,
@@ -211,7 +211,7 @@ def _tune(contest: Contest, contenders: Sequence[Contender], count: int, worksho
         contest.results.setdefault(task, {})[name] = answer.tunings
 
 
-def _asks(terms: Terms, contenders: Sequence[Contender], count: int) -> Iterator[Ask]:
+def _asks(terms: ContestTerms, contenders: Sequence[Contender], count: int) -> Iterator[Ask]:
     for task, steps in terms.tasks.items():
         loaded = load(task)
         for one in contenders:
@@ -228,7 +228,7 @@ def _asks(terms: Terms, contenders: Sequence[Contender], count: int) -> Iterator
             )
 
 
-def ask_of(terms: Terms, one: Contender, task: str) -> Ask:
+def ask_of(terms: ContestTerms, one: Contender, task: str) -> Ask:
     """What a contest asks first of a contender on a task."""
     return next(ask for ask in _asks(terms, [one], 1) if ask.task.spelling == task)
 

@@ -47,7 +47,7 @@ class Admitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Rescored:
     """A candidate to be scored again on fresh instances, with the scores it has from earlier ones."""
 
     entry: Entry
@@ -99,7 +99,7 @@ class Live:
         number: which generation.
         proposed, rejected: the funnel's counts.
         admitted: candidates and duplicates in order of proposal.
-        standings: elites to be scored again.
+        rescored: elites to be scored again.
         terms: see there.
         pace: what units of each kind take, and is told what they took.
     """
@@ -110,12 +110,12 @@ class Live:
         proposed: int,
         rejected: Mapping[str, int],
         admitted: Sequence[Admitted],
-        standings: Sequence[Standing],
+        rescored: Sequence[Rescored],
         terms: Terms,
         pace: Pace,
     ) -> None:
         self.number, self.proposed, self.rejected = number, proposed, dict(rejected)
-        self.admitted, self.standings, self.terms, self.pace = tuple(admitted), tuple(standings), terms, pace
+        self.admitted, self.rescored, self.terms, self.pace = tuple(admitted), tuple(rescored), terms, pace
         self.rung_of: dict[int, int] = {each.id: 0 for each in admitted if each.duplicate_of is None}
         self.fitness: dict[int, float] = {}
         self.failures: dict[int, str] = {}
@@ -168,7 +168,7 @@ class Live:
         while not self._open and not self.done:
             candidates = self._judge(self._rung) if self._rung >= 0 else list(self._entries)
             self._rung += 1
-            if not self.done and (candidates or self.standings):
+            if not self.done and (candidates or self.rescored):
                 yield from self._cut(self._rung, candidates)
 
     def result(self) -> Generation:
@@ -179,7 +179,7 @@ class Live:
             for candidate in sorted(outcomes, key=lambda each: -1 if each is None else each)
         ]
         candidates = tuple(self._candidate(each) for each in self.admitted)
-        confirmations = tuple(self._confirmation(standing) for standing in self.standings)
+        confirmations = tuple(self._confirmation(again) for again in self.rescored)
         record = GenerationRecord(
             number=self.number,
             proposed=self.proposed,
@@ -194,7 +194,7 @@ class Live:
 
     def _cut(self, rung: int, candidates: Sequence[int]) -> Iterator[tuple[Key, Unit]]:
         """Units of a rung: reference, elites and candidates, in blocks, on each of its instances."""
-        elites = [standing.entry for standing in self.standings]
+        elites = [again.entry for again in self.rescored]
         entries = [self.terms.reference, *elites, *(self._entries[candidate] for candidate in candidates)]
         for index in range(len(self.terms.instances[rung])):
             instance, pace = self.terms.instances[rung][index], self.pace.of(self._kind(rung, index))
@@ -325,13 +325,13 @@ class Live:
             properties={} if each.properties is None else each.properties.plain(),
         )
 
-    def _confirmation(self, standing: Standing) -> Confirmation | None:
-        candidate = standing.entry.candidate
+    def _confirmation(self, again: Rescored) -> Confirmation | None:
+        candidate = again.entry.candidate
         assert candidate is not None
         fresh = [s for rung in range(len(self.terms.instances)) for s in self._scores(rung, candidate)]
         if not fresh:
             return None
-        scores = (*standing.scores, weighted_mean(fresh))
+        scores = (*again.scores, weighted_mean(fresh))
         middle = math.fsum(scores) / len(scores)
         spread = math.fsum((s - middle) ** 2 for s in scores)
         error = math.sqrt(spread / (len(scores) - 1) / len(scores)) if len(scores) > 1 else None

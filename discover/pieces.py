@@ -29,7 +29,7 @@ from discover.lanes import Trace
 from discover.ledger import Notes
 from discover.memory import shortage_said
 from discover.sessions import Machine, this_machine
-from discover.studies import Budget, Study, Tuned
+from discover.studies import Study, Tuned, TuningBudget
 from discover.trainers import Ground, Run, train
 from discover.tuning import advance
 from discover.workers import Request
@@ -110,7 +110,7 @@ class Piece:
     name: str
     spelled: Mapping[str, str]
     site: Site
-    budget: Budget
+    budget: TuningBudget
     curve: tuple[int, ...]
     seeds: tuple[int, ...]
     notes: tuple[Notes, ...]
@@ -172,7 +172,7 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class TrainRuns:
     """Runs of one contender to train.
 
     Attributes:
@@ -187,7 +187,7 @@ class Training:
     curve: tuple[int, ...]
     request: Request = CORE
 
-    def moved(self, here: Here) -> Training:
+    def moved(self, here: Here) -> TrainRuns:
         return replace(self, site=self.site.moved(here), spelled=_moved(self.spelled, here))
 
     def carry_out(self) -> Trained | Refusal:

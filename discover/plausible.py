@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from discover.contenders import made
-from discover.contest import Contest, Terms, ask_of, curve_of
+from discover.contest import Contest, ContestTerms, ask_of, curve_of
 from discover.ranges import Dimension, dimensions
 from discover.studies import EXTENSION, Tuned, fresh_seeds
 from discover.workshop import Workshop
@@ -41,7 +41,7 @@ def problems_of(stage: Mapping[str, Any], contest: Contest, workshop: Workshop) 
                     break
 
 
-def _agreed(terms: Terms, task: str, tunings: Sequence[Tuned]) -> bool:
+def _agreed(terms: ContestTerms, task: str, tunings: Sequence[Tuned]) -> bool:
     """Whether tunings have the seeds, and as much of everything, as their contest asks for."""
     horizon, curve = terms.tasks[task], curve_of(terms.tasks[task])
     return terms.least <= len(tunings) <= terms.most and all(
@@ -57,7 +57,7 @@ def _agreed(terms: Terms, task: str, tunings: Sequence[Tuned]) -> bool:
 
 
 def _outside(
-    hypers: Mapping[str, float], ranges: Sequence[Dimension], terms: Terms, defaults: Mapping[str, float]
+    hypers: Mapping[str, float], ranges: Sequence[Dimension], terms: ContestTerms, defaults: Mapping[str, float]
 ) -> str | None:
     """What of a setting no study of these dimensions proposes, nor leaves as it is by default."""
     known = {each.name: each for each in ranges}
@@ -79,7 +79,7 @@ def _outside(
     return None
 
 
-def _limits(dimension: Dimension, terms: Terms) -> tuple[float, float]:
+def _limits(dimension: Dimension, terms: ContestTerms) -> tuple[float, float]:
     """The range of a dimension when it was extended after every batch but the last."""
     times = math.ceil(terms.trials / terms.budget.batch) - 1
     if dimension.name == "lr":

@@ -15,7 +15,7 @@ from discover.costs import Pace
 from discover.evaluate import FAULT, Entry
 from discover.front import undominated
 from discover.gate import Duplicate, Gate, Rejected
-from discover.generation import Admitted, Live, Standing, Terms, weighted_mean
+from discover.generation import Admitted, Live, Rescored, Terms, weighted_mean
 from discover.plan import Plan
 from discover.probes import runner
 from discover.proposers import Attentive, Context, Told
@@ -23,7 +23,7 @@ from discover.proposers import load as load_proposer
 from discover.records import Candidate, Generation, believed
 from dsl import properties
 
-Clock = Callable[[str], AbstractContextManager[None]]
+Timed = Callable[[str], AbstractContextManager[None]]
 
 DRIFT = 0.1
 """How fast the level of a generation's fitness is taken to change. What changes faster is the luck of its instances."""
@@ -68,7 +68,7 @@ class Progress:
     # Proposing ----------------------------------------------------------------------------------------------------
 
     def propose(
-        self, number: int, clock: Clock = lambda phase: nullcontext(), between: Callable[[], None] = lambda: None
+        self, number: int, clock: Timed = lambda phase: nullcontext(), between: Callable[[], None] = lambda: None
     ) -> Live:
         """Proposes a generation from what has been absorbed; ones in flight have no influence but as duplicates.
 
@@ -105,8 +105,8 @@ class Progress:
                     duplicate_of=verdict.of if isinstance(verdict, Duplicate) else None,
                 )
             )
-        standings = self._standings(number, [each.duplicate_of for each in admitted])
-        return Live(number, per_generation, rejected, admitted, standings, self._terms(number), self._pace)
+        rescored = self._to_rescore(number, [each.duplicate_of for each in admitted])
+        return Live(number, per_generation, rejected, admitted, rescored, self._terms(number), self._pace)
 
     def _terms(self, number: int) -> Terms:
         plan, space = self.plan, self.plan.space
@@ -136,7 +136,7 @@ class Progress:
             for values, share in zip(seen, keep, strict=True)
         )
 
-    def _standings(self, number: int, met_again: Sequence[int | None]) -> list[Standing]:
+    def _to_rescore(self, number: int, met_again: Sequence[int | None]) -> list[Rescored]:
         """Elites to be scored again: half of them the best of those that were before, until each has been scored often
         enough, half the best of those that were not. The fitness of the latter chose them, and flatters them. With an
         aggregating cache, elites that were proposed again are scored again in every generation, chosen by no score."""
@@ -146,7 +146,7 @@ class Progress:
             met = dict.fromkeys(each for each in met_again if each in self._elite and each not in best)
             best += [each for each in met if self._may_be_scored(each)]
         self._scored_now.update(best)
-        return [Standing(self._entry(candidate), tuple(self._fresh.get(candidate, ()))) for candidate in best]
+        return [Rescored(self._entry(candidate), tuple(self._fresh.get(candidate, ()))) for candidate in best]
 
     def _to_confirm(self) -> list[int]:
         confirm = self.plan.space.confirm

@@ -28,7 +28,7 @@ import dsl
 from discover import ablate, incumbents
 from discover.certify import certify
 from discover.contenders import Contender, RuleContender, check, spelled
-from discover.contest import Contest, Terms, ask_of, hold, load
+from discover.contest import Contest, ContestTerms, ask_of, hold, load
 from discover.errors import RunError
 from discover.keeper import StoppedError
 from discover.manifest import read_json
@@ -266,13 +266,13 @@ def fitted(sizes: Placed, place: Place) -> tuple[Sizes, str]:
     return sizes.here or sizes, f"{place.missing}: trained on the CPU, {smaller}"
 
 
-def _terms(promotion: Promotion, name: str, sizes: Placed, first: int, part: str, workshop: Workshop) -> Terms:
+def _terms(promotion: Promotion, name: str, sizes: Placed, first: int, part: str, workshop: Workshop) -> ContestTerms:
     place, actual, _ = _place(promotion, name, sizes, workshop)
     known = actual.tasks or sizes.tasks or promotion.split[part]
     loaded = [load(task) for task in known]
     assert isinstance(sizes, PromotionRung | Tuning)
     least, most = sizes.tunings if isinstance(sizes, PromotionRung) else (sizes.tunings, sizes.tunings)
-    return Terms(
+    return ContestTerms(
         name=name,
         tasks={task.spelling: actual.steps_of(task.horizon) for task in loaded},
         trials=sizes.trials,
@@ -292,7 +292,7 @@ def _terms(promotion: Promotion, name: str, sizes: Placed, first: int, part: str
 
 def _held(
     promotion: Promotion,
-    terms: Terms,
+    terms: ContestTerms,
     candidates: Sequence[Contender],
     baselines: Sequence[str],
     workshop: Workshop,
@@ -336,7 +336,7 @@ def _sizes(settings: Promote, name: str) -> Placed:
     return settings.final if name == "final" else settings.incumbents
 
 
-def _dimensions(one: Contender, terms: Terms, workshop: Workshop) -> int:
+def _dimensions(one: Contender, terms: ContestTerms, workshop: Workshop) -> int:
     return len(dimensions(one, workshop.ground(ask_of(terms, one, next(iter(terms.tasks)))), own=terms.own))
 
 

@@ -49,7 +49,7 @@ Told = Callable[[int, int], None]  # model steps done, model steps planned by no
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class GridBudget:
     """How much tuning and scoring may cost, before the grid is extended and refined.
 
     Attributes:
@@ -90,7 +90,7 @@ class Budget:
 
 def calibrate(
     task: Task,
-    budget: Budget,
+    budget: GridBudget,
     *,
     gradient: Gradient,
     native: bool = False,
@@ -164,7 +164,7 @@ class _Trials:
         done, planned: model steps.
     """
 
-    def __init__(self, task: Task, budget: Budget, gradient: Gradient, native: bool, tell: Told) -> None:
+    def __init__(self, task: Task, budget: GridBudget, gradient: Gradient, native: bool, tell: Told) -> None:
         self.task, self.gradient, self.native, self.tell = task, gradient, native, tell
         self.program = dsl.load(RULE)
         self.tuning_seeds = range(budget.tuning_seeds)
@@ -240,7 +240,7 @@ def _rounded(value: float) -> float:
 # The command --------------------------------------------------------------------------------------------------------
 
 
-def run(names: Sequence[str], budget: Budget, *, out: Path | None, as_json: bool) -> None:
+def run(names: Sequence[str], budget: GridBudget, *, out: Path | None, as_json: bool) -> None:
     """Calibrates tasks one after the other and stores each when it is done.
 
     Args:
@@ -275,7 +275,7 @@ def run(names: Sequence[str], budget: Budget, *, out: Path | None, as_json: bool
         _show(found, seconds, files, console)
 
 
-def _calibrate_with(progress: Progress, name: str, task: Task, budget: Budget) -> Reference:
+def _calibrate_with(progress: Progress, name: str, task: Task, budget: GridBudget) -> Reference:
     """Shows a bar while it runs; where bars cannot be drawn, a line when it is done."""
     console, bar = progress.console, progress.add_task(name, total=None)
 

@@ -49,7 +49,7 @@ _FRESH = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class TuningBudget:
     """What tuning one contender on one task once may cost.
 
     Attributes:
@@ -153,7 +153,7 @@ class Study:
         self,
         contender: Contender,
         ground: Ground,
-        budget: Budget,
+        budget: TuningBudget,
         seed: int,
         store: Ledger,
         *,

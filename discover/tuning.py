@@ -26,7 +26,7 @@ from discover.contenders import Contender
 from discover.keeper import Keeper
 from discover.lanes import Trace
 from discover.ledger import Ledger
-from discover.studies import Budget, Study, Tuned
+from discover.studies import Study, Tuned, TuningBudget
 from discover.trainers import Ground, Run, capped_log, train
 
 Tell = Callable[[int], None]
@@ -36,7 +36,7 @@ Tell = Callable[[int], None]
 def tune(
     contender: Contender,
     ground: Ground,
-    budget: Budget,
+    budget: TuningBudget,
     seeds: Sequence[int],
     store: Ledger,
     *,

@@ -15,7 +15,7 @@ import torch
 
 import tasks
 from discover import certificate, cli, own_files, promote, session, sets
-from discover.contest import Contest, Terms, hold
+from discover.contest import Contest, ContestTerms, hold
 from discover.errors import SpaceError, UserError
 from discover.keeper import StoppedError
 from discover.promotion_keys import base_of
@@ -216,7 +216,7 @@ def test_a_run_with_own_tasks_is_promoted_and_verified_from_another_folder(
     elsewhere.mkdir(parents=True)
     monkeypatch.chdir(elsewhere)
 
-    def stopped(terms: Terms, *rest: Any) -> Contest:
+    def stopped(terms: ContestTerms, *rest: Any) -> Contest:
         if terms.name == "rung 1":
             raise StoppedError
         return hold(terms, *rest)

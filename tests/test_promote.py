@@ -24,7 +24,7 @@ from discover import ablate, certificate, cli, incumbents, promote, runs, statis
 from discover.archive import Archive
 from discover.budget import Budget
 from discover.contenders import RuleContender
-from discover.contest import Contest, Terms, anytime_p, hold
+from discover.contest import Contest, ContestTerms, anytime_p, hold
 from discover.errors import RunError, SpaceError, UserError
 from discover.keeper import Keeper, StoppedError
 from discover.manifest import Configuration
@@ -269,7 +269,7 @@ def test_the_final_tasks_see_the_recorded_rule_and_are_recorded_before_they_are_
 ) -> None:
     folder = a_run([adam()])
 
-    def stopped(terms: Terms, *rest: Any) -> Contest:
+    def stopped(terms: ContestTerms, *rest: Any) -> Contest:
         if terms.name == "final":
             assert read(folder, "promotion.json")["final"]["text"]
             raise StoppedError
@@ -319,10 +319,10 @@ def test_a_promotion_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) ->
 # The contest ----------------------------------------------------------------------------------------------------------
 
 
-def terms(**changes: Any) -> Terms:
+def terms(**changes: Any) -> ContestTerms:
     values: dict[str, Any] = {"name": "rung 1", "tasks": {"breast_cancer": 10}, "trials": 3, "tuning_seeds": 1}
     values |= {"fresh": 1, "least": 7, "most": 8, "error_rate": 0.05, "own": False, "first": 0, "compile": False}
-    return Terms(**{**values, **changes})
+    return ContestTerms(**{**values, **changes})
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ import dsl
 import tasks
 from discover import cli, gradient, lanes
 from discover.errors import UserError
-from discover.reference import EXTENSIONS, LEARNING_RATE_FACTOR, WEIGHT_DECAYS, Budget, calibrate
+from discover.reference import EXTENSIONS, LEARNING_RATE_FACTOR, WEIGHT_DECAYS, GridBudget, calibrate
 from discover.space import Space, names
 from tasks import Batch, Parameter, Reference, Task, references
 
-SMALL = Budget(trials=9, tuning_seeds=2, fresh_seeds=3)
+SMALL = GridBudget(trials=9, tuning_seeds=2, fresh_seeds=3)
 
 
 class Known(Task):
@@ -93,7 +93,7 @@ def run(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
-def calibrated(task: Task, budget: Budget = SMALL) -> Reference:
+def calibrated(task: Task, budget: GridBudget = SMALL) -> Reference:
     return calibrate(task, budget, gradient=gradient.build(task, compile=False))
 
 
@@ -141,7 +141,7 @@ def test_the_largest_number_of_tuning_seeds_stays_below_the_fresh_ones() -> None
 
 def allowed(**numbers: int) -> bool:
     try:
-        Budget(**numbers)
+        GridBudget(**numbers)
     except UserError:
         return False
     return True
@@ -310,7 +310,7 @@ def test_json_alone_stands_on_stdout(home: Path, capsys: pytest.CaptureFixture[s
 def test_help_states_the_default_budget(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = run(capsys, "reference --help")
-    budget = Budget()
+    budget = GridBudget()
     for option, number in (
         ("--trials", budget.trials),
         ("--tuning-seeds", budget.tuning_seeds),

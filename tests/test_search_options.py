@@ -119,7 +119,7 @@ def test_a_plateau_ends_a_search(tmp_path: Path) -> None:
 def test_where_nothing_is_confirmed_no_plateau_ends_a_search_but_its_other_limits_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Progress, "_standings", lambda *_: [])
+    monkeypatch.setattr(Progress, "_to_rescore", lambda *_: [])
     last, found = searched(tiny(tmp_path), tmp_path / "out", budget=Budget(candidates=30, plateau=1, target=-1.0))
     assert last.totals.trained >= 30
     assert sum(each.record.trained for each in found[:-2]) < 30

@@ -27,14 +27,14 @@ from discover.errors import UserError
 from discover.keeper import Keeper, StoppedError
 from discover.ranges import dimensions
 from discover.storage import Store, as_typed, default_url, public_url
-from discover.studies import Budget, Study, Tuned
+from discover.studies import Study, Tuned, TuningBudget
 from discover.trainers import Ground
 from discover.tuning import tune
 from tasks import Task
 from tests.test_reference import Known
 
 ROOT = Path(__file__).parent.parent
-SMALL = Budget(trials=6, seeds=1, fresh=2)
+SMALL = TuningBudget(trials=6, seeds=1, fresh=2)
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def named(name: str) -> Contender:
 
 
 def tuned(
-    name: str, budget: Budget = SMALL, seeds: tuple[int, ...] = (0,), url: str | None = None, **options: Any
+    name: str, budget: TuningBudget = SMALL, seeds: tuple[int, ...] = (0,), url: str | None = None, **options: Any
 ) -> list[Tuned]:
     store = Store(url)
     try:
@@ -83,7 +83,7 @@ def trials(where: str) -> dict[str, list[optuna.trial.FrozenTrial]]:
 def test_the_best_learning_rate_is_found_inside_the_range_or_beyond_it(octaves: float) -> None:
     best = 0.1 * 2**octaves
     here = Ground(Known(best), compile=False)
-    found = tuned("adamw", Budget(trials=36, seeds=1, fresh=2), (0, 1, 2), ground=here)
+    found = tuned("adamw", TuningBudget(trials=36, seeds=1, fresh=2), (0, 1, 2), ground=here)
     for each in found:
         assert abs(math.log2(each.hypers["lr"] / best)) < 0.5
         assert not each.at_edge
@@ -91,9 +91,11 @@ def test_the_best_learning_rate_is_found_inside_the_range_or_beyond_it(octaves: 
 
 def test_weight_decay_and_none_are_both_found() -> None:
     with_decay = tuned(
-        "adamw", Budget(trials=36, seeds=1, fresh=2), (0, 1), ground=Ground(Known(0.1, 0.3), compile=False)
+        "adamw", TuningBudget(trials=36, seeds=1, fresh=2), (0, 1), ground=Ground(Known(0.1, 0.3), compile=False)
     )
-    without = tuned("adamw", Budget(trials=36, seeds=1, fresh=2), (0, 1), ground=Ground(Known(0.1, 0.0), compile=False))
+    without = tuned(
+        "adamw", TuningBudget(trials=36, seeds=1, fresh=2), (0, 1), ground=Ground(Known(0.1, 0.0), compile=False)
+    )
     assert all(0.05 < each.hypers["weight_decay"] < 1 for each in with_decay)
     assert all(each.hypers["weight_decay"] < 0.05 for each in without)
 
@@ -118,7 +120,7 @@ def test_fresh_seeds_have_no_say_in_tuning_and_no_study_shares_a_seed() -> None:
 
 def test_all_have_the_same_number_of_trials_and_of_model_steps(tmp_path: Path) -> None:
     names = ("adamw", "sgd", "muon", "torch.optim:AdamW", "torch.optim:Adagrad")
-    budget = Budget(trials=7, seeds=2, fresh=3)
+    budget = TuningBudget(trials=7, seeds=2, fresh=3)
     found = {name: tuned(name, budget, (0, 1), url=url(tmp_path)) for name in names}
     planned = ground().steps * budget.planned
     stored = trials(url(tmp_path))
@@ -166,7 +168,7 @@ def test_own_hyperparameters_are_tuned_in_the_second_half_if_asked(tmp_path: Pat
         "beta2",
         "eps",
     ]
-    (found,) = tuned("adamw", Budget(trials=12, seeds=1, fresh=2, own=True), url=url(tmp_path))
+    (found,) = tuned("adamw", TuningBudget(trials=12, seeds=1, fresh=2, own=True), url=url(tmp_path))
     ((_, stored),) = trials(url(tmp_path)).items()
     assert ["1 - beta1" in trial.params for trial in stored] == [False] * 6 + [True] * 6
     assert all(0 < trial.user_attrs["run"]["hypers"]["beta2"] < 1 for trial in stored[6:])
@@ -175,7 +177,7 @@ def test_own_hyperparameters_are_tuned_in_the_second_half_if_asked(tmp_path: Pat
 
 
 def test_a_trial_moves_three_own_hyperparameters_at_once_and_leaves_the_others_as_in_the_best(tmp_path: Path) -> None:
-    budget = Budget(trials=24, seeds=1, fresh=2, own=True)
+    budget = TuningBudget(trials=24, seeds=1, fresh=2, own=True)
     tuned("muon", budget, url=url(tmp_path))
     ((_, stored),) = trials(url(tmp_path)).items()
     own = [each.label for each in dimensions(named("muon"), ground(), own=True)[2:]]
@@ -225,7 +227,7 @@ def test_what_was_tuned_before_is_not_trained_again(tmp_path: Path, monkeypatch:
     first = tuned("adamw", url=url(tmp_path), curve=[5])
     monkeypatch.setattr(tuning, "train", lambda *_, **__: pytest.fail("trained"))
     assert tuned("adamw", url=url(tmp_path), curve=[5]) == first
-    fewer = Budget(SMALL.trials, SMALL.seeds, fresh=1)
+    fewer = TuningBudget(SMALL.trials, SMALL.seeds, fresh=1)
     assert tuned("adamw", fewer, url=url(tmp_path), curve=[5])[0].losses == first[0].losses[:1]
 
 
@@ -241,12 +243,12 @@ CHANGES = {
     "task": {"ground": lambda: ground("quadratic")},
     "variant": {"ground": lambda: ground("breast_cancer(batch_size=16)")},
     "optimizer": {"name": "adam"},
-    "trials": {"budget": Budget(5, 1, 2)},
-    "tuning seeds": {"budget": Budget(6, 2, 2)},
-    "median": {"budget": Budget(6, 1, 2, pruner="median")},
-    "hyperband": {"budget": Budget(6, 1, 2, pruner="hyperband")},
+    "trials": {"budget": TuningBudget(5, 1, 2)},
+    "tuning seeds": {"budget": TuningBudget(6, 2, 2)},
+    "median": {"budget": TuningBudget(6, 1, 2, pruner="median")},
+    "hyperband": {"budget": TuningBudget(6, 1, 2, pruner="hyperband")},
     "seed": {"seed": 1},
-    "more is tuned": {"budget": Budget(6, 1, 2, own=True)},
+    "more is tuned": {"budget": TuningBudget(6, 1, 2, own=True)},
     "generated rules": {"ground": lambda: built(native=False)},
     "compiled gradients": {"ground": lambda: built(compiled=True)},
 }
@@ -312,7 +314,7 @@ def test_a_storage_that_cannot_be_opened_is_named_without_its_password() -> None
 def test_a_tuning_that_was_cut_short_anywhere_ends_as_if_it_had_not_been(
     after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget = Budget(trials=6, seeds=2, fresh=2)
+    budget = TuningBudget(trials=6, seeds=2, fresh=2)
     (tmp_path / "whole").mkdir()
     expected = tuned("adamw", budget, (0, 1), url=url(tmp_path / "whole"), curve=[5])
     add, left = Store.add, iter(range(after))
@@ -342,7 +344,7 @@ import tasks
 from discover.contenders import contender
 from discover.trainers import Ground
 from discover.storage import Store
-from discover.studies import Budget
+from discover.studies import TuningBudget
 from discover.tuning import tune
 
 add, count = Store.add, iter(range(100))
@@ -354,7 +356,7 @@ def dies(self, name, trial):
 
 Store.add = dies
 ground = Ground(tasks.load("breast_cancer"), steps=10, compile=False)
-tune(contender("adamw"), ground, Budget(trials=12, seeds=1, fresh=2), (0,), Store(sys.argv[1]))
+tune(contender("adamw"), ground, TuningBudget(trials=12, seeds=1, fresh=2), (0,), Store(sys.argv[1]))
 """
 
 
@@ -363,7 +365,7 @@ def test_a_killed_tuning_goes_on_to_the_same_end_and_counts_nothing_twice(tmp_pa
     assert done.returncode == -9, done.stderr.decode()
     ((_, before),) = trials(url(tmp_path)).items()
     assert len(before) == 7  # in the middle of a batch of two
-    budget = Budget(trials=12, seeds=1, fresh=2)
+    budget = TuningBudget(trials=12, seeds=1, fresh=2)
     assert tuned("adamw", budget, url=url(tmp_path)) == tuned("adamw", budget)
     ((_, after),) = trials(url(tmp_path)).items()
     assert [trial.number for trial in after] == list(range(12))
@@ -388,10 +390,10 @@ def test_a_tuning_that_is_asked_to_stop_stops_within_a_step_and_goes_on(tmp_path
 # Pruning ------------------------------------------------------------------------------------------------------------
 
 
-PRUNED: dict[str, Budget] = {
-    "median": Budget(trials=18, seeds=2, fresh=2, pruner="median"),
-    "hyperband": Budget(trials=18, seeds=2, fresh=2, pruner="hyperband"),
-    "wilcoxon": Budget(trials=18, seeds=6, fresh=2, pruner="wilcoxon"),
+PRUNED: dict[str, TuningBudget] = {
+    "median": TuningBudget(trials=18, seeds=2, fresh=2, pruner="median"),
+    "hyperband": TuningBudget(trials=18, seeds=2, fresh=2, pruner="hyperband"),
+    "wilcoxon": TuningBudget(trials=18, seeds=6, fresh=2, pruner="wilcoxon"),
 }
 
 
@@ -445,7 +447,7 @@ def test_hyperband_looks_at_a_ninth_and_a_third_and_lets_a_third_go_on(tmp_path:
     assert pruning.looks("hyperband", 90) == [10, 30]
     assert pruning.looks("hyperband", 10) == [1, 3]
     assert pruning.looks("hyperband", 2) == [1]
-    (found,) = tuned("adamw", Budget(trials=60, seeds=1, fresh=1, pruner="hyperband"), url=url(tmp_path))
+    (found,) = tuned("adamw", TuningBudget(trials=60, seeds=1, fresh=1, pruner="hyperband"), url=url(tmp_path))
     ((_, stored),) = trials(url(tmp_path)).items()
     lengths = [trial.user_attrs["run"]["model_steps"] for trial in stored]
     assert {1, 3, 10} == set(lengths)  # lost ones end elsewhere; of these none is
@@ -457,7 +459,7 @@ def test_hyperband_looks_at_a_ninth_and_a_third_and_lets_a_third_go_on(tmp_path:
 
 def test_wilcoxon_drops_what_is_worse_on_each_of_four_seeds_and_no_sooner(tmp_path: Path) -> None:
     task = Known()
-    budget = Budget(trials=12, seeds=7, fresh=1, pruner="wilcoxon")
+    budget = TuningBudget(trials=12, seeds=7, fresh=1, pruner="wilcoxon")
     (found,) = tuned("adamw", budget, ground=Ground(task, compile=False), url=url(tmp_path))
     ((_, stored),) = trials(url(tmp_path)).items()
     seen = [len(trial.intermediate_values) for trial in stored]
@@ -481,7 +483,7 @@ def best_of(some: list[Any]) -> float:
 
 def test_a_pruner_that_could_save_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="tuning seeds: 4, expected at least 5 for the pruner wilcoxon, which compares"):
-        Budget(seeds=4, pruner="wilcoxon")
+        TuningBudget(seeds=4, pruner="wilcoxon")
 
 
 # The store ----------------------------------------------------------------------------------------------------------
@@ -514,7 +516,7 @@ def test_a_storage_that_cannot_be_is_one_line(where: str, message: str, tmp_path
 def test_numbers_of_a_budget_are_checked() -> None:
     for numbers in ({"trials": 0}, {"seeds": 0}, {"seeds": 501}, {"fresh": 501}, {"fresh": 0}):
         with pytest.raises(UserError, match=r"expected 1 to"):
-            Budget(**numbers)
+            TuningBudget(**numbers)
 
 
 def test_the_user_has_one_file_for_studies(tmp_path: Path) -> None:

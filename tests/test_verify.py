@@ -20,7 +20,7 @@ from discover.contenders import RuleContender
 from discover.contest import Contest, plain_tuned
 from discover.keeper import Keeper
 from discover.manifest import host
-from discover.pieces import Site, Trained, Training
+from discover.pieces import Site, Trained, TrainRuns
 from discover.promotion import PROMOTION
 from discover.storage import Store
 from discover.trainers import Run
@@ -479,7 +479,7 @@ def badly_tuned(data: Data, name: str, contender: str, factor: float) -> None:
             hypers = {**tuned.hypers, "lr": tuned.hypers["lr"] * factor}
             runs = tuple(Run(hypers, seed) for seed in tuned.seeds)
             site = Site(task, steps, compile=False)
-            done = Training(contender, held["rules"][contender], site, runs, tuned.steps).carry_out()
+            done = TrainRuns(contender, held["rules"][contender], site, runs, tuned.steps).carry_out()
             assert isinstance(done, Trained)
             losses, curves = (tuple(getattr(each, part) for each in done.traces) for part in ("loss", "curve"))
             changed = replace(tuned, hypers=hypers, losses=losses, curves=tuple(map(tuple, curves)))

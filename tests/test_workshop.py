@@ -36,17 +36,17 @@ from discover.actor import Actor
 from discover.asks import Answer, Ask, Job
 from discover.cluster import RayWorkers
 from discover.contenders import RuleContender, contender
-from discover.contest import Contest, Terms, ask_of, hold
+from discover.contest import Contest, ContestTerms, ask_of, hold
 from discover.errors import ClusterError, NoLogarithmError, UserError
 from discover.keeper import Keeper, Luggage, StoppedError
 from discover.own_files import absolute, contents
-from discover.pieces import CORE, Paused, Piece, Site, Trained, Training
+from discover.pieces import CORE, Paused, Piece, Site, Trained, TrainRuns
 from discover.promote import fitted
 from discover.promotion_keys import PromotionRung
 from discover.sessions import this_machine
 from discover.space import Space
 from discover.storage import Store
-from discover.studies import Budget, Study
+from discover.studies import Study, TuningBudget
 from discover.trainers import Ground, Run
 from discover.workers import Crew, Done, Request, Work
 from discover.workshop import Place, Staff, Workshop
@@ -54,7 +54,7 @@ from tasks import Task
 from tests.test_promote import ASCENT, a_run, adam, read
 
 ROOT = Path(__file__).parent.parent
-BUDGET = Budget(trials=4, seeds=2, fresh=2)
+BUDGET = TuningBudget(trials=4, seeds=2, fresh=2)
 NAMES = ("adamw", "lion", "torch.optim:Adagrad")
 CRIPPLED = "def crippled(p, g, *, lr=0.1):\n    p = p - lr * mean(g)\n"
 
@@ -197,7 +197,9 @@ def test_workers_and_this_process_leave_the_same_store_and_use_each_others(hands
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband", "wilcoxon"])
 def test_pruned_tunings_are_the_same_by_workers(pruner: Any, hands: list[Hands], tmp_path: Path) -> None:
-    asked = asks(("adamw", "torch.optim:Adagrad"), budget=Budget(10, 6, 1, pruner=pruner), seeds=(0,), steps=9)[:2]
+    asked = asks(("adamw", "torch.optim:Adagrad"), budget=TuningBudget(10, 6, 1, pruner=pruner), seeds=(0,), steps=9)[
+        :2
+    ]
     here = answers(0, asked, url(tmp_path, "here"))
     assert found(answers(2, asked, url(tmp_path, "there"))) == found(here)
     assert stored(url(tmp_path, "there")) == stored(url(tmp_path, "here"))
@@ -232,7 +234,7 @@ def test_a_judgement_that_was_killed_goes_on_by_other_workers_to_the_same_end(
 def test_what_one_process_began_in_the_middle_of_a_batch_workers_bring_to_the_same_end(
     hands: list[Hands], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = asks(budget=Budget(trials=12, seeds=1, fresh=1))[:1]
+    asked = asks(budget=TuningBudget(trials=12, seeds=1, fresh=1))[:1]
     whole = found(answers(0, asked))
     add, left = Store.add, iter(range(7))
 
@@ -454,7 +456,7 @@ def test_a_tuning_says_how_whoever_trained_it_did(hands: list[Hands], monkeypatc
 def contest(staff: int) -> Contest:
     texts = {"good": dsl.format(dsl.load("adam")), "bad": CRIPPLED.replace("- lr", "+ lr")}
     candidates = [RuleContender(name, dsl.parse(text)) for name, text in texts.items()]
-    terms = Terms(
+    terms = ContestTerms(
         *("rung 1", {"breast_cancer": 8, "quadratic": 6}),
         **{"trials": 2, "tuning_seeds": 1, "fresh": 1, "least": 2, "most": 7, "error_rate": 0.05, "own": False},
         first=0,
@@ -503,7 +505,7 @@ def test_a_promotion_by_workers_certifies_what_one_in_this_process_does(
 
 
 def test_a_contest_that_is_kept_as_json_has_its_request_and_pruner_again() -> None:
-    made = Terms("x", {"quadratic": 2}, 3, 5, 1, 2, 2, 0.1, False, 0, pruner="wilcoxon", request=(("GPU", 0.5),))
+    made = ContestTerms("x", {"quadratic": 2}, 3, 5, 1, 2, 2, 0.1, False, 0, pruner="wilcoxon", request=(("GPU", 0.5),))
     kept = Contest.of(json.loads(json.dumps(Contest(made, ("a",), ("b",)).plain())))
     assert kept.terms == made
     older = Contest(made, ("a",), ("b",)).plain()
@@ -536,7 +538,7 @@ def test_comparisons_and_calibrations_by_workers_are_those_of_this_process(hands
 def test_runs_are_trained_again_by_workers_as_here(hands: list[Hands]) -> None:
     runs = tuple(Run({"lr": 0.01 * (1 + i)}, i) for i in range(5))
     works = [
-        Training(name, {"text": dsl.format(dsl.load(name))}, Site(task, 6, compile=False), runs, (3,))
+        TrainRuns(name, {"text": dsl.format(dsl.load(name))}, Site(task, 6, compile=False), runs, (3,))
         for name in ("adamw", "lion")
         for task in ("quadratic", "breast_cancer")
     ]
@@ -612,7 +614,7 @@ def test_a_cluster_whose_torch_sees_its_gpu_trains_on_it(hands: list[Hands], mon
 def test_a_worker_that_has_no_gpu_refuses_what_shall_be_trained_on_one(hands: list[Hands]) -> None:
     for staff in (0, 1):
         shop = Workshop(Store(None), Keeper(None), staff=Staff(staff))
-        work = Training("a", {"text": CRIPPLED}, Site("quadratic", 4, device="cuda"), (Run({}, 0),), ())
+        work = TrainRuns("a", {"text": CRIPPLED}, Site("quadratic", 4, device="cuda"), (Run({}, 0),), ())
         with pytest.raises(UserError, match="quadratic: shall be trained on cuda, and torch sees no GPU on "):
             list(shop.done([work]))
 
