@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache, partial
 
@@ -175,7 +176,16 @@ def test_lanes_agree_with_the_optimizer(rule: str) -> None:
             opt.step(asking if needs(opt.program).closure else None, examples=2)
         opt.eval()
         alone = torch.cat([p.detach().flatten() for p in params])
-        assert torch.allclose(together[lane], alone, rtol=1e-12, atol=1e-12)
+        mine, others = together[lane].split(SIZES), alone.split(SIZES)
+        for (shape, _), one, other in zip(LAYOUT, mine, others, strict=True):
+            if rule != "soap" or has_a_basis(shape):
+                assert torch.allclose(one, other, rtol=1e-12, atol=1e-12), shape
+
+
+def has_a_basis(shape: tuple[int, ...]) -> bool:
+    """Whether the eigenvectors of G G^T and of G^T G are determined by one G, but for their signs: with two eigenvalues
+    of 0 any basis of their plane will do, and which one comes out is a matter of the last bits, so of the processor."""
+    return len(shape) < 2 or abs(shape[0] - math.prod(shape[1:])) < 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
