@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 import dsl
-from discover import statistics
+from discover import named_tasks, statistics
 from discover.contenders import RuleContender, contender
-from discover.contest import ContestTerms, hold, load, wins
+from discover.contest import ContestTerms, hold, wins
 from discover.keeper import Keeper
 from discover.manifest import versions
 from discover.promotion_keys import least_tunings
@@ -75,7 +75,7 @@ def main() -> None:
     names = asked.task or ["diabetes_regression", "breast_cancer"]
     terms = ContestTerms(
         name="null",
-        tasks={load(name).spelling: asked.steps for name in names},
+        tasks={named_tasks.load(name).spelling: asked.steps for name in names},
         trials=asked.trials,
         tuning_seeds=1,
         fresh=asked.fresh,

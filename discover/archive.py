@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from discover import plain
 from discover.errors import ArchiveError
 from discover.front import COSTS, Front, costs_of
 from discover.records import (
@@ -104,7 +104,7 @@ class _Table(Generic[Row]):
 
     def pack(self, row: Row) -> list[Any]:
         return [
-            _to_json(value) if name in self.json else _finite(value)
+            _to_json(value) if name in self.json else plain.finite(value)
             for name, value in ((name, getattr(row, name)) for name in self.columns)
         ]
 
@@ -144,10 +144,6 @@ _CONFIRMATIONS = _table("confirmations", Confirmation, "", lambda c: (c.candidat
 _TABLES: tuple[_Table[Any], ...] = (_GENERATIONS, _CANDIDATES, _EVALUATIONS, _CONFIRMATIONS)
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 _ENCODER = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
@@ -155,15 +151,7 @@ def _to_json(value: Any) -> str:
     try:
         return _ENCODER.encode(value)
     except (TypeError, ValueError):  # a mapping that is no dict; a number that is not finite
-        return _ENCODER.encode(_plain(value))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
-    return _finite(value)
+        return _ENCODER.encode(plain.ready(value))
 
 
 def _from_json(text: str) -> Any:

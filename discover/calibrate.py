@@ -22,9 +22,9 @@ import torch
 from rich.console import Console
 
 import tasks
-from discover import calibration, fidelity, lanes, verdict
+from discover import calibration, fidelity, lanes, named_tasks, plain, verdict
 from discover.asks import Ask
-from discover.calibration import estimate, plain
+from discover.calibration import estimate
 from discover.console import Rows
 from discover.contenders import Contender, RuleContender, check, contender
 from discover.durations import format_duration
@@ -162,7 +162,7 @@ def prepare(space: Space, options: Options, rules: Sequence[str] | None = None) 
     names = [name for family in RULES.values() for name in family] if rules is None else list(rules)
     found = [contender(name) for name in dict.fromkeys([REFERENCE, *names])]
     proxies = _proxies(space)
-    select = [Place(task.spelling, task, task.horizon) for task in map(_load, space.tasks.select)]
+    select = [Place(task.spelling, task, task.horizon) for task in map(named_tasks.load, space.tasks.select)]
     for place in [*proxies, *select]:
         for one in found:
             check(one, place.task)
@@ -173,7 +173,7 @@ def _proxies(space: Space) -> list[Place]:
     asked: dict[tuple[str, int], tuple[Task, int]] = {}
     for rung in space.rungs:
         for name in rung.tasks:
-            task = _load(name)
+            task = named_tasks.load(name)
             key = (name, rung.steps_of(task.horizon))
             asked[key] = (task, asked.get(key, (task, 0))[1] + rung.seeds)
     lengths = [name for name, _ in asked]
@@ -187,13 +187,6 @@ def _proxies(space: Space) -> list[Place]:
         )
         for (name, steps), (task, trainings) in asked.items()
     ]
-
-
-def _load(name: str) -> Task:
-    try:
-        return tasks.load(name)
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def carry_out(asked: Calibration, workshop: Workshop, *, compile: bool = True) -> None:
@@ -287,7 +280,7 @@ def data_of(asked: Calibration, found: Fidelity, command: Sequence[str], seconds
         for name, mean in zip(row, _scores(row, limits).mean(axis=1).tolist(), strict=True):
             rules[name]["scores"][place] = round(mean, 5)
     spent = [tuned for row in asked.results.values() for own in row.values() for tuned in own]
-    contributions = {name: plain(asdict(part)) for name, part in found.proxies.items()}
+    contributions = {name: plain.ready(asdict(part)) for name, part in found.proxies.items()}
     return {
         "space": asked.space.name,
         "digest": calibration.digest(asked.space),
@@ -298,17 +291,17 @@ def data_of(asked: Calibration, found: Fidelity, command: Sequence[str], seconds
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "model_steps": sum(tuned.model_steps for tuned in spent),
         "edges": sum(tuned.at_edge for tuned in spent),
-        "all": plain(asdict(found.all)),
-        "ceiling": plain(asdict(found.ceiling)),
-        "proxy_ceiling": plain(asdict(found.proxy_ceiling)),
-        "chosen": plain(asdict(found.chosen)),
+        "all": plain.ready(asdict(found.all)),
+        "ceiling": plain.ready(asdict(found.ceiling)),
+        "proxy_ceiling": plain.ready(asdict(found.proxy_ceiling)),
+        "chosen": plain.ready(asdict(found.chosen)),
         "proxies": {
             place.name: {**contributions[place.name], **_cost_of(asked, place), "weight": place.weight}
             for place in asked.proxies
         },
         "select": {place.name: _cost_of(asked, place) for place in asked.select},
         "cost": {"proxies": _cost(asked, asked.proxies), "select": _cost(asked, asked.select)},
-        "subsets": [plain(asdict(one)) for one in found.subsets],
+        "subsets": [plain.ready(asdict(one)) for one in found.subsets],
         "rules": rules,
         "left_out": asked.left_out,
     }
@@ -355,7 +348,7 @@ def run(
     loaded = Space.load(space)
     loaded.check_tasks(tasks.check_name, space)
     refuse_overlap({"search": loaded.tasks.search, "select": loaded.tasks.select}, space)
-    loaded = loaded.renamed({name: _load(name).spelling for rung in loaded.rungs for name in rung.tasks})
+    loaded = loaded.renamed({name: named_tasks.load(name).spelling for rung in loaded.rungs for name in rung.tasks})
     asked = prepare(loaded, options)
     runs = len(asked.places) * len(asked.contenders) * options.tunings * options.budget.planned
     url, began = storage or default_url(), time.perf_counter()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,14 +119,3 @@ def cost(data: Mapping[str, Any], unit: str = "flops") -> str:
     """
     ratio = data["cost"]["proxies"][unit] / data["cost"]["select"][unit]
     return f"1/{float(f'{1 / ratio:.2g}'):g}" if ratio < 1 else f"{float(f'{ratio:.2g}'):g}x"
-
-
-def plain(value: Any) -> Any:
-    """Ready for JSON, which knows no inf and no nan: they are null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return value

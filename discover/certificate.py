@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from discover import sets, statistics, verdict
-from discover.compare import _json_ready as json_ready
+from discover import plain, sets, statistics, verdict
 from discover.contest import Contest, Results, differences, wins
 from discover.studies import tuning_seeds
 from discover.verdict import log_losses, percent
@@ -47,7 +46,7 @@ def digest(data: Mapping[str, Any]) -> str:
 def statistics_of(contest: Contest) -> dict[str, Any]:
     """What a contest shows; the same for the same runs."""
     return dict(
-        json_ready(
+        plain.ready(
             {
                 "error_rate": contest.terms.error_rate,
                 "p": contest.p,

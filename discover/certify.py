@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import dsl
-from discover import certificate, footprint
+from discover import certificate, footprint, named_tasks
 from discover.contenders import ClassContender, made
-from discover.contest import Contest, load
+from discover.contest import Contest
 from discover.files import write_whole
 from discover.footprint import Footprint
 from discover.promotion import CERTIFICATE, CERTIFIED, READABLE, Promotion
@@ -88,7 +88,7 @@ def _rule(recorded: Mapping[str, Any]) -> dict[str, Any]:
 def footprints(stage: Mapping[str, Any]) -> dict[str, dict[str, Footprint]]:
     """Task -> contender -> what its step costs, of a contest."""
     contenders = [made(name, spelling) for name, spelling in stage["rules"].items()]
-    return {task: footprint.measure(contenders, load(task)) for task in stage["terms"]["tasks"]}
+    return {task: footprint.measure(contenders, named_tasks.load(task)) for task in stage["terms"]["tasks"]}
 
 
 def packages(spelled: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

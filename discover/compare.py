@@ -22,8 +22,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-import tasks
-from discover import footprint, verdict
+from discover import footprint, named_tasks, plain, verdict
 from discover.asks import Ask, evenly
 from discover.console import Rows
 from discover.contenders import Contender, RuleContender, check, contender, spelled
@@ -146,10 +145,7 @@ def select(names: Sequence[str], baseline: str | None, task_names: Sequence[str]
     found = [contender(name) for name in asked]
     loaded: dict[str, Task] = {}
     for name in task_names or TASKS:
-        try:
-            task = tasks.load(name)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        task = named_tasks.load(name)
         loaded[task.spelling] = task
     for one in found:
         for task in loaded.values():
@@ -272,7 +268,7 @@ def run(
         raise
     seconds = time.perf_counter() - began
     found = judged(comparison)
-    data = plain(comparison, found, command, seconds, public_url(url))
+    data = data_of(comparison, found, command, seconds, public_url(url))
     write_whole(folder / "compare.json", json.dumps(data, indent=1) + "\n")
     from discover.pictures import draw
 
@@ -284,7 +280,7 @@ def run(
         print(json.dumps(data | {"folder": str(folder)}, indent=1))
 
 
-def plain(
+def data_of(
     comparison: Comparison, found: Verdict, command: Sequence[str], seconds: float, storage: str | None
 ) -> dict[str, Any]:
     """What compare.json holds: what was asked, of whom, every run on a fresh seed, statistics and words. An older file
@@ -298,16 +294,16 @@ def plain(
             "contenders": {
                 name: {
                     **_cell(found.cells[task][name]),
-                    **({"to_target": _json_ready(asdict(soon[task][name]))} if soon else {}),
+                    **({"to_target": plain.ready(asdict(soon[task][name]))} if soon else {}),
                     "stride": comparison.strides[task][name],
                     "step_seconds": comparison.footprints[task][name].seconds,
                     "state_bytes": comparison.footprints[task][name].state_bytes,
-                    "tunings": [_json_ready(asdict(each)) for each in tuned],
+                    "tunings": [plain.ready(asdict(each)) for each in tuned],
                 }
                 for name, tuned in row.items()
             },
         }
-    overall = {name: _json_ready(asdict(each)) for name, each in found.overall.items()}
+    overall = {name: plain.ready(asdict(each)) for name, each in found.overall.items()}
     return {
         "format": FORMAT,
         "command": as_typed(command),
@@ -330,18 +326,7 @@ def plain(
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
-    return dict(_json_ready(asdict(cell)))
-
-
-def _json_ready(value: Any) -> Any:
-    """JSON knows no inf and no nan: they are null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _json_ready(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_ready(each) for each in value]
-    return value
+    return dict(plain.ready(asdict(cell)))
 
 
 # What a person sees ---------------------------------------------------------------------------------------------------

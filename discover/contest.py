@@ -15,7 +15,6 @@ probability that any passes that should not by `error_rate`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,19 +22,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import tasks
-from discover import statistics
+from discover import named_tasks, plain, statistics
 from discover.asks import Ask, evenly
 from discover.built import Built
 from discover.contenders import Contender
-from discover.errors import UserError
 from discover.pieces import CORE
 from discover.pruners import Pruner
 from discover.studies import Tuned, TuningBudget
 from discover.verdict import SMALLEST, log_losses
 from discover.workers import Request
 from discover.workshop import Workshop
-from tasks import Task
 
 LIMIT = 1.0
 """Nats that a task's difference may count for."""
@@ -167,14 +163,6 @@ class Contest:
         return cls(terms, candidates, baselines, beside, rows)
 
 
-def load(task: str) -> Task:
-    """A task by name. Raises UserError where there is none."""
-    try:
-        return tasks.load(task)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
 def hold(
     terms: ContestTerms,
     candidates: Sequence[Contender],
@@ -213,7 +201,7 @@ def _tune(contest: Contest, contenders: Sequence[Contender], count: int, worksho
 
 def _asks(terms: ContestTerms, contenders: Sequence[Contender], count: int) -> Iterator[Ask]:
     for task, steps in terms.tasks.items():
-        loaded = load(task)
+        loaded = named_tasks.load(task)
         for one in contenders:
             yield Ask(
                 contender=one,
@@ -277,25 +265,17 @@ def anytime_p(won: Sequence[float]) -> float:
 def plain_tuned(tuned: Tuned) -> dict[str, Any]:
     """A tuning as JSON takes it: a lost run is null."""
     data = asdict(tuned)
-    data["value"] = _finite(tuned.value)
-    data["losses"] = [_finite(loss) for loss in tuned.losses]
-    data["curves"] = [[_finite(loss) for loss in curve] for curve in tuned.curves]
-    data["untrained"] = [_finite(loss) for loss in tuned.untrained]
+    data["value"] = plain.finite(tuned.value)
+    data["losses"] = [plain.finite(loss) for loss in tuned.losses]
+    data["curves"] = [[plain.finite(loss) for loss in curve] for curve in tuned.curves]
+    data["untrained"] = [plain.finite(loss) for loss in tuned.untrained]
     return data
 
 
 def tuned_of(data: Mapping[str, Any]) -> Tuned:
     """From what `plain_tuned` gave."""
     changed: dict[str, Any] = {key: tuple(data[key]) for key in ("steps", "seeds")}
-    changed |= {key: tuple(map(_number, data[key])) for key in ("losses", "untrained")}
-    changed["curves"] = tuple(tuple(map(_number, curve)) for curve in data["curves"])
+    changed |= {key: tuple(map(plain.loss, data[key])) for key in ("losses", "untrained")}
+    changed["curves"] = tuple(tuple(map(plain.loss, curve)) for curve in data["curves"])
     changed |= {"built": tuple(map(Built.of, data["built"])), "fresh_built": Built.of(data["fresh_built"])}
-    return Tuned(**{**data, **changed, "value": _number(data["value"])})
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _number(value: float | None) -> float:
-    return math.inf if value is None else value
+    return Tuned(**{**data, **changed, "value": plain.loss(data["value"])})

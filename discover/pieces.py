@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-import tasks
+from discover import named_tasks
 from discover.built import Built
 from discover.contenders import made
 from discover.errors import UserError
@@ -226,10 +226,7 @@ def ground_of(site: Site) -> Ground:
     """A site's ground, made once a process. Raises UserError: no such task here, no such device."""
     if site.device != "cpu" and not torch.cuda.is_available():
         raise UserError(f"{site.task}: shall be trained on {site.device}, and torch sees no GPU on {platform.node()}")
-    try:
-        task = tasks.load(site.task)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    task = named_tasks.load(site.task)
     how = {"compile": site.compile, "native": site.native}
     return Ground(task, steps=site.steps, **how, device=site.device, among=os.cpu_count() or 1)
 

@@ -25,10 +25,10 @@ import torch
 from rich.console import Console
 
 import dsl
-from discover import ablate, incumbents
+from discover import ablate, incumbents, named_tasks
 from discover.certify import certify
 from discover.contenders import Contender, RuleContender, check, spelled
-from discover.contest import Contest, ContestTerms, ask_of, hold, load
+from discover.contest import Contest, ContestTerms, ask_of, hold
 from discover.errors import RunError
 from discover.keeper import StoppedError
 from discover.manifest import read_json
@@ -269,7 +269,7 @@ def fitted(sizes: Placed, place: Place) -> tuple[Sizes, str]:
 def _terms(promotion: Promotion, name: str, sizes: Placed, first: int, part: str, workshop: Workshop) -> ContestTerms:
     place, actual, _ = _place(promotion, name, sizes, workshop)
     known = actual.tasks or sizes.tasks or promotion.split[part]
-    loaded = [load(task) for task in known]
+    loaded = [named_tasks.load(task) for task in known]
     assert isinstance(sizes, PromotionRung | Tuning)
     least, most = sizes.tunings if isinstance(sizes, PromotionRung) else (sizes.tunings, sizes.tunings)
     return ContestTerms(
@@ -312,7 +312,7 @@ def _held(
     everybody = [*against, *beside, *candidates]
     for task in terms.tasks:
         for one in everybody:
-            check(one, load(task))
+            check(one, named_tasks.load(task))
     contest = hold(terms, candidates, against, workshop, beside)
     state["stages"][terms.name] = _plain(contest, everybody, place, workshop)
     state["seconds"][terms.name] = time.perf_counter() - began

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import dsl
+from discover import named_tasks
 from discover.archive import Archive
 from discover.contenders import Contender, contender, made
 from discover.contenders import spelled as spelling_of
-from discover.contest import load
 from discover.errors import RunError, UserError
 from discover.files import write_whole
 from discover.incumbents import Leader, checkpoint, leaders, thinned
@@ -85,7 +85,7 @@ class Promotion:
         """The tasks that search or selection saw, as their results are stored."""
         tasks = self.manifest.configuration.space.tasks
         names = (*tasks.search, *tasks.select, *self.state["tasks"])
-        return tuple(dict.fromkeys(load(name).spelling for name in names))
+        return tuple(dict.fromkeys(named_tasks.load(name).spelling for name in names))
 
     def contender(self, name: str) -> Contender:
         """A baseline by its name: what it was when this promotion first asked for it."""
@@ -236,7 +236,7 @@ def settings_of(space: Space, top: int, pruner: Pruner, tasks: Sequence[str]) ->
 
 def spelled(own_tasks: Sequence[str]) -> list[str]:
     """Tasks from the command line as results are stored. Raises UserError where there is no such task."""
-    return list(dict.fromkeys(load(name).spelling for name in anchored(list(own_tasks), Path.cwd())))
+    return list(dict.fromkeys(named_tasks.load(name).spelling for name in anchored(list(own_tasks), Path.cwd())))
 
 
 def _further(own_tasks: Sequence[str], manifest: Manifest, folder: Path) -> list[str]:
@@ -259,7 +259,7 @@ def _look_at_files_and_tasks(promotion: Promotion) -> None:
     state, manifest = promotion.state, promotion.manifest
     sets = dict(manifest.configuration.space.tasks.sets)
     for name in (*sets["search"], *sets["select"], *sets["final"]):
-        load(name)
+        named_tasks.load(name)
     refuse_overlap(sets, str(promotion.folder))
     promotion.notes += tuple(changed(manifest.files, "the run was made"))
     promotion.notes += tuple(changed(state.get("files", {}), "its promotion began"))

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import dsl
 import tasks
-from discover import gradient, lanes, native
+from discover import gradient, lanes, named_tasks, native
 from discover.console import Rows
 from discover.durations import format_duration
 from discover.errors import UserError
@@ -252,7 +252,7 @@ def run(names: Sequence[str], budget: GridBudget, *, out: Path | None, as_json: 
     Raises:
         UserError: no such task; a file that cannot be read or written; AdamW is lost.
     """
-    loaded = {task.spelling: task for task in map(_load, names or tasks.names())}
+    loaded = {task.spelling: task for task in map(named_tasks.load, names or tasks.names())}
     built_in = {name for name in loaded if name.partition("(")[0] in tasks.names()}
     files = {name: out or (references.PATH if name in built_in else None) for name in loaded}
     for path in {path for path in files.values() if path}:
@@ -290,13 +290,6 @@ def _calibrate_with(progress: Progress, name: str, task: Task, budget: GridBudge
     if not console.is_terminal:
         console.print(f"{name}: {reference}", highlight=False, markup=False, soft_wrap=True)
     return reference
-
-
-def _load(name: str) -> Task:
-    try:
-        return tasks.load(name)
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _read(path: Path) -> dict[str, Reference]:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from discover import runs
-from discover.calibration import plain
+from discover import plain, runs
 from discover.console import Rows, by_count, one_line
 from discover.console import fitness as fitness_in_words
 from discover.durations import format_duration
@@ -53,7 +52,7 @@ def compared(found: Sequence[Report]) -> dict[str, Any]:
     """Fitness for each group of runs, at compute that all of them had and at each one's end, and each run's counts and
     best rule."""
     groups, grid = grouped(found), _grid(found)
-    data: dict[str, Any] = plain(
+    data: dict[str, Any] = plain.ready(
         {
             "model_steps": grid,
             "groups": {

@@ -265,9 +265,6 @@ def _crew(asked: Configuration, plan: Plan) -> Crew:
 
 def _spelling(task: str) -> str:
     """What the task's results are stored under. Raises UserError where there is no such task."""
-    import tasks
+    from discover import named_tasks
 
-    try:
-        return tasks.load(task).spelling
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    return named_tasks.load(task).spelling

@@ -18,7 +18,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import qmc
 
-from discover import pruning
+from discover import plain, pruning
 from discover.built import Built
 from discover.contenders import Contender
 from discover.errors import UserError
@@ -328,7 +328,7 @@ class Study:
             user_attrs={
                 "run": {
                     "hypers": self.hypers_of(trial),
-                    "losses": [_plain(trace.loss) for trace in traces],
+                    "losses": [plain.finite(trace.loss) for trace in traces],
                     "lost": [trace.lost for trace in traces if trace.lost],
                     "model_steps": model_steps(traces),
                     "built": asdict(self.ground.built),
@@ -351,8 +351,8 @@ class Study:
     def store_fresh(self, traces: Sequence[Trace], curve: Sequence[int]) -> None:
         found = {
             "steps": list(curve),
-            "losses": [_plain(trace.loss) for trace in traces],
-            "curves": [[_plain(loss) for loss in trace.curve] for trace in traces],
+            "losses": [plain.finite(trace.loss) for trace in traces],
+            "curves": [[plain.finite(each) for each in trace.curve] for trace in traces],
             "untrained": [self.ground.untrained(seed) for seed in self.fresh_seeds],
             "model_steps": model_steps(traces),
             "built": asdict(self.ground.built),
@@ -387,8 +387,8 @@ class Study:
             horizon=self.ground.steps,
             steps=tuple(fresh["steps"]),
             seeds=tuple(self.fresh_seeds),
-            losses=tuple(map(_number, fresh["losses"][:count])),
-            curves=tuple(tuple(map(_number, curve)) for curve in fresh["curves"][:count]),
+            losses=tuple(map(plain.loss, fresh["losses"][:count])),
+            curves=tuple(tuple(map(plain.loss, curve)) for curve in fresh["curves"][:count]),
             untrained=tuple(fresh["untrained"][:count]),
             built=tuple(dict.fromkeys(Built.of(trial.user_attrs["run"]["built"]) for trial in self.trials)),
             fresh_built=Built.of(fresh["built"]),
@@ -416,12 +416,3 @@ def _suggest(trial: optuna.Trial, dimension: Dimension) -> None:
     if dimension.zero and not trial.suggest_categorical(dimension.switch, [True, False]):
         return
     trial.suggest_float(dimension.label, dimension.low, dimension.high, log=True)
-
-
-def _plain(loss: float) -> float | None:
-    """JSON has no inf."""
-    return loss if math.isfinite(loss) else None
-
-
-def _number(loss: float | None) -> float:
-    return math.inf if loss is None else loss
