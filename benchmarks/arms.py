@@ -28,7 +28,7 @@ from discover import artefact, native, runs, session
 from discover.archive import Archive
 from discover.budget import Budget
 from discover.evaluate import Entry, Grid, Unit, draw_instance, evaluate, interpolated_best, score
-from discover.records import believed
+from discover.records import Confirmation, in_order
 from discover.space import Space
 from discover.statistics import mean_interval
 from dsl import properties
@@ -88,18 +88,16 @@ def search(space: Space, arm: Arm, *, model_steps: int, seed: int, shares: Seque
 
 def _incumbent(archive: Archive, model_steps: float) -> str | None:
     """The candidate that was believed to be best when so many steps had been trained."""
-    standing: dict[int, float] = {}
+    standing: dict[int, Confirmation] = {}
     spent = 0
     for generation in archive.generations():
         spent += generation.record.model_steps
         if spent > model_steps:
             break
-        for each in generation.confirmations:
-            if each.fitness is not None:
-                standing[each.candidate] = believed(each.fitness, each.count)
-    if not standing:
+        standing |= {each.candidate: each for each in generation.confirmations}
+    if not (ordered := in_order(standing.values())):
         return None
-    candidate = archive.candidate(max(standing, key=lambda each: (standing[each], -each)))
+    candidate = archive.candidate(ordered[0].candidate)
     assert candidate is not None
     return candidate.text
 

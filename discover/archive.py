@@ -327,6 +327,14 @@ class Archive:
     def candidate(self, id: int) -> Candidate | None:
         return next(self._records(_CANDIDATES, "where id = ?", id), None)
 
+    def lineage(self, id: int | None) -> list[Candidate]:
+        """A candidate and its ancestors along first parents, the oldest first."""
+        found: list[Candidate] = []
+        while id is not None and (candidate := self.candidate(id)) is not None:
+            found.append(candidate)
+            id = candidate.parents[0] if candidate.parents else None
+        return found[::-1]
+
     def evaluations_of(self, candidate: int) -> tuple[Evaluation, ...]:
         """All evaluations of a candidate, in the order of the search."""
         return tuple(self._records(_EVALUATIONS, "where candidate = ? order by rowid", candidate))

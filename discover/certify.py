@@ -16,7 +16,8 @@ from discover.contenders import ClassContender, made
 from discover.contest import Contest
 from discover.files import write_whole
 from discover.footprint import Footprint
-from discover.promotion import CERTIFICATE, CERTIFIED, READABLE, Promotion
+from discover.promotion import Promotion
+from discover.runs import CERTIFICATE, CERTIFIED, READABLE
 from discover.sessions import this_machine
 from discover.sets import facts_of
 from dsl.canonical import structure_hash

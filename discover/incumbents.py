@@ -15,7 +15,7 @@ import numpy as np
 
 from discover.archive import Archive
 from discover.contest import Contest, differences
-from discover.records import Candidate, Confirmation, Generation, believed
+from discover.records import Candidate, Confirmation, Generation, in_order
 from discover.statistics import Array
 
 SURE = 2.0
@@ -65,8 +65,7 @@ class Standing:
 
     def places(self) -> list[int]:
         """All candidates with a place, the first first."""
-        confirmed = [each for each in self.confirmations.values() if each.fitness is not None]
-        first = sorted(confirmed, key=lambda each: (-believed(each.fitness or 0.0, each.count), each.candidate))
+        first = in_order(self.confirmations.values())
         others = [c for c in self.candidates.values() if c.fitness is not None and c.id not in self.confirmations]
         second = sorted(others, key=lambda each: (-(each.fitness or 0.0), each.id))
         return [each.candidate for each in first] + [each.id for each in second]

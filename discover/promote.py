@@ -32,12 +32,13 @@ from discover.contest import Contest, ContestTerms, ask_of, hold
 from discover.errors import RunError
 from discover.keeper import StoppedError
 from discover.manifest import read_json
-from discover.promotion import CERTIFICATE, CERTIFIED, READABLE, Promotion, begin, named_space, program_of
+from discover.promotion import Promotion, begin, named_space, program_of
 from discover.promotion_keys import Placed, Promote, PromotionRung, Sizes, Tuning
 from discover.pruners import Pruner
 from discover.ranges import dimensions
 from discover.ranges import rounded as to_six_digits
 from discover.records import Candidate
+from discover.runs import CERTIFICATE, CERTIFIED, READABLE
 from discover.sets import facts_of, shared
 from discover.storage import default_url, public_url
 from discover.workshop import Place, Staff, Workshop, interrupted, opened

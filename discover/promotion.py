@@ -23,7 +23,7 @@ from discover.own_files import anchored, changed, digests, named
 from discover.promotion_keys import Promote, PromotionRung, least_tunings, pruners_fit
 from discover.pruners import Pruner
 from discover.records import Candidate
-from discover.runs import ARCHIVE, find, handle, is_running
+from discover.runs import ARCHIVE, CERTIFICATE, PROMOTION, find, handle, is_running
 from discover.sessions import Machine, this_machine
 from discover.sets import refuse_overlap
 from discover.space import Space
@@ -34,9 +34,6 @@ from dsl.lift import lift
 
 FORMAT = 3
 """Version of promotion.json."""
-
-PROMOTION, CERTIFICATE, READABLE = "promotion.json", "certificate.json", "certificate.md"
-CERTIFIED = "certified.rule"
 
 ASKED = ("top", "pruner", "by", "tasks", "given")
 """What of the command line a promotion keeps; `given` are options that change no result."""
@@ -149,11 +146,7 @@ def program_of(id: int, text: str) -> Program:
 def _lineage(archive: Archive, state: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The winner's ancestors along first parents, the oldest first."""
     id = next((each["id"] for each in state["candidates"] if each["name"] == state.get("winner")), None)
-    found: list[dict[str, Any]] = []
-    while id is not None and (candidate := archive.candidate(id)) is not None:
-        found.append({"id": candidate.id, "origin": candidate.origin, "generation": candidate.generation})
-        id = candidate.parents[0] if candidate.parents else None
-    return found[::-1]
+    return [{"id": each.id, "origin": each.origin, "generation": each.generation} for each in archive.lineage(id)]
 
 
 def begin(

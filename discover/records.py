@@ -6,7 +6,7 @@ apart (the `seconds` of `Archive.commit_generation`). A number that is not finit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -185,6 +185,12 @@ over that of true fitness between elites, so that one lucky score does not lead.
 def believed(fitness: float, count: int) -> float:
     """What a mean over `count` fresh scores lets one expect."""
     return fitness * count / (count + DOUBT)
+
+
+def in_order(confirmations: Iterable[Confirmation]) -> list[Confirmation]:
+    """Those that have a fitness, most believed in first. Of each candidate the latest is to be given."""
+    known = [each for each in confirmations if each.fitness is not None]
+    return sorted(known, key=lambda each: (-believed(each.fitness or 0.0, each.count), each.candidate))
 
 
 @dataclass(frozen=True, slots=True)

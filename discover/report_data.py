@@ -22,17 +22,12 @@ from discover.records import (
     Incident,
     Ranked,
     Totals,
-    believed,
+    in_order,
 )
-from discover.runs import ARCHIVE, state_of
+from discover.runs import ARCHIVE, CERTIFICATE, PROMOTION, READABLE, state_of
 
 PLACES = 10
 """Of the leaderboard."""
-
-PROMOTION, CERTIFICATE, READABLE = "promotion.json", "certificate.json", "certificate.md"
-"""What promotion adds to a run's folder."""
-
-LONGEST_LINEAGE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +113,7 @@ def gather(folder: Path, places: int = PLACES) -> Report:
             confirmed=len(trace.confirmations),
             leaderboard=leaderboard,
             front=archive.front(),
-            lineage=tuple(_lineage(archive, best)),
+            lineage=tuple(archive.lineage(best.id if best else None)),
             by_task=_by_task(archive.evaluations_of(best.id) if best else ()),
             incidents=archive.incidents(),
             extras={
@@ -167,10 +162,7 @@ class _Trace:
                 if one.fitness is not None:
                     self.dots.setdefault(one.rung, []).append((one.id, one.fitness))
         self.confirmations |= {each.candidate: each for each in generation.confirmations}
-        standing = [each for each in self.confirmations.values() if each.fitness is not None]
-        head = max(
-            standing, key=lambda each: (believed(each.fitness or 0.0, each.count), -each.candidate), default=None
-        )
+        head = next(iter(in_order(self.confirmations.values())), None)
         now = Moment(
             generation=record.number,
             proposed=self._proposed,
@@ -182,14 +174,6 @@ class _Trace:
         if head is not None:
             now = replace(now, leader=head.candidate, fitness=head.fitness, error=head.error, count=head.count)
         self.moments.append(now)
-
-
-def _lineage(archive: Archive, best: Candidate | None) -> Sequence[Candidate]:
-    found: list[Candidate] = []
-    while best is not None and len(found) < LONGEST_LINEAGE:
-        found.append(best)
-        best = archive.candidate(best.parents[0]) if best.parents else None
-    return found[::-1]
 
 
 def _by_task(evaluations: Sequence[Evaluation]) -> dict[str, tuple[float, ...]]:

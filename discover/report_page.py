@@ -16,9 +16,9 @@ from discover.durations import format_duration
 from discover.front import costs
 from discover.length import length
 from discover.records import OF_WORKERS, Ranked
-from discover.report_data import CERTIFICATE, PROMOTION, READABLE, Moment, Report, curve_of
+from discover.report_data import Moment, Report, curve_of
 from discover.report_svg import Series, bars, plot
-from discover.runs import program_of
+from discover.runs import CERTIFICATE, PROMOTION, READABLE, program_of
 from dsl import properties
 from dsl.latex import latex
 from dsl.program import Program, RuleError

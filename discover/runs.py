@@ -32,6 +32,8 @@ from dsl.parse import suggest
 from dsl.program import Program
 
 ARCHIVE, BEST, LOCK = "archive.sqlite", "best.rule", "lock"
+PROMOTION, CERTIFICATE, READABLE, CERTIFIED = "promotion.json", "certificate.json", "certificate.md", "certified.rule"
+"""Files of a run's folder; the second line is what a promotion adds."""
 
 LOCK_SECONDS = 1.0
 """How long a locked run is waited for: whoever looks whether a search is running holds the lock for a moment."""

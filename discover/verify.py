@@ -80,7 +80,7 @@ def find(text: str) -> Path:
         RunError: no such run.
     """
     path = Path(text)
-    if text != "last" and (path.suffix == ".json" or path.is_file() or (path / "certificate.json").is_file()):
+    if text != "last" and (path.suffix == ".json" or path.is_file() or (path / runs.CERTIFICATE).is_file()):
         return path
     return runs.find(text)
 
@@ -89,7 +89,7 @@ def read(path: Path) -> dict[str, Any]:
     """A certificate. Raises UserError: not there, or not a certificate of this version."""
     wanted = "expected a run, or its certificate.json"
     if path.is_dir():
-        path, wanted = path / "certificate.json", f"'discover promote {runs.handle(path)}' makes it"
+        path, wanted = path / runs.CERTIFICATE, f"'discover promote {runs.handle(path)}' makes it"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
