@@ -31,19 +31,19 @@ def watch(run: Run, as_json: bool) -> None:
     finished: Finished | None = None
     learned = False
     try:
-        console.print(f"run {run.name} in {run.folder}", highlight=False, markup=False, soft_wrap=True)
-        for note in run.notes:
-            console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
-        with (
-            interruptible(console.print, lambda: learned) as stop,
-            ProgressView(console) as view,
-            closing(cast(Generator[Event, None, None], session.search(run, stop))) as events,
-        ):
-            for event in events:
-                learned = learned or isinstance(event, GenerationDone)
-                view.show(event)
-                if isinstance(event, Finished):
-                    finished = event
+        with interruptible(console.print, lambda: learned) as stop:  # before a word is said: who reads it may answer
+            console.print(f"run {run.name} in {run.folder}", highlight=False, markup=False, soft_wrap=True)
+            for note in run.notes:
+                console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            with (
+                ProgressView(console) as view,
+                closing(cast(Generator[Event, None, None], session.search(run, stop))) as events,
+            ):
+                for event in events:
+                    learned = learned or isinstance(event, GenerationDone)
+                    view.show(event)
+                    if isinstance(event, Finished):
+                        finished = event
     except KeyboardInterrupt:
         what = "at once; what is stored is kept" if learned else "before a generation was done; nothing is lost"
         raise HaltedError(f"stopped {what}, 'discover resume {run.handle}' goes on") from None

@@ -586,8 +586,8 @@ def test_ctrl_c_while_workers_start_is_one_line(line: str) -> None:
             if said.startswith(line):
                 break
         search.send_signal(signal.SIGINT)
-        _, err = search.communicate()
-    assert search.returncode == 130
+        _, err = search.communicate(timeout=120)
+    assert search.returncode in (130, -signal.SIGINT)  # a shell says 130 of both; the second where C code was importing
     assert err.endswith(
         "discover: stopped before a generation was done; nothing is lost, 'discover resume out' goes on\n"
     )
