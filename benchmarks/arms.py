@@ -187,10 +187,11 @@ def run(
             if (line := done.find(what)) is None:
                 new = search(space, arm, model_steps=model_steps, seed=seed, shares=shares, workers=workers)
                 scored = scores(new.incumbents, space, names, instances, seed)
-                line = done.keep(what, arm=arm.name, seed=seed, scores=scored, found=asdict(new))
+                own_scores = scores(new.incumbents, space, space.tasks.search, instances, seed)
+                line = done.keep(what, arm=arm.name, seed=seed, scores=scored, own=own_scores, found=asdict(new))
             found.append(Found(**line["found"]))
             rows.append(line["scores"])
-            own_rows.append(scores(found[-1].incumbents, space, space.tasks.search, instances, seed))
+            own_rows.append(line["own"])
             values, own_values = (", ".join(f"{value:+.4f}" for value in each[-1]) for each in (rows, own_rows))
             say(f"{arm.name}, seed {seed}: {values} ({found[-1].seconds:.0f} s); on search tasks {own_values}")
         counts = [sum(getattr(each, key) for each in found) / seeds for key in ("trained", "distinct", "seconds")]
@@ -198,7 +199,8 @@ def run(
         table.add_row(*start, *_intervals(rows), *(f"{count:.0f}" for count in counts))
         own.add_row(*start, *_intervals(own_rows))
     console = Console(width=150)
-    for what_for, where, each in (("select", names, table), ("search", space.tasks.search, own)):
+    tables = [("select", names, table), ("search", space.tasks.search, own)]
+    for what_for, where, each in tables if space.tasks.select else tables[:0:-1]:
         console.print(f"{title}: mean score on the {what_for} tasks ({', '.join(where)}), {instances} fresh instances")
         console.print(f"each, {seeds} seeds; 95% intervals over seeds; AdamW, tuned on the same learning rates, is 0")
         console.print(each)

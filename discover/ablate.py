@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -233,14 +234,17 @@ def _of_zeros(expr: Expr) -> Any:
     return np.zeros((2, 2))
 
 
-with np.errstate(all="ignore"):
-    _OF_ONE = [
-        name
-        for name, op in OPS.items()
-        if len(op.params) == 1 and op.combine != "closure" and not np.any(_of_zeros(Call(name, (Name("a"),))))
-    ]
-_OF_NOTHING = frozenset((*_OF_ONE, "div", "mod", "debias", "sinkhorn", "newton_schulz", "newton_schulz_cubic"))
-"""Operators that make 0 of 0, whatever their other arguments are: of those of one argument whichever do."""
+@cache
+def _of_nothing() -> frozenset[str]:
+    """Operators that make 0 of 0: of those of one argument whichever do, and some of several, whatever the others are
+    but for a divisor of 0: whoever folds them compares what the rule does then."""
+    with np.errstate(all="ignore"):
+        of_one = [
+            name
+            for name, op in OPS.items()
+            if len(op.params) == 1 and op.combine != "closure" and not np.any(_of_zeros(Call(name, (Name("a"),))))
+        ]
+    return frozenset((*of_one, "div", "mod", "debias", "sinkhorn", "newton_schulz", "newton_schulz_cubic"))
 
 
 def _folded(expr: Expr) -> Expr:
@@ -255,7 +259,7 @@ def _folded(expr: Expr) -> Expr:
             return expr.args[0]
         case "mul" | "matmul", [True, _] | [_, True]:
             return Number(0.0)
-        case op, [True, *_] if op in _OF_NOTHING:
+        case op, [True, *_] if op in _of_nothing():
             return Number(0.0)
         case "lerp", [True, _, _]:
             return Call("mul", (expr.args[2], expr.args[1]))

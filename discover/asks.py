@@ -104,6 +104,8 @@ class Job:
     def record(self, block: int, result: Advanced | Paused | Refusal) -> Iterator[Piece]:
         """Keeps what a piece came to, and gives the next one if there is one."""
         keeper, piece = self.workshop.keeper, self._piece(block)
+        if not isinstance(result, Paused):
+            keeper.forget(piece.key)
         if isinstance(result, Refusal):
             self.refusal = self.refusal or result.error
             return
@@ -114,7 +116,6 @@ class Job:
             if self.refusal is None:
                 yield replace(piece, kept=result.kept)
             return
-        keeper.forget(piece.key)
         budget = self.ask.budget
         for study, notes in zip(self.blocks[block], result.notes, strict=True):
             before = len(study.trials)

@@ -166,7 +166,7 @@ class RayWorkers:
         for worker in pool.beyond(max(SLOW * pool.mean, SLOW_SECONDS)) if pool.mean else ():
             _, job = worker.jobs[0]
             elsewhere = next((each for each in pool.loads[0] if each.node != worker.node), None)
-            if elsewhere and not job.over and job.running == 1 and not job.attempts:
+            if elsewhere and job.unit.twice and not job.over and job.running == 1 and not job.attempts:
                 self._give(elsewhere, job)
                 return True
         return False

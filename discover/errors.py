@@ -16,7 +16,8 @@ class RunError(UserError):
 
 
 class NoLogarithmError(UserError):
-    """A held-out loss below 0, which cannot be compared with others by their ratio. Workers refuse it as this too."""
+    """A held-out loss below 0, or one that is not above 0 before training: ratios to it mean nothing. The class is kept
+    on the way from a worker."""
 
 
 class ClusterError(UserError):

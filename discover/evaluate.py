@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.random import Generator
@@ -119,6 +120,7 @@ class Unit:
     compiled: bool
     native: bool
     request: tuple[tuple[str, float], ...] = (("CPU", 1.0),)
+    twice: ClassVar[bool] = True
 
     def moved(self, here: Callable[[str], str]) -> Unit:
         """The unit where files lie elsewhere; `here` spells a task as this machine does."""

@@ -38,7 +38,7 @@ _WIDTH = 120
 _OWN = {"p", "g", "state", "group", "loss", "closure", "work", "answers", "index", "rows", "matrix", "self", "torch"}
 """Local names of the step that no shared value may have."""
 _COUNT = 'state["step"] += 1'
-"""A step counts from its update on: one whose closure failed before has changed nothing."""
+"""The step is counted when parameters are updated: a closure that raised has changed nothing."""
 
 
 def source(program: Program) -> str:

@@ -21,7 +21,8 @@ SPACING = 20.0
 written."""
 
 LEG_SECONDS = 60.0
-"""How long a worker that shares no folder with the driver trains before it hands over what it has."""
+"""How long a worker that shares no folder with the driver trains before it hands over what it has, counted from when it
+takes up what it was given."""
 
 
 class StoppedError(Exception):
@@ -73,11 +74,22 @@ class Keeper:
         self._kept_at = time.monotonic()
         self._took = self._kept_at - began
 
+    def done(self, key: str, result: Callable[[], object]) -> None:
+        """A training, with all whose keys are this one and more, is done: what it came to will be stored elsewhere."""
+        self.forget(key)
+
     def forget(self, key: str) -> None:
-        """The training, with all whose keys are this one and more, is done and stored elsewhere."""
+        """A training, with all whose keys are this one and more, is stored elsewhere."""
         if self.folder is not None:
             for path in self.folder.glob(f"{key}*.pt"):
                 path.unlink(missing_ok=True)
+
+    def take_in(self, packed: Mapping[str, bytes]) -> None:
+        """Puts into the folder what came by another way, but for what is there already."""
+        for key, content in packed.items():
+            if self.folder is not None and not self._path(key).exists():
+                with whole(self._path(key)) as file:
+                    file.write(content)
 
     def _is_due(self) -> bool:
         return time.monotonic() - self._kept_at >= max(self.seconds, self.spacing * self._took)
@@ -109,10 +121,12 @@ class Luggage(Keeper):
     def __init__(self, packed: Mapping[str, bytes], *, seconds: float = LEG_SECONDS, spacing: float = SPACING) -> None:
         super().__init__(None, seconds=seconds, spacing=spacing)
         self.packed = dict(packed)
-        self._began = time.monotonic()
+        self._began: float | None = None
 
     def load(self, key: str) -> Any:
         began = time.monotonic()
+        if self._began is None:  # not before: compiling and data are no part of the way
+            self._began = began
         state = super().load(key)
         self._took += time.monotonic() - began
         return state
@@ -122,11 +136,18 @@ class Luggage(Keeper):
             self.keep(key, state)
             raise StoppedError
 
+    def done(self, key: str, result: Callable[[], object]) -> None:
+        """It is stored where this goes when the whole of a batch is done; until then it travels, with what follows."""
+        self.forget(key)
+        self.keep(key, result)
+
     def forget(self, key: str) -> None:
         self.packed = {name: content for name, content in self.packed.items() if not name.startswith(key)}
 
     def _is_due(self) -> bool:
-        return time.monotonic() - self._began >= max(self.seconds, self.spacing * self._took)
+        return self._began is not None and time.monotonic() - self._began >= max(
+            self.seconds, self.spacing * self._took
+        )
 
     def _read(self, key: str) -> Any:
         return torch.load(io.BytesIO(self.packed[key]), weights_only=False) if key in self.packed else None

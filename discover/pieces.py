@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -117,6 +118,7 @@ class Piece:
     marker: str | None = None
     request: Request = CORE
     kept: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    twice: ClassVar[bool] = False  # a second worker could hand over half of what the first has done
 
     @property
     def key(self) -> str:
@@ -153,7 +155,11 @@ class Piece:
         if self.marker is None:
             return Keeper(None)
         marker = Path(self.marker)
-        return Keeper(marker.parent) if marker.exists() else Luggage(self.kept)
+        if not marker.exists():
+            return Luggage(self.kept)
+        keeper = Keeper(marker.parent)
+        keeper.take_in(self.kept)
+        return keeper
 
     def __str__(self) -> str:
         first, *more = self.seeds
@@ -186,6 +192,7 @@ class TrainRuns:
     runs: tuple[Run, ...]
     curve: tuple[int, ...]
     request: Request = CORE
+    twice: ClassVar[bool] = True
 
     def moved(self, here: Here) -> TrainRuns:
         return replace(self, site=self.site.moved(here), spelled=_moved(self.spelled, here))
@@ -209,6 +216,7 @@ class Look:
     """Asks a worker which GPU its torch sees."""
 
     request: Request
+    twice: ClassVar[bool] = True
 
     def moved(self, here: Here) -> Look:
         return self

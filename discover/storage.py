@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,9 +32,9 @@ def public_url(url: str) -> str:
 
 
 def masked(url: str) -> str:
-    """A URL as it is shown: itself, but for its password."""
-    parsed = _parsed(url)
-    return parsed.render_as_string(hide_password=True) if parsed and parsed.password else url
+    """A URL as it is shown: itself, but for passwords. By its text, since one that cannot be parsed has them too."""
+    without = re.sub(r"(//[^/:@]*:)[^/?]*@", r"\1***@", url)
+    return re.sub(r"([?&](?:password|passwd|sslpassword)=)[^&]*", r"\1***", without)
 
 
 def as_typed(command: Sequence[str]) -> str:
@@ -132,7 +133,7 @@ def _storage(url: str | None) -> optuna.storages.BaseStorage:
 def _parsed(url: str) -> URL | None:
     try:
         return make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the second for a port that is no number
         return None
 
 

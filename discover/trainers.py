@@ -225,17 +225,19 @@ def train(
         prune: is asked after each of those steps, group by group, which runs of the group to drop. Its answer may
             depend on what it was told alone, and of other runs on what earlier ones came to at the same step.
         together: so many runs in a row are never parted, as those of a trial whose mean over seeds decides.
-        keeper: keeps long trainings on disk; without one they are not kept.
+        keeper: keeps long trainings; without one they are not kept.
 
     Returns:
         For each run the loss at the end, inf for a lost run, and its curve.
 
     Raises:
-        StoppedError: the keeper was asked to stop.
+        StoppedError: the keeper stops here; the same call with what it keeps goes on.
         UserError: the optimizer cannot be made with these hyperparameters.
     """
     keeper = keeper or Keeper(None)
     key, size = _key(contender, ground, runs, curve, prune is not None), ground.at_once(contender, together)
+    if size < len(runs) and (whole := _finished(keeper.load(key), prune, curve, ground.steps)) is not None:
+        return whole
     traces: list[Trace] = []
     for start in range(0, len(runs), size):
         some, asked = runs[start : start + size], _of_group(prune, start)
@@ -243,7 +245,7 @@ def train(
         traces += (found := _train_group(contender, ground, some, curve, asked, keeper, name))
         if name != key:  # until all groups are done
             keeper.keep(name, partial(dict, finished=found))
-    keeper.forget(key)
+    keeper.done(key, partial(dict, finished=traces))
     return traces
 
 
@@ -265,14 +267,21 @@ def _train_group(
 ) -> list[Trace]:
     """Trains runs side by side, or goes on with what is kept of them."""
     stored = keeper.load(name)
-    if stored is not None and "finished" in stored:
-        found: list[Trace] = stored["finished"]
-        _tell_again(prune, curve, ground.steps, ground.steps, [trace.curve for trace in found])
+    if (found := _finished(stored, prune, curve, ground.steps)) is not None:
         return found
     asked = (ground, runs, curve, prune, stored, lambda state: keeper.pulse(name, state))
     if isinstance(contender, RuleContender):
         return _train_lanes(contender, *asked)
     return train_loop(contender, *asked)
+
+
+def _finished(stored: Any, prune: Prune | None, curve: Sequence[int], steps: int) -> list[Trace] | None:
+    """What runs came to that are done, as it is kept; who prunes is told of it."""
+    if stored is None or "finished" not in stored:
+        return None
+    found: list[Trace] = stored["finished"]
+    _tell_again(prune, curve, steps, steps, [trace.curve for trace in found])
+    return found
 
 
 def _tell_again(

@@ -35,10 +35,14 @@ class Work(Protocol):
 
     Attributes:
         request: what the worker is to have.
+        twice: whether a second worker may do it too, where the first is far too slow; the first result counts.
     """
 
     @property
     def request(self) -> Request: ...
+
+    @property
+    def twice(self) -> bool: ...
 
     def moved(self, here: Callable[[str], str]) -> Self:
         """The same where files lie elsewhere: `here` spells "FILE.py:NAME" as the worker's machine does."""

@@ -25,6 +25,7 @@ from discover import artefact, gradient, workers
 from discover.asks import Answer, Ask, Job
 from discover.contenders import spelled
 from discover.errors import ClusterError, UserError
+from discover.files import remove_empty, write_whole
 from discover.keeper import Keeper, StoppedError
 from discover.memory import shortage_said
 from discover.own_files import absolute, contents
@@ -152,11 +153,15 @@ class Workshop:
 
     def marker(self) -> str | None:
         """A file where long trainings are kept, by which workers know whether they share that folder; None where none
-        are. Its name is this workshop's own: the same path on another machine may be another folder."""
+        are. Its name is this workshop's own: the same path on another machine may be another folder.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         if self._marker is None and (folder := self.store.folder) is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._marker = folder.absolute() / f"driver-{secrets.token_hex(8)}"
-            self._marker.touch()
+            marker = folder.absolute() / f"driver-{secrets.token_hex(8)}"
+            write_whole(marker, "")
+            self._marker = marker
         return None if self._marker is None else str(self._marker)
 
     def close(self) -> None:
@@ -165,6 +170,7 @@ class Workshop:
         self._crew = self._kind = None
         if self._marker is not None:
             self._marker.unlink(missing_ok=True)
+            remove_empty(self._marker.parent)
         self._marker = None
 
     # In this process --------------------------------------------------------------------------------------------------
@@ -195,7 +201,8 @@ class Workshop:
         def take_in(wait: bool) -> None:
             for number, block, done in self._come_in(crew, call, wait):
                 for piece in jobs[number].record(block, _result(done, jobs[number])):
-                    crew.submit((call, number, block), piece, number)
+                    # what was paused first: else all blocks would be half trained, and as many states be kept
+                    crew.submit((call, number, block), piece, -1 if piece.kept else number)
             if self.keeper.stop():  # after what has come in is kept
                 raise StoppedError
 

@@ -39,7 +39,9 @@ RESERVED: Mapping[str, str] = {
     "rule": "the rule that optim.create is given",
     "params": "the parameters that an optimizer is given",
     "param_names": "a key of PyTorch's parameter groups",
-    "initial_lr": "a key that PyTorch's schedulers write into parameter groups",
+    **dict.fromkeys(
+        ("initial_lr", "max_lr", "min_lr", "swa_lr"), "a key that PyTorch's schedulers write into parameter groups"
+    ),
     "maximize": "an option of every optimizer",
     "role": "a key of parameter groups: what a parameter is for",
     "reference_lr": "a key of parameter groups: what lr_ratio is taken of",

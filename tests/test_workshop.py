@@ -30,7 +30,7 @@ import torch
 
 import dsl
 import tasks
-from discover import again, artefact, calibrate, cli, cli_options, compare, gradient, pieces, workers
+from discover import again, artefact, calibrate, cli, cli_options, compare, gradient, pieces, pruning, workers
 from discover import workshop as workshop_module
 from discover.actor import Actor
 from discover.asks import Answer, Ask, Job
@@ -352,6 +352,11 @@ def test_long_trainings_are_kept_where_the_folder_is_and_else_travel(tmp_path: P
     assert isinstance(piece._keeper(), Luggage)
     marker.touch()
     assert (type(piece._keeper()), piece._keeper().folder) == (Keeper, marker.parent)
+    luggage = Luggage({})
+    luggage.keep("training", lambda: {"done": 3})
+    luggage.forget("another")
+    assert replace(piece, kept=luggage.packed)._keeper().load("training") == {"done": 3}  # it came from elsewhere
+    assert piece._keeper().load("training") == {"done": 3}
     assert type(replace(piece, marker=None)._keeper()) is Keeper
     assert replace(piece, marker=None)._keeper().folder is None
 
@@ -379,12 +384,18 @@ def far(monkeypatch: pytest.MonkeyPatch) -> type[Far]:
     return Far
 
 
-@pytest.mark.parametrize("names", [("adamw",), ("torch.optim:SGD",)])
-def test_a_worker_without_the_folder_hands_over_what_it_has(names: tuple[str, ...], far: type[Far]) -> None:
-    asked = asks(names)
+@pytest.mark.parametrize("name", ["adamw", "torch.optim:SGD"])
+@pytest.mark.parametrize("pruner", ["none", "wilcoxon"])
+def test_a_worker_without_the_folder_hands_over_what_it_has(name: str, pruner: Any, far: type[Far]) -> None:
+    seeds = pruning.FEWEST_PAIRS + 2 if pruner == "wilcoxon" else BUDGET.seeds
+    budget = replace(BUDGET, seeds=seeds, pruner=pruner)
+    asked = asks((name,), budget=budget, seeds=(0,))[:1]
     assert found(answers(2, asked, url(Path.cwd()))) == found(answers(0, asked))
-    assert far.paused >= 8  # as many legs as a training has steps
-    assert not list(Path.cwd().glob("*.trainings/*"))  # neither what was handed over, nor the driver's mark
+    batches = -(-budget.trials // budget.batch)
+    trainings = batches * len(pruning.seed_waves(pruner, seeds)) + 1  # of trials, and the fresh seeds
+    # a leg for each step, and no step twice, of however many waves of seeds a batch has; fewer where all are pruned
+    assert far.paused == 8 * trainings or (pruner == "wilcoxon" and 8 * batches < far.paused < 8 * trainings)
+    assert not list(Path.cwd().glob("*.trainings"))  # neither what was handed over, nor the driver's mark
 
 
 def test_a_driver_that_was_killed_goes_on_with_what_workers_had_handed_over(
