@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from discover.errors import STOPPED
+from discover.errors import stopped
 
 
 def main() -> int:
@@ -14,8 +14,7 @@ def main() -> int:
 
         return command()
     except KeyboardInterrupt:
-        print("discover: stopped", file=sys.stderr)
-        return STOPPED
+        return stopped()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from discover.cli_judge import calibrate, compare, promote, reference, verify
 from discover.cli_lists import compare_runs, list_, report
 from discover.cli_rules import export, identify, register, show
 from discover.cli_search import resume, search
-from discover.errors import STOPPED, HaltedError, LostClusterError, UserError
+from discover.errors import HaltedError, LostClusterError, UserError, stopped
 
 DISTRIBUTION = "optimizer-discovery"
 
@@ -98,11 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from dsl.program import RuleError
     except KeyboardInterrupt:
-        return _refuse("stopped", STOPPED)
+        return stopped()
     try:
         code = app(args=argv, prog_name="discover", standalone_mode=False)
     except HaltedError as error:
-        return _refuse(str(error), STOPPED)
+        return stopped(str(error))
     except LostClusterError as error:
         _refuse(str(error))
         sys.stdout.flush()
@@ -119,9 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _refuse(message: str, code: int = 2) -> int:
+def _refuse(message: str) -> int:
     print(f"discover: {' '.join(message.split())}", file=sys.stderr)
-    return code
+    return 2
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class UserError(ValueError):
     """A mistake that its maker can mend. The command line prints the text and leaves with exit code 2."""
@@ -40,6 +42,18 @@ STOPPED = 130
 class HaltedError(Exception):
     """Ctrl-C where a command ends at once: a second one, or one with no work in hand. The command line prints the text
     and leaves with `STOPPED`."""
+
+
+def stopped(line: str = "stopped") -> int:
+    """Says that Ctrl-C ended a command; its exit code.
+
+    Where a KeyboardInterrupt has come through an `exec` of text, as in the making of a dataclass, CPython notes it and
+    lets a process that `python -m` began die of the signal in the end, whatever it exits with. The next `exec` takes
+    the note away.
+    """
+    print(f"discover: {' '.join(line.split())}", file=sys.stderr)
+    exec("")
+    return STOPPED
 
 
 def first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import time
 from collections.abc import Callable, Mapping
@@ -62,7 +63,7 @@ class Keeper:
     def pulse(self, key: str, state: Callable[[], object]) -> None:
         """Keeps the state if it is time. Raises StoppedError, once it is kept, when asked to stop."""
         stop = self.stop()
-        if stop or self._is_due():
+        if stop or time.monotonic() - self._kept_at >= max(self.seconds, self.spacing * self._took):
             self.keep(key, state)
         if stop:
             raise StoppedError
@@ -91,9 +92,6 @@ class Keeper:
                 with whole(self._path(key)) as file:
                     file.write(content)
 
-    def _is_due(self) -> bool:
-        return time.monotonic() - self._kept_at >= max(self.seconds, self.spacing * self._took)
-
     def _read(self, key: str) -> Any:
         if self.folder is None:
             return None
@@ -115,12 +113,13 @@ class Luggage(Keeper):
 
     Args:
         packed: what came here, by key; `packed` is what is to travel on.
-        seconds: of a leg; spacing: so many times as long as unpacking took, at least.
+        leg: its seconds; spacing: so many times as long as unpacking took, at least.
     """
 
-    def __init__(self, packed: Mapping[str, bytes], *, seconds: float = LEG_SECONDS, spacing: float = SPACING) -> None:
-        super().__init__(None, seconds=seconds, spacing=spacing)
+    def __init__(self, packed: Mapping[str, bytes], *, leg: float = LEG_SECONDS, spacing: float = SPACING) -> None:
+        super().__init__(None, seconds=math.inf, spacing=spacing, stop=self._is_over)
         self.packed = dict(packed)
+        self._leg = leg
         self._began: float | None = None
 
     def load(self, key: str) -> Any:
@@ -131,11 +130,6 @@ class Luggage(Keeper):
         self._took += time.monotonic() - began
         return state
 
-    def pulse(self, key: str, state: Callable[[], object]) -> None:
-        if self._is_due():
-            self.keep(key, state)
-            raise StoppedError
-
     def done(self, key: str, result: Callable[[], object]) -> None:
         """It is stored where this goes when the whole of a batch is done; until then it travels, with what follows."""
         self.forget(key)
@@ -144,10 +138,9 @@ class Luggage(Keeper):
     def forget(self, key: str) -> None:
         self.packed = {name: content for name, content in self.packed.items() if not name.startswith(key)}
 
-    def _is_due(self) -> bool:
-        return self._began is not None and time.monotonic() - self._began >= max(
-            self.seconds, self.spacing * self._took
-        )
+    def _is_over(self) -> bool:
+        leg = max(self._leg, self.spacing * self._took)
+        return self._began is not None and time.monotonic() - self._began >= leg
 
     def _read(self, key: str) -> Any:
         return torch.load(io.BytesIO(self.packed[key]), weights_only=False) if key in self.packed else None
