@@ -390,7 +390,7 @@ class Archive:
             _CONFIRMATIONS,
             "where fitness is not null and (candidate, generation) in"
             " (select candidate, max(generation) from confirmations group by candidate)"
-            " order by fitness * count / (count + ?) desc, candidate limit ?",
+            " order by min(fitness, fitness * count / (count + ?)) desc, candidate limit ?",
             DOUBT,
             count,
         )

@@ -57,7 +57,7 @@ class Front:
                 heapq.heappop(heap)
             if heap:
                 fitness = -heap[0][0]
-                values[heap[0][1]] = (min(fitness, believed(fitness, 1)), *costs)
+                values[heap[0][1]] = (believed(fitness, 1), *costs)
         front = [self._fresh[each] for each in self.confirmed()]
         return [each for each in undominated(values) if not any(_beats(other, values[each]) for other in front)]
 

@@ -42,7 +42,7 @@ class Candidate:
     Attributes:
         id: the proposal's number, from 0, counted over all proposals (rejected ones have numbers too, but no row).
         generation: in which it was proposed.
-        origin: how it came about, in words: "ancestor adamw", "insert: u = sign(u)".
+        origin: how it came about, in words: "unchanged", "insert u = sign(g)".
         parents: the ids of the candidates it was made from.
         text: the program as a rule file.
         structure: hash of its canonical form.
@@ -183,8 +183,8 @@ over that of true fitness between elites, so that one lucky score does not lead.
 
 
 def believed(fitness: float, count: int) -> float:
-    """What a mean over `count` fresh scores lets one expect."""
-    return fitness * count / (count + DOUBT)
+    """What a mean over `count` fresh scores lets one expect: a gain is doubted, a loss is taken at its word."""
+    return min(fitness, fitness * count / (count + DOUBT))
 
 
 def in_order(confirmations: Iterable[Confirmation]) -> list[Confirmation]:

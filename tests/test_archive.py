@@ -14,7 +14,15 @@ import pytest
 
 from discover.archive import Archive
 from discover.errors import ArchiveError
-from discover.records import Candidate, Confirmation, Evaluation, Generation, GenerationRecord
+from discover.records import (
+    Candidate,
+    Confirmation,
+    Evaluation,
+    Generation,
+    GenerationRecord,
+    believed,
+    in_order,
+)
 
 
 def candidate(id: int, generation: int = 0, **facts: Any) -> Candidate:
@@ -250,6 +258,19 @@ def test_leaderboard_ranks_confirmed_candidates_first_and_drops_those_that_faile
     assert board[2].confirmation is None
     assert archive.leaderboard(1) == board[:1]
     assert archive.best() == board[0]
+
+
+def test_few_fresh_scores_are_no_advantage_to_those_that_are_behind(archive: Archive) -> None:
+    """A gain is doubted; a loss that was doubted alike would come nearer to 0 the less is known of it."""
+    rows = tuple(candidate(id) for id in range(4))
+    fresh = tuple(
+        Confirmation(id, 0, *each) for id, each in enumerate([(-0.4, None, 1), (-0.25, 0.1, 8), (0.1, None, 1)])
+    )
+    archive.commit_generation(generation(0, range(0), candidates=rows, confirmations=fresh))
+    assert [ranked.candidate.id for ranked in archive.leaderboard(3)] == [2, 1, 0]
+    assert [each.candidate for each in in_order(fresh)] == [2, 1, 0]
+    assert believed(-0.4, 1) == -0.4
+    assert 0.0 < believed(0.1, 1) < believed(0.1, 8) < 0.1
 
 
 def test_an_empty_archive_has_no_leaderboard(archive: Archive) -> None:

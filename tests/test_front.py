@@ -44,7 +44,7 @@ def expected(archive: Archive) -> list[Ranked]:
         if each.confirmation:
             fresh[rank] = (believed(each.fitness, each.confirmation.count), *costs(each))
         else:
-            alone[rank] = (min(each.fitness, believed(each.fitness, 1)), *costs(each))
+            alone[rank] = (believed(each.fitness, 1), *costs(each))
     front = undominated(fresh)
     both = undominated({**{-rank: values for rank, values in fresh.items()}, **alone})  # of equals the confirmed
     return [places[rank] for rank in (*front, *(rank for rank in both if rank > 0))]
