@@ -181,14 +181,18 @@ def paired_test(differences: ArrayLike) -> float:
     return min(1.0, 2 * min(p_less, p_greater))
 
 
-def combined_test(strata: Strata) -> float:
-    """Two-sided p of "no difference on any of these tasks": the tasks' one-sided t-tests, combined by Stouffer.
+def combined_test(strata: Strata) -> tuple[float, int]:
+    """Of "no difference on any of these tasks": the tasks' one-sided t-tests, combined by Stouffer.
 
     Each task counts alike, whatever the size of its differences. Differences of both signs on different tasks cancel.
+
+    Returns:
+        The two-sided p, and the sign of the differences that it speaks for: -1, 1, or 0 for neither. What is sure on
+        one task can outweigh what is large on another, so that a mean of the differences may have the other sign.
     """
     sides = np.array([_one_sided(each) for each in strata]).clip(1e-300, 1 - 1e-16)
-    combined = [float(stats.combine_pvalues(side, method="stouffer").pvalue) for side in sides.T]
-    return min(1.0, 2 * min(combined))
+    less, greater = (float(stats.combine_pvalues(side, method="stouffer").pvalue) for side in sides.T)
+    return min(1.0, 2 * min(less, greater)), (greater < less) - (less < greater)
 
 
 def non_inferiority(differences: ArrayLike, margin: float) -> float:

@@ -68,7 +68,7 @@ class Overall:
         difference: interquartile mean of the differences of log loss.
         improvement: how probable it is that a run of it ends below a run of the baseline.
         p: of "no difference on any task", corrected by Holm over the contenders.
-        call: what is shown.
+        call: what is shown; "better" and "worse" only where test and mean say the same.
     """
 
     difference: Estimate
@@ -142,13 +142,15 @@ def _overall(
     resamples: int,
 ) -> dict[str, Overall]:
     together = [statistics.combined_test([units(differences[task][name]) for task in results]) for name in names]
+    corrected = statistics.holm([p for p, _ in together]).tolist()
     found = {}
-    for name, p in zip(names, statistics.holm(together).tolist(), strict=True):
+    for name, (_, sign), p in zip(names, together, corrected, strict=True):
         strata = [_rows(differences[task][name]) for task in results]
         difference = statistics.aggregate(strata, rng, resamples=resamples)
         mine, theirs = ([_rows(logs[task][which]) for task in results] for which in (name, baseline))
         improvement = statistics.probability_of_improvement(mine, theirs, rng, resamples=resamples)
-        found[name] = Overall(difference, improvement, p, _call(difference.value, p))
+        call = _call(difference.value, p) if sign * difference.value > 0 else "not shown"
+        found[name] = Overall(difference, improvement, p, call)
     return found
 
 
@@ -269,7 +271,8 @@ def _sentence(name: str, baseline: str, calls: Mapping[str, Call | None], overal
     if better and worse:
         return f"{first} Tasks disagree; over all of them {_size(overall)}."
     if overall.call == "not shown":
-        return f"{first} Over all tasks: no difference shown; {_size(overall)}."
+        aside = " (what is sure on some tasks is outweighed on others)" if overall.p <= ALPHA else ""
+        return f"{first} Over all tasks: no difference shown; {_size(overall)}{aside}."
     return f"{first} Over all tasks it is {overall.call}: {_size(overall)}."
 
 

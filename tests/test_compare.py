@@ -162,6 +162,25 @@ def test_a_difference_too_small_to_matter_is_not_called_however_sure() -> None:
     assert same.overall["twin"].improvement.value == 0.5
 
 
+def test_where_test_and_mean_point_in_different_directions_nothing_is_called_over_all_tasks() -> None:
+    steady, loose = (
+        np.random.default_rng(3).normal(mean, spread, size=6) for mean, spread in ((-0.006, 0.0003), (0.05, 0.06))
+    )
+    exact = made(noisy(1.0, 1))
+    rows = {
+        task: {"adamw": exact, "a": made(lambda t, s, gaps=gaps: noisy(1.0, 1)(t, s) * math.exp(gaps[t]))}
+        for task, gaps in (("steady", steady), ("loose", loose))
+    }
+    overall = verdict_of(rows).overall["a"]
+    assert overall.p < 0.05  # for lower losses, by the steady task
+    assert overall.difference.value > 1e-3
+    assert overall.call == "not shown"
+    (sentence,) = words(verdict_of(rows))
+    assert "better than adamw on 1 of 2 tasks (steady)" in sentence
+    assert "no difference shown" in sentence
+    assert sentence.endswith("(what is sure on some tasks is outweighed on others).")
+
+
 def test_lost_runs_count_as_untrained_and_are_counted() -> None:
     lost = made(lambda t, s: math.inf if s == 0 else 1.0)
     found = verdict_of({"one": {"adamw": made(noisy(1.0, 1)), "shaky": lost}})

@@ -126,18 +126,19 @@ def test_what_has_no_spread_shows_nothing_or_all(values: list[float], p: float) 
 
 def test_combining_one_task_changes_nothing_and_agreeing_tasks_add_up() -> None:
     values = rng(4).normal(1, 1, size=6)
-    assert combined_test([values]) == pytest.approx(paired_test(values))
-    assert combined_test([values] * 4) < paired_test(values)
-    assert combined_test([values, -values]) == pytest.approx(1.0)
-    assert combined_test([values, 100 * values]) == pytest.approx(combined_test([values, values]))
-    assert combined_test([[0.0, 0.0], [0.0, 0.0]]) == 1.0
-    assert combined_test([[1.0, 1.0], [1.0, 1.0]]) < 1e-100
+    assert combined_test([values]) == (pytest.approx(paired_test(values)), 1)
+    assert combined_test([-values]) == (pytest.approx(paired_test(values)), -1)
+    assert combined_test([values] * 4)[0] < paired_test(values)
+    assert combined_test([values, -values])[0] == pytest.approx(1.0)
+    assert combined_test([values, 100 * values])[0] == pytest.approx(combined_test([values, values])[0])
+    assert combined_test([[0.0, 0.0], [0.0, 0.0]]) == (1.0, 0)
+    assert combined_test([[1.0, 1.0], [1.0, 1.0]])[0] < 1e-100
 
 
 def test_the_combined_test_rejects_a_true_null_as_often_as_it_says() -> None:
     generator = rng(6)
     scales = np.array([0.01, 1.0, 30.0])
-    p = [combined_test(scales[:, None] * generator.normal(size=(3, 4))) for _ in range(1000)]
+    p = [combined_test(scales[:, None] * generator.normal(size=(3, 4)))[0] for _ in range(1000)]
     assert stats.binomtest(int(np.sum(np.array(p) <= 0.05)), 1000, 0.05).pvalue > 1e-3
 
 
