@@ -10,7 +10,8 @@ taken as independent: they share its luck (docs/comparing.md).
 
 A candidate passes if it is better than *every* baseline: its p is the largest of its p against each, which is valid
 whichever baseline is the best, without choosing one by its results. Holm's correction over the candidates bounds the
-probability that any passes that should not by `error_rate`.
+probability that any passes that should not by `error_rate`. And its mean difference to each must be below 0: one that
+wins often by little and loses seldom by much is no better.
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ class Contest:
     def passed(self) -> tuple[str, ...]:
         """Who is better than every baseline, the surest first."""
         adjusted, p = self.adjusted, self.p
-        through = [name for name in self.candidates if adjusted[name] <= self.terms.error_rate]
+        surely = [name for name in self.candidates if adjusted[name] <= self.terms.error_rate]
+        through = [name for name in surely if self.mean_difference(name) < 0]
         return tuple(sorted(through, key=lambda name: (p[name], self.mean_difference(name))))
 
     def mean_difference(self, name: str) -> float:
@@ -229,7 +231,7 @@ def curve_of(steps: int) -> tuple[int, ...]:
 def _open(contest: Contest, name: str) -> bool:
     """Whether more tunings can change that a candidate passes or not."""
     terms = contest.terms
-    if contest.adjusted[name] <= terms.error_rate:
+    if name in contest.passed:
         return False
     for baseline in contest.baselines:
         won = wins(contest.results, name, baseline)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from dsl import properties
 from dsl.behaviour import behaviour_hash
 from dsl.flatten import flatten, with_literals
 from dsl.lift import lift
+from tests.test_compare import made
 
 ROOT = Path(__file__).parent.parent
 CRIPPLED = "def crippled(p, g, *, lr=0.1):\n    p = p - lr * mean(g)\n"
@@ -366,6 +368,19 @@ def test_a_candidate_must_beat_every_baseline(workshop: Workshop) -> None:
     assert contest.p_against("a", "crippled") <= 0.05
     assert contest.p_against("a", "same") == 1.0
     assert contest.passed == ()
+
+
+def test_who_wins_often_by_little_and_loses_once_by_much_is_no_better() -> None:
+    def contest(loss: float) -> Contest:
+        ends = [math.exp(-0.002)] * 12 + [loss]
+        rows = {"a": made(lambda t, s: ends[t], tunings=13), "b": made(lambda t, s: 1.0, tunings=13)}
+        return Contest(terms(most=16), ("a",), ("b",), results={"one": rows})
+
+    assert contest(math.e).adjusted == contest(1.01).adjusted
+    assert contest(math.e).adjusted["a"] <= 0.05
+    assert contest(1.01).passed == ("a",)
+    assert contest(math.e).mean_difference("a") > 0.05
+    assert contest(math.e).passed == ()
 
 
 # Incumbents -----------------------------------------------------------------------------------------------------------
