@@ -31,10 +31,10 @@ def parts(space: Space) -> dict[str, arms.Arm]:
         arms.Arm("rolling hurdles", changes={"rungs": [{**rung, "recent": 4} for rung in rungs]}),
         arms.Arm("aggregating cache", changes={"cache": "aggregating"}),
         evolution("4 islands", islands=4),
-        evolution("restarts", restart_after=500),
-        evolution("crossover", crossover=0.2),
+        evolution("restarts", restart_after=20_000),  # of some 130,000 that join the population in 10M model steps
+        _own("crossover", "crossover.py:Crossover"),
         evolution("no neutral drift", neutral=False),
-        arms.Arm("dead statements", algorithm=f"{Path(__file__).with_name('drift.py')}:Drift"),
+        _own("dead statements", "drift.py:Drift"),
         evolution("none rejoin", rejoin=False),
         evolution("tuned elites", tune=0.1),
         arms.Arm("guarded quotients", changes={"mutation": {"guarded": 0.5}}),
@@ -44,6 +44,11 @@ def parts(space: Space) -> dict[str, arms.Arm]:
         arms.Arm("no scales", changes={"loss_scales": (1.0, 1.0), "parameter_scales": (1.0, 1.0)}),
     ]
     return {arm.name: arm for arm in every}
+
+
+def _own(name: str, proposer: str) -> arms.Arm:
+    """An arm whose proposer stands beside this module."""
+    return arms.Arm(name, algorithm=str(Path(__file__).with_name(proposer)))
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ from typing import Any
 from numpy.random import Generator
 
 import dsl
-from discover.crossover import cross
 from discover.errors import SpaceError
 from discover.mutate import Mutation, mutate, random_program
+from discover.plan import genotype
 from discover.proposers import Context, Proposal, Told
 from discover.templates import RandomChoices
 from dsl import Program, properties
@@ -25,7 +25,11 @@ FINE = 0.25
 MOST_CHANGES = 8
 """How many random changes a program of best-of-n is away from its ancestor, at most."""
 
+UNCHANGED = 1 / 16
+"""Of the first proposals: ancestors themselves, whose fitness is not known yet."""
+
 _ISLAND = re.compile(r" \[island (\d+)\]$")
+_ANCESTOR = re.compile(r"ancestor (\d+), ")
 
 _SEEDLING = """
 def seedling(p, g, *, lr=1e-3, weight_decay=0.01):
@@ -49,8 +53,9 @@ class Evolution:
     """Aging evolution (Real et al. 2019, arXiv:1802.01548), as in the search for Lion (arXiv:2302.06675).
 
     The best of a random sample of the population is the parent of a new member; the oldest member leaves. The
-    population starts as copies of the ancestors. What fresh scores confirmed joins anew. What can be switched on beside
-    that is in `discover.space.Evolution`: islands, restarts, crossover, tuning.
+    population starts as copies of the ancestors; those that are not AdamW count as fit as it until they were trained,
+    which is in the first generation. What fresh scores confirmed joins anew. What can be switched on beside that is in
+    `discover.space.Evolution`: islands, restarts, tuning.
     """
 
     def __init__(self, context: Context) -> None:
@@ -67,6 +72,9 @@ class Evolution:
             Member(-1 - index, program, self._costs_of(properties.of(program).plain()) if self.objectives[1:] else ())
             for index, program in enumerate(context.ancestors)
         ]
+        adamw = genotype(dsl.load("adamw"))
+        self._unmeasured = {each.candidate: each for each in first if each.program.renamed(adamw.name) != adamw}
+        """Copies of ancestors whose fitness is not known yet, by their number."""
         size = self.settings.population // self.settings.islands
         self.islands = [
             deque((first[index % len(first)] for index in range(size)), maxlen=size)
@@ -76,11 +84,14 @@ class Evolution:
     def propose(self, rng: Generator) -> Proposal:
         settings, grammar = self.settings, self.context.grammar
         island = int(rng.integers(len(self.islands))) if len(self.islands) > 1 else 0
-        if settings.tune and rng.random() < settings.tune and (best := self._leaders(settings.tune_top)):
+        parents: tuple[Member, ...]
+        if self._unmeasured and self._told < settings.population and rng.random() < UNCHANGED:
+            first = list(self._unmeasured.values())[int(rng.integers(len(self._unmeasured)))]
+            child, parents = Mutation(first.program, f"ancestor {-first.candidate}, {first.program.name}"), ()
+        elif settings.tune and rng.random() < settings.tune and (best := self._leaders(settings.tune_top, island)):
             parent = best[int(rng.integers(len(best)))]
             fine = replace(grammar, weights={"constant": 1.0}, constant_sigma=FINE * grammar.constant_sigma)
-            child = mutate(parent.program, fine, rng)
-            parents: tuple[Member, ...] = (parent,)
+            child, parents = mutate(parent.program, fine, rng), (parent,)
         else:
             child, parents = self._child(rng, island)
         origin = child.change + (f" [island {island}]" if len(self.islands) > 1 else "")
@@ -88,12 +99,8 @@ class Evolution:
         return Proposal(child.program, tuple(known), origin)
 
     def _child(self, rng: Generator, island: int) -> tuple[Mutation, tuple[Member, ...]]:
-        parent, grammar = self.tournament(rng, island), self.context.grammar
-        if self.settings.crossover and rng.random() < self.settings.crossover:
-            mate = self.tournament(rng, island)
-            if mate != parent and (crossed := cross(parent.program, mate.program, grammar, rng)) is not None:
-                return crossed, (parent, mate)
-        return mutate(parent.program, grammar, rng), (parent,)
+        parent = self.tournament(rng, island)
+        return mutate(parent.program, self.context.grammar, rng), (parent,)
 
     def tournament(self, rng: Generator, island: int = 0) -> Member:
         population = self.islands[island]
@@ -107,6 +114,8 @@ class Evolution:
             self._costs[told.id] = self._costs_of(told.properties)
         if told.original not in self.context.fitness or (told.id != told.original and not self.settings.neutral):
             return
+        if (ancestor := _ANCESTOR.match(told.origin)) and (copy := self._unmeasured.pop(-int(ancestor[1]), None)):
+            self._measure(copy, told.original)
         marked = _ISLAND.search(told.origin)
         island = int(marked[1]) % len(self.islands) if marked else 0
         self._homes.setdefault(told.original, island)
@@ -116,6 +125,13 @@ class Evolution:
             self._migrate()
         if self.settings.restart_after:
             self._restart_at_a_plateau()
+
+    def _measure(self, copy: Member, candidate: int) -> None:
+        """All copies of an ancestor are as fit as it turned out to be."""
+        for island in self.islands:
+            for place, member in enumerate(island):
+                if member == copy:
+                    island[place] = replace(member, candidate=candidate)
 
     def confirm(self, candidates: Sequence[int]) -> None:
         """Those that were scored again join their islands anew, at their new fitness. An elite that waits for its fresh
@@ -173,7 +189,6 @@ class HyperparameterSearch(Evolution):
     def __init__(self, context: Context) -> None:
         _without_template(context, "hyperparameters")
         super().__init__(replace(context, grammar=replace(context.grammar, weights={"constant": 1.0})))
-        self.settings = self.settings.model_copy(update={"crossover": 0.0})  # which would change more than constants
 
 
 class BestOfN:

@@ -80,7 +80,6 @@ class Evolution(Keys):
         islands: populations that breed apart and share `population`.
         migrate_every, migrants: after so many candidates, the best confirmed so many of each join the next one too.
         restart_after: so many candidates without a better confirmed one, and all are copies of the best; 0 for never.
-        crossover: share of children that take a value from a second parent.
         neutral: whether duplicates join the population, so that changes without effect can add up.
         rejoin: whether candidates that were confirmed join the population anew, as its youngest members.
         tune: share of proposals that move a constant of one of the `tune_top` best confirmed a little.
@@ -92,7 +91,6 @@ class Evolution(Keys):
     migrate_every: Annotated[int, Field(ge=1)] = 200
     migrants: Annotated[int, Field(ge=1)] = 2
     restart_after: Annotated[int, Field(ge=0)] = 0
-    crossover: Share = 0.0
     neutral: bool = True
     rejoin: bool = True
     tune: Share = 0.0

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import dsl
-from benchmarks import drift
+from benchmarks import crossover, drift
 from discover import proposers, runs, session
 from discover.budget import Budget
 from discover.errors import UserError
@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "evolution": ("evolution", {}),
     "islands": ("evolution", {"evolution": {"population": 16, "islands": 3, "migrate_every": 8, "migrants": 2}}),
     "restarts": ("evolution", {"evolution": {"population": 16, "restart_after": 10}}),
-    "crossover": ("evolution", {"evolution": {"population": 16, "crossover": 0.5}}),
+    "crossover": (f"{Path(crossover.__file__)}:Crossover", {"evolution": {"population": 16}}),
     "dead statements": (f"{Path(drift.__file__)}:Drift", {"evolution": {"population": 16}}),
     "tuned elites": ("evolution", {"evolution": {"population": 16, "tune": 0.5}}),
     "no drift": ("evolution", {"evolution": {"population": 16, "neutral": False}}),
@@ -197,15 +197,41 @@ def test_only_what_fresh_scores_confirmed_migrates() -> None:
         assert set(mine[:2]) <= after[n] <= before[n] | set(mine[:2])
 
 
-def test_children_join_the_island_of_their_parents() -> None:
-    world = evolved(islands=4, migrate_every=1000)
-    for number, island in enumerate(proposer(world).islands):
-        for member in island:
-            assert member.candidate < 0 or member.candidate in world.fitness
-        assert len(island) == 4
-        assert number < 4
-    origins = [world.propose(number).origin for number in range(1000, 1020)]
-    assert {origin[-10:] for origin in origins} == {f"[island {n}]" for n in range(4)}
+@pytest.mark.parametrize("settings", [{}, {"tune": 1.0}], ids=["bred", "tuned"])
+def test_children_join_the_island_of_their_parents(settings: dict[str, Any]) -> None:
+    world = evolved(generations=4, islands=4, migrate_every=1000)
+    evolution = proposer(world)
+    evolution.settings = evolution.settings.model_copy(update=settings)
+    home, joined = evolution._homes, 0
+    for number in range(4, 8):
+        passed = world.generation(number)
+        assert {told.origin[-10:] for told in passed} <= {f"[island {n}]" for n in range(4)}
+        for told in passed:
+            assert {home[parent] for parent in told.parents} <= {int(told.origin[-2])}
+        world.absorb(passed, number)
+        for told in passed:
+            if told.id == told.original and told.id in world.fitness:
+                assert home[told.id] == int(told.origin[-2])
+                joined += bool(told.parents)
+    assert joined > 5
+    assert {len(island) for island in evolution.islands} == {4}
+
+
+def test_copies_of_an_ancestor_are_as_fit_as_it_turns_out_to_be() -> None:
+    world = World("evolution", {"ancestor": ["adamw", "signum"]})
+    evolution = proposer(world)
+    first = {each.candidate for each in evolution.islands[0]}
+    assert first == {-1, -2}
+    passed = world.generation(0, 64)
+    trained = [told for told in passed if told.origin.startswith("ancestor")]
+    assert {told.origin for told in trained} == {"ancestor 2, signum"}  # what AdamW's fitness is, is known
+    (same,) = {told.original for told in trained}  # perhaps of an earlier child without effect
+    world.fitness[same] = -0.7
+    for told in trained:
+        evolution.tell(told)
+    members = {each.candidate: evolution._fitness(each) for each in evolution.islands[0]}
+    assert members.items() >= {-1: 0.0, same: -0.7}.items()
+    assert not any(world.propose(number).origin.startswith("ancestor") for number in range(1000, 1100))
 
 
 GENERATIONS, LAG = 30, 4
@@ -319,7 +345,7 @@ def test_elites_are_tuned_by_small_changes_of_constants() -> None:
 
 
 def test_the_control_of_hyperparameters_changes_constants_alone() -> None:
-    world = World("hyperparameters", {"ancestor": ["adamw", "signum"], "evolution": {"population": 16, "crossover": 1}})
+    world = World("hyperparameters", {"ancestor": ["adamw", "signum"], "evolution": {"population": 16}})
     for number in range(20):
         assert world.propose(number).origin.startswith(("constant", "unchanged"))
 
@@ -331,11 +357,9 @@ def test_of_equally_fit_rules_the_cheaper_is_the_parent() -> None:
 
 
 def test_crossover_takes_statements_of_both() -> None:
-    from discover.crossover import cross
-
     world = World("evolution", {})
     one, two = genotype(dsl.load("adamw")), genotype(dsl.load("lion"))
-    children = [cross(one, two, world.plan.grammar, np.random.default_rng(n)) for n in range(40)]
+    children = [crossover.cross(one, two, world.plan.grammar, np.random.default_rng(n)) for n in range(40)]
     grown = [each for each in children if each is not None]
     assert len(grown) > 20
     assert any("sign(" in dsl.format(each.program) for each in grown)

@@ -215,8 +215,8 @@ def test_so_many_times_a_budget_without_compute_is_refused(budget: Budget, tmp_p
 # Switches -----------------------------------------------------------------------------------------------------------
 
 SWITCHES: dict[str, dict[str, Any]] = {
-    "islands, restarts, crossover, tuning": {
-        "evolution": {"population": 8, "islands": 2, "migrate_every": 6, "restart_after": 20, "crossover": 0.3}
+    "islands, restarts, tuning": {
+        "evolution": {"population": 8, "islands": 2, "migrate_every": 6, "restart_after": 20}
         | {"tune": 0.3, "neutral": False}
     },
     "aggregation": {"cache": "aggregating", "confirm": {"every": 2, "top": 2, "most": 6}},
@@ -249,7 +249,7 @@ def test_with_each_switch_an_interrupted_search_goes_on_to_the_same_archive(swit
 
 @pytest.mark.slow
 def test_with_all_switches_the_number_of_workers_makes_no_difference(tmp_path: Path) -> None:
-    on = ("islands, restarts, crossover, tuning", "aggregation", "objectives", "lengths", "tensors, batches")
+    on = ("islands, restarts, tuning", "aggregation", "objectives", "lengths", "tensors, batches")
     name = tiny(tmp_path, **{key: value for switch in on for key, value in SWITCHES[switch].items()})
     searched(name, tmp_path / "none", budget=Budget(candidates=30))
     with runs.create(session.configure(name, workers=2, budget=Budget(candidates=30)), out=tmp_path / "two") as run:

@@ -1,4 +1,8 @@
-"""Crossover of two programs: a value of one is computed in the other too, and read there in some value's place."""
+"""Evolution with crossover, to see whether it is worth it: an arm of `benchmarks.ablation`.
+
+A value of one program is computed in the other too, and read there in some value's place. (Published, for AutoML-Zero,
+arXiv:2003.03384: no gain from crossover.)
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,33 @@ from dataclasses import replace
 
 from numpy.random import Generator
 
+from discover.evolution import Evolution, Member
 from discover.mutate import Grammar, Mutation, Place, View, settled, straight_lines, with_line
 from dsl.program import Assign, Call, Expr, Name, Program, map_names, names_read
 
+SHARE = 0.2
+"""Of children: so many have a second parent."""
+
 _TRIES = 10
+
+
+class Crossover(Evolution):
+    """Aging evolution, some of whose children take a value from a second parent."""
+
+    def _child(self, rng: Generator, island: int) -> tuple[Mutation, tuple[Member, ...]]:
+        if rng.random() < SHARE:
+            parent, mate = (self.tournament(rng, island) for _ in range(2))
+            crossed = cross(parent.program, mate.program, self.context.grammar, rng) if mate != parent else None
+            if crossed is not None:
+                return crossed, (parent, mate)
+        return super()._child(rng, island)
 
 
 def cross(program: Program, mate: Program, grammar: Grammar, rng: Generator) -> Mutation | None:
     """The program with one of its values taken from the mate: with all statements that it needs there.
 
     Temporaries get new names; a slot of the mate becomes a free one, or is the program's own where there is none.
-    Programs with static ifs exchange within the same straight line. (Published, for AutoML-Zero, arXiv:2003.03384: no
-    gain from crossover.)
+    Programs with static ifs exchange within the same straight line.
 
     Returns:
         None where nothing fits.
@@ -71,3 +90,7 @@ def _needed(view: View, index: int) -> list[Assign]:
 
 def _read(value: Expr) -> frozenset[str]:
     return names_read(value) if isinstance(value, Call | Name) else frozenset()
+
+
+if __name__ == "__main__":
+    print("a library: an arm of `python -m benchmarks.ablation`")
