@@ -24,7 +24,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of the one at the path at the end, as `write_whole` does."""
+    """A file to write, which takes the place of the one at the path at the end, as `write_whole` does; nothing stays of
+    it where writing it fails."""
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,9 +37,10 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
+        raise UserError(f"cannot write '{path}': {_reason(error)}") from None
+    finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
-        raise UserError(f"cannot write '{path}': {_reason(error)}") from None
 
 
 def refused(folder: Path) -> str:

@@ -64,15 +64,28 @@ def measure(contenders: Sequence[Contender], task: Task) -> dict[str, Footprint]
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of all tensors that an optimizer keeps, but for counters of one number."""
-    return sum(x.numel() * x.element_size() for state in optimizer.state.values() for x in _tensors(state) if x.ndim)
+    """Bytes of all tensors that an optimizer keeps, in its state, in attributes of its own or in an optimizer that it
+    wraps; parameters apart, and counters of one number."""
+    parameters = {id(p) for p in _parameters(optimizer)}
+    kept = [x for x in _tensors(optimizer) if x.ndim and id(x) not in parameters]
+    return sum(x.numel() * x.element_size() for x in kept)
 
 
-def _tensors(value: object) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return [x for part in parts for x in _tensors(part)]
+def _tensors(held: object) -> list[Tensor]:
+    """Each once, wherever it is held."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    waiting = [held]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            found[id(value)] = value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            value = vars(value) if isinstance(value, torch.optim.Optimizer) else value
+            parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+            waiting += parts
+    return list(found.values())
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -30,6 +30,10 @@ class StoppedError(Exception):
     """A training was asked to stop. What it had done is kept."""
 
 
+class UnkeepableError(Exception):
+    """A training whose state cannot be written down: it starts anew where it is stopped."""
+
+
 class Keeper:
     """Keeps trainings on disk and stops them when asked to.
 
@@ -49,10 +53,12 @@ class Keeper:
     ) -> None:
         self.folder, self.seconds, self.spacing, self.stop = folder, seconds, spacing, stop
         self._kept_at, self._took = time.monotonic(), 0.0
+        self._unkeepable = False
+        """Whether that was found out of what is trained now."""
 
     def load(self, key: str) -> Any:
         """What was kept under a key, None if nothing was, or nothing that can be read."""
-        self._kept_at = time.monotonic()
+        self._kept_at, self._unkeepable = time.monotonic(), False
         try:
             return self._read(key)
         except FileNotFoundError:
@@ -63,8 +69,12 @@ class Keeper:
     def pulse(self, key: str, state: Callable[[], object]) -> None:
         """Keeps the state if it is time. Raises StoppedError, once it is kept, when asked to stop."""
         stop = self.stop()
-        if stop or time.monotonic() - self._kept_at >= max(self.seconds, self.spacing * self._took):
-            self.keep(key, state)
+        is_due = time.monotonic() - self._kept_at >= max(self.seconds, self.spacing * self._took)
+        if (stop or is_due) and not self._unkeepable:
+            try:
+                self.keep(key, state)
+            except UnkeepableError:
+                self._unkeepable = True
         if stop:
             raise StoppedError
 
@@ -129,6 +139,14 @@ class Luggage(Keeper):
         state = super().load(key)
         self._took += time.monotonic() - began
         return state
+
+    def pulse(self, key: str, state: Callable[[], object]) -> None:
+        """What cannot be kept would start from nothing on every leg: it goes on to its end."""
+        try:
+            super().pulse(key, state)
+        except StoppedError:
+            if not self._unkeepable:
+                raise
 
     def done(self, key: str, result: Callable[[], object]) -> None:
         """It is stored where this goes when the whole of a batch is done; until then it travels, with what follows."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from discover.contenders import Contender, fresh
 from discover.generators import left_alone, seeded, states, take_up
 from discover.lanes import CHECKPOINTS, LOST_ABOVE, Prune, Trace
+from discover.whole_optimizer import packed, unpack
 
 if TYPE_CHECKING:
     from discover.trainers import Ground, Run
@@ -147,28 +148,19 @@ class _Single:
         return torch.cat([p.detach().flatten() for p in self.parameters])
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs; not `state_dict`, which casts on its way back and leaves out attributes."""
-        groups = [{key: x for key, x in g.items() if key != "params"} for g in self.optimizer.param_groups]
+        """All that `restore` needs. Raises UnkeepableError where the optimizer cannot be written down."""
         return {
             "own": (self.done, self.first_loss, self.lost, self.curve, self.random),
             "parameters": [p.detach() for p in self.parameters],
-            "slots": [self.optimizer.state.get(p) for p in self.parameters],
-            "shared": {key: x for key, x in self.optimizer.state.items() if not isinstance(key, Tensor)},
-            "groups": groups,
-            "attributes": {key: x for key, x in vars(self.optimizer).items() if isinstance(x, int | float | Tensor)},
+            "optimizer": packed(self.optimizer, self.parameters),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.done, self.first_loss, self.lost, self.curve, self.random = state["own"]
         with torch.no_grad():
-            for p, stored, slots in zip(self.parameters, state["parameters"], state["slots"], strict=True):
+            for p, stored in zip(self.parameters, state["parameters"], strict=True):
                 p.copy_(stored)
-                if slots is not None:
-                    self.optimizer.state[p] = slots
-        self.optimizer.state.update(state["shared"])
-        for group, stored in zip(self.optimizer.param_groups, state["groups"], strict=True):
-            group.update(stored)
-        vars(self.optimizer).update(state["attributes"])
+        unpack(state["optimizer"], self.optimizer, self.parameters)
 
 
 def _switch(optimizer: torch.optim.Optimizer, mode: str) -> None:

@@ -35,6 +35,9 @@ from discover.singles import Pulse, train_loop
 from discover.strides import STEPS
 from tasks import Task
 
+FORMAT = 2
+"""Of what is kept of a training half-way. 1: of an optimizer class, its attributes that are numbers and tensors."""
+
 _DIGITS = 3  # kept of a stride, so that two implementations of a rule have one range of learning rates
 _SMALLEST = 1e-12
 _LEAST = 1e-6
@@ -296,7 +299,7 @@ def _tell_again(
 
 def _key(contender: Contender, ground: Ground, runs: Sequence[Run], curve: Sequence[int], pruned: bool) -> str:
     """Trainings of one key come to the same bits; whatever may change one is in it."""
-    versions = [platform.python_version(), torch.__version__, np.__version__, __name__]
+    versions = [platform.python_version(), torch.__version__, np.__version__, __name__, FORMAT]
     built = [str(ground.built), ground.gradient.tile, str(ground.gradient.device)]
     asked = [[sorted(run.hypers.items()), run.seed] for run in runs]
     parts = [contender.fingerprint, ground.fingerprint, asked, list(curve), pruned, versions, built]

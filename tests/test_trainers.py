@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from discover import generators, memory
 from discover.contenders import ClassContender, Contender, RuleContender, check, contender
 from discover.errors import UserError
 from discover.footprint import measure
-from discover.keeper import Keeper, StoppedError
+from discover.keeper import Keeper, Luggage, StoppedError
 from discover.lanes import Trace
 from discover.trainers import Ground, Run, capped_log, train
 from dsl import RuleError
@@ -47,6 +48,36 @@ class Noisy(torch.optim.SGD):
         for group in self.param_groups:
             for p in group["params"]:
                 p.add_(torch.randn_like(p), alpha=self.noise / self.count)
+
+
+class Listed(torch.optim.Optimizer):
+    """Keeps its moments in lists beside the parameters, some of them twice under two names, and wraps an optimizer that
+    has an attribute of its own. What it counts in is a class's own."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+        self.params = self.param_groups[0]["params"]
+        self.momenta = [torch.zeros_like(p) for p in self.params]
+        self.same = {"momenta": self.momenta}
+        self.base = Noisy(self.params, lr=lr)
+        self.random = np.random.default_rng(0)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p, m, same in zip(self.params, self.momenta, self.same["momenta"], strict=True):
+            m.mul_(0.5).add_(p.grad)
+            same.mul_(0.9)
+            p.grad.copy_(m * self.random.uniform())
+        self.base.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+        self.base.step()
+
+
+class Unkeepable(Noisy):
+    """Holds what no file can: it is trained anew where it is stopped."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, lr)
+        self.scale = lambda: 1.0
 
 
 class TwoPoints(torch.optim.SGD):
@@ -92,7 +123,7 @@ def ground(task: str = "digits_mlp", steps: int | None = STEPS) -> Ground:
 
 @cache
 def named(name: str) -> Contender:
-    own = {"noisy": Noisy, "two points": TwoPoints, "failing": Failing}
+    own = {"noisy": Noisy, "listed": Listed, "unkeepable": Unkeepable, "two points": TwoPoints, "failing": Failing}
     return ClassContender(name, own[name]) if name in own else contender(name)
 
 
@@ -100,7 +131,7 @@ def runs(*rates: float, seeds: Sequence[int] = (0, 3), **hypers: float) -> list[
     return [Run({"lr": rate, **hypers}, seed) for rate in rates for seed in seeds]
 
 
-CONTENDERS = ("adamw", "muon", "ema_nesterov(adamw)", "torch.optim:AdamW", "pytorch_optimizer:SOAP", "noisy")
+CONTENDERS = ("adamw", "muon", "ema_nesterov(adamw)", "torch.optim:AdamW", "pytorch_optimizer:SOAP", "noisy", "listed")
 
 # Rules and classes --------------------------------------------------------------------------------------------------
 
@@ -430,6 +461,19 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits(name: str, at: int
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_optimizer_that_cannot_be_kept_is_trained_anew_and_to_its_end_where_it_travels(tmp_path: Path) -> None:
+    here, one, some = ground("digits_mlp"), named("unkeepable"), runs(0.01)
+    undisturbed = train(one, here, some)
+    calls = iter(range(10**6))
+    with pytest.raises(StoppedError):
+        train(one, here, some, keeper=Keeper(tmp_path, stop=lambda: next(calls) == 5))
+    assert list(tmp_path.iterdir()) == []
+    assert train(one, here, some, keeper=Keeper(tmp_path, seconds=0.0, spacing=0.0)) == undisturbed
+    assert train(one, here, some, keeper=Luggage({}, leg=0.0, spacing=0.0)) == undisturbed
+    with pytest.raises(StoppedError):
+        train(named("listed"), here, some, keeper=Luggage({}, leg=0.0, spacing=0.0))
+
+
 class OnDevice(Noisy):
     """Draws where it trains: from a generator that is not the CPU's."""
 
@@ -530,3 +574,5 @@ def test_state_is_counted_for_each_parameter_and_time_is_there() -> None:
     found = measure([named(name) for name in names], tasks.load("digits_mlp"))
     assert [found[name].state_bytes for name in names] == [0, 8, 8, 4, 0]
     assert all(each.seconds is not None and 0 < each.seconds < 1 for each in found.values())
+    own = measure([named("listed")], tasks.load("digits_mlp"))["listed"]
+    assert own.state_bytes == 4  # the moments in its list, once, and nothing of the optimizer within
