@@ -32,7 +32,8 @@ class Reference:
 
 
 class VirtualRay:
-    """Actors are ready at once, numbered from 1, each where `place` says; what becomes of units, others say."""
+    """Actors are ready at once, numbered from 1, each where `place` says, but for those that `broken` says never are;
+    what becomes of units, others say."""
 
     def __init__(self, cores: float = 2.0) -> None:
         import ray.exceptions
@@ -40,6 +41,7 @@ class VirtualRay:
         self.exceptions = ray.exceptions
         self.cores = cores
         self.place: Callable[[int], str] = "node {}".format
+        self.broken: Callable[[int], bool] = lambda actor: False
         self.actors: list[Any] = []
         self.killed: list[int] = []
 
@@ -54,7 +56,10 @@ class VirtualRay:
 
         def hello() -> Reference:
             reference = Reference(number)
-            reference.promise.set_result((self.place(number), number, "here"))
+            if self.broken(number):
+                reference.promise.set_exception(self.exceptions.ActorDiedError())
+            else:
+                reference.promise.set_result((self.place(number), number, "here"))
             return reference
 
         def evaluate(unit: Unit) -> Reference:

@@ -46,6 +46,10 @@ find out that a node was killed, 15 seconds by its own settings."""
 WAIT_SECONDS = 0.5
 """How long `next` waits: a search that is asked to stop does so within about this time."""
 
+REST_SECONDS = 60.0
+"""How long no worker of a kind is asked for, at most, where one after the other did not start: on a node that lacks a
+package, say."""
+
 LOOK_SECONDS = 0.25
 """How often actors are looked at: for units that take too long, and for actors that are missing."""
 
@@ -255,8 +259,11 @@ class RayWorkers:
             return
         self._remove(worker)
         pool.failures += 1
+        pool.rests_until = time.monotonic() + min(REST_SECONDS, LOOK_SECONDS * 2**pool.failures)
         if pool.failures >= ATTEMPTS and not any(each.ready for each in pool.workers):
             raise ClusterError(f"workers cannot start: {_last_line(error)}")
+        if pool.failures == ATTEMPTS:
+            self.notes.append(f"a worker does not start ({_last_line(error)}); the others go on, and it is tried again")
         self._note(WORKER_LOST, f"before it was ready: {first_line(error)}")
 
     def _on_nodes(self, nodes: Mapping[str, tuple[str, Mapping[str, float]]]) -> None:
@@ -267,17 +274,18 @@ class RayWorkers:
         self.incidents += [Incident("node removed", self._nodes[each]) for each in sorted(removed)]
         for node in removed:
             self._doubt(node)  # all of it first: what one of its workers had must not go to another of them
+        room = fit([resources for _, resources in nodes.values()], list(self._pools))
+        before, self.room = self.room, dict(zip(self._pools, room, strict=True))
+        for pool, count in zip(self._pools.values(), room, strict=True):
+            pool.wanted = count if self.crew.count is None else self.crew.count
         for worker in [each for pool in self._pools.values() for each in pool.workers if each.node in removed]:
             self._note(WORKER_LOST, self._on(worker, "its node is gone"))
             self._replace(worker, WORKER_LOST)
         for node in removed:
             self._doubted.pop(node, None)
         self._nodes = {node: name for node, (name, _) in nodes.items()}
-        room = fit([resources for _, resources in nodes.values()], list(self._pools))
-        self.room = dict(zip(self._pools, room, strict=True))
         for pool, count in zip(self._pools.values(), room, strict=True):
-            pool.wanted = count if self.crew.count is None else self.crew.count
-            if not count and not pool.workers:
+            if not count and before.get(pool.request) != 0:
                 asked = ", ".join(f"{name} {quantity:g}" for name, quantity in pool.request)
                 self.notes.append(f"no node has room for a worker with {asked}; its units wait until one has")
                 self._note("no room", asked)
@@ -295,12 +303,13 @@ class RayWorkers:
     # Workers that come and go -----------------------------------------------------------------------------------------
 
     def _hire(self) -> None:
-        """Asks for the workers that are missing, one of each kind in turn: Ray gives places in this order."""
-        missing = True
+        """Asks for the workers that are missing, one of each kind in turn: Ray gives places in this order. Where some
+        did not start, others of their kind are asked for after a while, ever longer."""
+        missing, now = True, time.monotonic()
         while missing:
             missing = False
             for pool in self._pools.values():
-                if len(pool.workers) < pool.wanted:
+                if len(pool.workers) < pool.wanted and pool.rests_until <= now:
                     self._hire_one(pool)
                     missing = True
 

@@ -65,6 +65,8 @@ class Pool:
     waiting: list[tuple[int, int, Job]] = field(default_factory=list)
     failures: int = 0
     """Workers that did not start since one last did."""
+    rests_until: float = 0.0
+    """When another one may be asked for."""
     mean: float = 0.0
     """Seconds of a unit, the latest counting most."""
 

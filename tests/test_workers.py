@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
@@ -464,6 +465,58 @@ def test_a_node_that_lost_a_worker_and_has_a_new_one_gets_units_again(
     settle(crew)
     ray.finish(2 if ray.has(2) else 3)
     assert [each.key for each in settle(crew)] == ["a"]
+
+
+@pytest.mark.parametrize("count", [None, 3])
+def test_a_kind_of_worker_whose_last_node_goes_is_said_once(
+    count: int | None, ray: _Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "Head", lambda ray: None)
+    monkeypatch.setattr(cluster, "WATCH_SECONDS", 3600.0)
+    ray.place = lambda number: "big"
+    crew = RayWorkers(Crew(count, "there", requests=((("GPU", 1.0),),)))
+    crew.notes.clear()  # the node that is there at first has no GPU
+    cpus, gpu = ("small", {"CPU": 4.0}), ("big", {"CPU": 4.0, "GPU": 1.0})
+    crew._on_nodes({"small": cpus, "big": gpu})
+    settle(crew)
+    assert not crew.notes
+    made = len(ray.actors)
+    crew._on_nodes({"small": cpus})
+    assert list(crew.notes) == ["no node has room for a worker with GPU 1; its units wait until one has"]
+    assert [each.kind for each in crew.incidents].count("no room") == 2
+    if count is None:
+        assert len(ray.actors) == made  # nobody is asked for where there is no place
+    crew._on_nodes({"small": cpus, "other": cpus})
+    assert len(crew.notes) == 1
+    crew._on_nodes({"small": cpus, "big": gpu})
+    crew.submit("a", replace(named("a"), request=(("GPU", 1.0),)))
+    settle(crew)
+    assert [actor for actor in range(made + 1, len(ray.actors) + 1) if ray.has(actor)]
+
+
+def test_where_workers_do_not_start_another_is_asked_for_ever_more_seldom(
+    ray: _Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr("discover.cluster.time.monotonic", lambda: now)
+    ray.broken = lambda actor: actor > 1
+    crew = RayWorkers(Crew(2))
+    settle(crew)
+    began, tried = now, []
+    while now < began + 600.0:
+        now += cluster.LOOK_SECONDS
+        before = len(ray.actors)
+        settle(crew)
+        crew.next(wait=False)
+        if len(ray.actors) > before:
+            tried.append(now - began)
+    pauses = [b - a for a, b in pairwise(tried)]
+    assert len(tried) < 20  # and not 2,400
+    assert pauses[0] <= 2.0
+    assert max(pauses) == pytest.approx(cluster.REST_SECONDS, abs=1.0)
+    (note,) = crew.notes
+    assert note.startswith("a worker does not start (")
+    assert [each.kind for each in crew.incidents] == ["worker lost"] * (len(tried) + 1)
 
 
 def test_time_counts_from_when_workers_are_ready(ray: _Ray, monkeypatch: pytest.MonkeyPatch) -> None:
