@@ -31,6 +31,10 @@ class LostClusterError(ClusterError):
     at once."""
 
 
+class UnwritableError(UserError):
+    """A file that cannot be written: a full disk, a folder that is another's."""
+
+
 class ArchiveError(RunError):
     """An archive that cannot be opened, read or written."""
 

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from discover.errors import UserError
+from discover.errors import UnwritableError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file in one go: whoever reads it meanwhile, or after a crash, sees the old content or the new.
 
     Raises:
-        UserError: the folder cannot be written.
+        UnwritableError: the folder cannot be written.
     """
     with whole(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -37,7 +37,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write '{path}': {_reason(error)}") from None
+        raise UnwritableError(f"cannot write '{path}': {_reason(error)}") from None
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)

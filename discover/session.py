@@ -16,7 +16,7 @@ from numpy.random import default_rng
 
 import dsl
 from discover.budget import UNLIMITED, Budget
-from discover.errors import ArchiveError, SpaceError, UserError, first_line
+from discover.errors import ArchiveError, SpaceError, UnwritableError, UserError, first_line
 from discover.events import Event, Finished, GenerationDone, Notice, Started
 from discover.manifest import Configuration
 from discover.own_files import absolute
@@ -226,7 +226,7 @@ def _noted(archive: Archive) -> Iterator[tuple[str, Callable[[str], None]]]:
         raise  # whoever asked for events wants no more
     except BaseException as error:
         reason = str(error) if isinstance(error, UserError) else first_line(error)
-        if isinstance(error, ArchiveError):
+        if isinstance(error, ArchiveError | UnwritableError):  # of a generation, or of `best.rule`
             with suppress(ArchiveError):  # a line may still find room where a generation did not
                 archive.log([Incident("not stored", reason)])
         raise

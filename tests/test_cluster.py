@@ -520,6 +520,8 @@ def test_a_disk_that_is_full_in_truth_ends_the_command_in_one_line_and_costs_not
     after = len(stored(out))
     assert before + 2 <= after <= GENERATIONS
     assert digest(out, after) == digest(folder / "whole", after)
+    with Archive.read(out / "archive.sqlite") as archive:  # the second where there was no room for a line of the first
+        assert {each.kind for each in archive.incidents()} & {"not stored", "driver gone"}
 
 
 def digest(out: Path, generations: int) -> str:

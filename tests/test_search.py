@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import heapq
 import json
 import math
@@ -19,7 +20,7 @@ from discover import runs, session
 from discover.archive import Archive
 from discover.budget import Budget
 from discover.cluster import RayWorkers
-from discover.errors import ArchiveError, RunError
+from discover.errors import ArchiveError, RunError, UnwritableError
 from discover.evaluate import Unit, UnitResult
 from discover.events import Finished, GenerationDone
 from discover.records import Generation
@@ -128,18 +129,28 @@ def test_the_archive_notes_how_each_session_ended(space: Path, tmp_path: Path, m
     with runs.resume(str(out)) as run:
         next(iter(session.search(run)))  # and wants no more
 
-    def fails(*_: object, **__: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise ArchiveError("the disk is full")
 
+    def full_for_files(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     with monkeypatch.context() as patch, runs.resume(str(out)) as run:
-        patch.setattr(Archive, "commit_generation", fails)
+        patch.setattr(Archive, "commit_generation", full)
         with pytest.raises(ArchiveError):
+            list(session.search(run))
+    with monkeypatch.context() as patch, runs.resume(str(out)) as run:
+        patch.setattr("discover.files.os.replace", full_for_files)  # as of best.rule, where the archive has room left
+        with pytest.raises(UnwritableError) as error:
             list(session.search(run))
     with Archive.read(out / "archive.sqlite") as archive:
         sessions = archive.sessions()
-        assert [event for _, event, _ in sessions] == ["began", "ended"] * 3
-        assert [text for _, event, text in sessions if event == "ended"] == ["interrupted", "left", "the disk is full"]
-        assert [(each.kind, each.text) for each in archive.incidents()] == [("not stored", "the disk is full")]
+        assert [event for _, event, _ in sessions] == ["began", "ended"] * 4
+        reasons = ["the disk is full", str(error.value)]
+        assert [text for _, event, text in sessions if event == "ended"] == ["interrupted", "left", *reasons]
+        assert [(each.kind, each.text) for each in archive.incidents()] == [("not stored", each) for each in reasons]
+        assert "best.rule" in reasons[1]
+        assert reasons[1].endswith("No space left on device")
 
 
 def _stored(out: Path) -> int:
