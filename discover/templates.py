@@ -88,7 +88,7 @@ def _answers_for(template: Template, rule: Program) -> Answers:
     for answers in known.values():
         if _behaviour(template.build(Given(answers))) == wanted:
             return answers
-    raise SpaceError(f"the template cannot write '{rule.name}'; it can write {', '.join(known)}")
+    raise SpaceError(f"the template knows no choices that write '{rule.name}'; it knows those of {', '.join(known)}")
 
 
 def _behaviour(program: Program) -> str:
