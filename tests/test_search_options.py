@@ -231,6 +231,12 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "lengths": {"step_scales": [0.5, 2.0]},
     "tensors, batches": {"tensor_scales": [0.1, 10.0], "batch_scales": [0.25, 4.0]},
     "optuna": {"algorithm": "optuna", "optuna": {"options": {"n_startup_trials": 6}}},
+    "optuna, NSGA-II of a template": {
+        "algorithm": "optuna",
+        "template": {"name": "nos", "options": {"depth": 2}},
+        "optuna": {"sampler": "nsga2", "options": {"population_size": 6}},
+        "objectives": ["fitness", "state_bytes"],
+    },
 }
 
 
