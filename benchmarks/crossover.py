@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from numpy.random import Generator
 
-from discover.evolution import Evolution, Member
+from discover.evolution import Bred, Evolution
 from discover.mutate import Grammar, Mutation, Place, View, settled, straight_lines, with_line
 from dsl.program import Assign, Call, Expr, Name, Program, map_names, names_read
 
@@ -23,7 +23,7 @@ _TRIES = 10
 class Crossover(Evolution):
     """Aging evolution, some of whose children take a value from a second parent."""
 
-    def _child(self, rng: Generator, island: int) -> tuple[Mutation, tuple[Member, ...]]:
+    def _child(self, rng: Generator, island: int) -> Bred:
         if rng.random() < SHARE:
             parent, mate = (self.tournament(rng, island) for _ in range(2))
             crossed = cross(parent.program, mate.program, self.context.grammar, rng) if mate != parent else None

@@ -14,7 +14,7 @@ from dataclasses import replace
 from numpy.random import Generator
 
 import dsl
-from discover.evolution import Evolution, Member
+from discover.evolution import Bred, Evolution, Member
 from discover.mutate import CHANGES, Mutation, View, mutate
 from discover.proposers import Context, Proposal, Told
 from dsl import Program
@@ -43,7 +43,7 @@ class Drift(Evolution):
         self._whole.setdefault(told.original, whole)
         super().tell(replace(told, program=whole))
 
-    def _child(self, rng: Generator, island: int) -> tuple[Mutation, tuple[Member, ...]]:
+    def _child(self, rng: Generator, island: int) -> Bred:
         parent = self.tournament(rng, island)
         return mutate(parent.program, self.context.grammar, rng, _whole, _CHANGES), (parent,)
 

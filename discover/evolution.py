@@ -49,6 +49,10 @@ class Member:
     costs: tuple[float, ...] = ()
 
 
+Bred = tuple[Mutation, tuple[Member, ...]]
+"""A program and its parents."""
+
+
 class Evolution:
     """Aging evolution (Real et al. 2019, arXiv:1802.01548), as in the search for Lion (arXiv:2302.06675).
 
@@ -82,23 +86,29 @@ class Evolution:
         ]
 
     def propose(self, rng: Generator) -> Proposal:
-        settings, grammar = self.settings, self.context.grammar
         island = int(rng.integers(len(self.islands))) if len(self.islands) > 1 else 0
-        parents: tuple[Member, ...]
-        if self._unmeasured and self._told < settings.population and rng.random() < UNCHANGED:
-            first = list(self._unmeasured.values())[int(rng.integers(len(self._unmeasured)))]
-            child, parents = Mutation(first.program, f"ancestor {-first.candidate}, {first.program.name}"), ()
-        elif settings.tune and rng.random() < settings.tune and (best := self._leaders(settings.tune_top, island)):
-            parent = best[int(rng.integers(len(best)))]
-            fine = replace(grammar, weights={"constant": 1.0}, constant_sigma=FINE * grammar.constant_sigma)
-            child, parents = mutate(parent.program, fine, rng), (parent,)
-        else:
-            child, parents = self._child(rng, island)
+        child, parents = self._ancestor(rng) or self._tuned(rng, island) or self._child(rng, island)
         origin = child.change + (f" [island {island}]" if len(self.islands) > 1 else "")
         known = dict.fromkeys(each.candidate for each in parents if each.candidate >= 0)
         return Proposal(child.program, tuple(known), origin)
 
-    def _child(self, rng: Generator, island: int) -> tuple[Mutation, tuple[Member, ...]]:
+    def _ancestor(self, rng: Generator) -> Bred | None:
+        """An ancestor as it is, now and then, until its fitness is known or it has been rejected for long."""
+        if not self._unmeasured or self._told >= self.settings.population or rng.random() >= UNCHANGED:
+            return None
+        first = list(self._unmeasured.values())[int(rng.integers(len(self._unmeasured)))]
+        return Mutation(first.program, f"ancestor {-first.candidate}, {first.program.name}"), ()
+
+    def _tuned(self, rng: Generator, island: int) -> Bred | None:
+        """One of the best confirmed with a constant moved a little; its share is 0 unless a space asks for it."""
+        settings, grammar = self.settings, self.context.grammar
+        if not settings.tune or rng.random() >= settings.tune or not (best := self._leaders(settings.tune_top, island)):
+            return None
+        parent = best[int(rng.integers(len(best)))]
+        fine = replace(grammar, weights={"constant": 1.0}, constant_sigma=FINE * grammar.constant_sigma)
+        return mutate(parent.program, fine, rng), (parent,)
+
+    def _child(self, rng: Generator, island: int) -> Bred:
         parent = self.tournament(rng, island)
         return mutate(parent.program, self.context.grammar, rng), (parent,)
 
