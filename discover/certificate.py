@@ -288,7 +288,8 @@ def _detail(data: Mapping[str, Any]) -> Iterator[str]:
                         f" {'' if each == baseline else baseline} | {gap} | {speed} | {step} |"
                         f" {cost['state_bytes']:.3g} |"
                     )
-    yield ""
+    timed = sorted({cost.get("device", "cpu") for row in prints.values() for cost in row.values()})
+    yield from ("", f"Steps were timed on {' and '.join(timed)}, the gradients there already.", "")
     for name, row in found["versus"].items():
         for baseline, own in row.items():
             over = own["overall"]

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import dsl
 from discover import certificate, footprint, named_tasks
 from discover.contenders import ClassContender, made
@@ -87,9 +89,11 @@ def _rule(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def footprints(stage: Mapping[str, Any]) -> dict[str, dict[str, Footprint]]:
-    """Task -> contender -> what its step costs, of a contest."""
+    """Task -> contender -> what its step costs, of a contest: where that trained, if it is here, else on the CPU."""
     contenders = [made(name, spelling) for name, spelling in stage["rules"].items()]
-    return {task: footprint.measure(contenders, named_tasks.load(task)) for task in stage["terms"]["tasks"]}
+    device = stage["terms"]["device"] if torch.cuda.is_available() else "cpu"
+    loaded = {task: named_tasks.load(task).to(device) for task in stage["terms"]["tasks"]}
+    return {name: footprint.measure(contenders, task) for name, task in loaded.items()}
 
 
 def packages(spelled: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

@@ -28,10 +28,12 @@ class Footprint:
         seconds: of `optimizer.step()` on a task's parameters, gradients there already; median of the rounds. None for a
             rule that asks for more than a gradient: its step is mostly the model's.
         state_bytes: of its state for each number of the parameters.
+        device: where the step was timed.
     """
 
     seconds: float | None
     state_bytes: float
+    device: str = "cpu"
 
 
 def measure(contenders: Sequence[Contender], task: Task) -> dict[str, Footprint]:
@@ -41,7 +43,7 @@ def measure(contenders: Sequence[Contender], task: Task) -> dict[str, Footprint]
     found: dict[str, Footprint] = {}
     for each in contenders:
         if isinstance(each, RuleContender) and each.asks:
-            found[each.name] = Footprint(None, properties.of(each.program).state_bytes)
+            found[each.name] = Footprint(None, properties.of(each.program).state_bytes, task.device.type)
             continue
         parameters = fresh(task, task.initial(0))
         made[each.name] = each.optimizer(task, parameters, {"lr": 1e-4})
@@ -59,7 +61,7 @@ def measure(contenders: Sequence[Contender], task: Task) -> dict[str, Footprint]
         if number >= WARM_UP + 2 and max(map(sum, seconds.values()), default=0.0) > SECONDS:
             break
     for name, optimizer in made.items():
-        found[name] = Footprint(statistics.median(seconds[name]), state_bytes(optimizer) / task.size)
+        found[name] = Footprint(statistics.median(seconds[name]), state_bytes(optimizer) / task.size, task.device.type)
     return found
 
 

@@ -224,7 +224,11 @@ def rehearsed(data: Mapping[str, Any], folder: Path | None, recorded: Recorded) 
     found: dict[str, Any] = json.loads(json.dumps(composed(rehearsal), allow_nan=False))
     found["footprints"] = {
         task: {
-            name: {"seconds": _timed(cost.seconds, data, task, name), "state_bytes": cost.state_bytes}
+            name: {
+                "seconds": _timed(cost.seconds, data, task, name),
+                "state_bytes": cost.state_bytes,
+                "device": data["footprints"].get(task, {}).get(name, {}).get("device", cost.device),
+            }
             for name, cost in row.items()
         }
         for task, row in footprints(found["contests"][-1]).items()
