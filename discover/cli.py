@@ -92,8 +92,8 @@ app.command("list", help=_help(list_))(_stoppable(list_))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; its exit code: 0 done (an interrupted search included), 2 a mistake of the user's, 130 stopped by
-    a second Ctrl-C, or by one before there was any work in hand.
+    """Runs a command; its exit code: 0 done (or stopped, with a line that says how to go on with what is kept), 2 a
+    mistake of the user's, 130 stopped by a second Ctrl-C, or by one before there was any work in hand.
     """
     try:
         from dsl.program import RuleError

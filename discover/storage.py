@@ -103,6 +103,11 @@ class Store:
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except optuna.exceptions.DuplicatedStudyError:
+            raise UserError(
+                f"--storage {masked(self.url or '')}: another process, on another machine perhaps, writes there; wait"
+                " for it, or name another storage"
+            ) from None
         except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ImportError, ValueError, OSError) as error:
             if isinstance(error, UserError):
                 raise
@@ -146,7 +151,8 @@ def _file_of(url: str) -> Path | None:
 
 
 def _locked(url: str) -> filelock.BaseFileLock:
-    """SQLite stands one writer; two comparisons that train the same would waste their time with any storage."""
+    """SQLite stands one writer; two comparisons that train the same would waste their time with any storage. Seen is
+    what writes from this machine; from another one, who makes the same study second is told."""
     file = _file_of(url)
     folder = file.parent if file else registered_directory().parent
     name = file.name if file else hashlib.sha256(url.encode()).hexdigest()[:12]
