@@ -49,6 +49,9 @@ from dsl.identify import nearest
 INCUMBENTS, SIMPLIFY, FINAL, RUNGS = 100, 200, 300, 400
 """First study seeds: of each stage its own hundred, the same in every run, so that baselines are tuned once."""
 
+APART = 10_000
+"""Study seeds between those of two of a space's `promote.seed`."""
+
 
 def carry_out(promotion: Promotion, workshop: Workshop) -> dict[str, Any]:
     """Promotes, from wherever an earlier promotion of the run ended, and gives the certificate.
@@ -283,7 +286,7 @@ def _terms(promotion: Promotion, name: str, sizes: Placed, first: int, part: str
         most=most,
         error_rate=sizes.error_rate if isinstance(sizes, PromotionRung) else 0.05,
         own=promotion.settings.own,
-        first=first,
+        first=first + APART * promotion.settings.seed,
         device=place.device,
         compile=promotion.compile,
         pruner=promotion.settings.pruner,

@@ -112,6 +112,8 @@ class Promote(Keys):
         top: how many candidates of the chosen checkpoint take part.
         baselines: what they must beat, all of them.
         beside: what they are shown beside on the final tasks and need not beat; where the search began always is.
+        seed: which study seeds, and so fresh seeds, are drawn. Promotions with the same one share them, and the
+            tunings of their baselines; who goes on until something passes needs another.
         own: whether all hyperparameters are tuned, of candidates (their lifted constants) and baselines alike, or lr
             and weight decay alone.
         pruner: which trials of a tuning are dropped before their end, see `discover.pruning`.
@@ -123,8 +125,9 @@ class Promote(Keys):
     """
 
     top: Annotated[int, Field(ge=1)] = 4
-    baselines: Annotated[Names, Field(min_length=1)] = ("adamw",)
-    beside: Names = ("momentum", "muon")
+    baselines: Annotated[Names, Field(min_length=1)] = ("adamw", "lion", "momentum", "muon")
+    beside: Names = ()
+    seed: Annotated[int, Field(ge=0, lt=10**6)] = 0
     own: bool = True
     pruner: Pruner = "none"
     checkpoints: Annotated[int, Field(ge=1)] = 6

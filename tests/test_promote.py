@@ -145,7 +145,8 @@ def test_a_better_rule_is_promoted_simplified_and_certified(capsys: pytest.Captu
     assert "certified.rule --name my_rule" in out
     assert len(data["simplification"]) > 3
     text = (folder / "certificate.md").read_text()
-    for part in ("probability of improvement", "speed-up", "lineage", "Digest", "error rate 0.05", "discover verify"):
+    said = ("probability of improvement", "speed-up", "lineage", "Digest", "error rate 0.05", "discover verify")
+    for part in (*said, "Steps were timed on cpu"):
         assert part in text
     assert "- seeds of final (tuning: tuning seeds / fresh seeds): 300: 300000 / 300500; 301: 301000 / 301500;" in text
     assert f"- final was trained with {final.results['diabetes_regression']['candidate_1'][0].fresh_built} (21" in text
@@ -153,6 +154,21 @@ def test_a_better_rule_is_promoted_simplified_and_certified(capsys: pytest.Captu
     (session,) = data["sessions"]
     assert (session["versions"], session["workers"]) == (data["versions"], [])
     assert f"- session of {session['began']} with python {session['versions']['python']}" in text
+
+
+def test_another_seed_draws_other_tunings_and_fresh_seeds_of_everybody(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = a_run([adam(), ASCENT], change=lambda text: text.replace("  top: 2", "  top: 2\n  seed: 7"))
+    code, _, err = command(capsys, "promote found")
+    assert code == 0, err
+    data = read(folder)
+    contests = [Contest.of(each) for each in data["contests"]]
+    assert [each.terms.first for each in contests] == [70100, 70400, 70300]
+    seeds = {
+        seed for each in contests for row in each.results.values() for own in row.values() for seed in own[0].seeds
+    }
+    assert min(seeds) >= 70_000_000
+    code, out, err = command(capsys, "verify found --sample 4 --tune 1")
+    assert (code, "holds" in out) == (0, True), err
 
 
 def test_what_a_winner_is_shown_beside_need_not_be_beaten_and_is_said(capsys: pytest.CaptureFixture[str]) -> None:
