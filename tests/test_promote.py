@@ -52,6 +52,16 @@ def fitted(p, g, m: zeros, *, lr=0.001):
 """
 """Momentum for as long as its search trained, which was 9 steps, and what nobody saw there afterwards."""
 
+SHAPED = """\
+def shaped(p, g, m: zeros, *, lr=0.001):
+    if role('head'):
+        p = p + lr * g
+    else:
+        m = lerp(m, g, 0.1)
+        p = p - lr * debias(m, 0.9)
+"""
+"""Momentum for all that its search's task has, and ascent for what every network has beside that."""
+
 SPACE = """\
 ancestor: sgd
 operators: [add, sign]
@@ -261,13 +271,13 @@ def test_baselines_with_settings_are_what_the_certificate_says(capsys: pytest.Ca
     assert (code, json.loads(out)["exact"]) == (0, True)
 
 
+@pytest.mark.parametrize(("text", "steps"), [(FITTED, 9), (SHAPED, 12)], ids=["by its length", "by its shapes"])
 def test_a_rule_that_wins_on_the_search_task_alone_is_not_promoted(
-    capsys: pytest.CaptureFixture[str], workshop: Workshop
+    text: str, steps: int, capsys: pytest.CaptureFixture[str], workshop: Workshop
 ) -> None:
-    texts = (("fitted", FITTED), ("crippled", CRIPPLED))
-    fitted, crippled = (RuleContender(name, dsl.parse(text)) for name, text in texts)
-    assert hold(terms(tasks={"quadratic": 9}, fresh=2), [fitted], [crippled], workshop).passed == ("fitted",)
-    folder = a_run([FITTED])
+    fitted, crippled = (RuleContender(*each) for each in (("fitted", dsl.parse(text)), ("b", dsl.parse(CRIPPLED))))
+    assert hold(terms(tasks={"quadratic": steps}, fresh=2), [fitted], [crippled], workshop).passed == ("fitted",)
+    folder = a_run([text])
     assert command(capsys, "promote found")[0] == 0
     assert read(folder)["outcome"] == "nothing passed"
 
