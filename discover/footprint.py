@@ -68,9 +68,14 @@ def measure(contenders: Sequence[Contender], task: Task) -> dict[str, Footprint]
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of all tensors that an optimizer keeps, in its state, in attributes of its own or in an optimizer that it
     wraps; parameters apart, and counters of one number."""
-    parameters = {id(p) for p in _parameters(optimizer)}
-    kept = [x for x in _tensors(optimizer) if x.ndim and id(x) not in parameters]
-    return sum(x.numel() * x.element_size() for x in kept)
+    parameters = {_memory(p) for p in _parameters(optimizer)}
+    kept = {_memory(x): x.untyped_storage().nbytes() for x in _tensors(optimizer) if x.ndim}
+    return sum(size for where, size in kept.items() if where not in parameters)
+
+
+def _memory(x: Tensor) -> int:
+    """Where a tensor's numbers are: views of one buffer are at one place."""
+    return int(x.untyped_storage()._cdata)
 
 
 def _tensors(held: object) -> list[Tensor]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from discover.contenders import Contender, fresh
 from discover.generators import left_alone, seeded, states, take_up
+from discover.keeper import UnkeepableError
 from discover.lanes import CHECKPOINTS, LOST_ABOVE, Prune, Trace
-from discover.whole_optimizer import packed, unpack
+from discover.whole_optimizer import packed, unpacked
 
 if TYPE_CHECKING:
     from discover.trainers import Ground, Run
@@ -35,11 +36,16 @@ def train_loop(
     looks = sorted({step for step in curve if step < ground.steps})
     traces: list[Trace | None] = [None] * len(runs)
     singles: dict[int, _Single] = {}
+
+    def fresh_run(index: int) -> _Single:
+        return _Single(contender, ground, runs[index], curve)
+
     if stored is not None:
-        traces = list(stored["traces"])
-        for index, kept in stored["singles"].items():
-            singles[index] = _Single(contender, ground, runs[index], curve)
-            singles[index].restore(kept)
+        try:
+            singles = {index: fresh_run(index).restored(kept) for index, kept in stored["singles"].items()}
+            traces = list(stored["traces"])
+        except UnkeepableError:
+            pass  # an optimizer that cannot be made again: train anew
 
     def state() -> dict[str, Any]:
         return {"traces": traces, "singles": {index: single.state() for index, single in singles.items()}}
@@ -52,7 +58,7 @@ def train_loop(
                 block = left[start : start + ground.gradient.tile]
                 for index in block:
                     if index not in singles:
-                        singles[index] = _Single(contender, ground, runs[index], curve)
+                        singles[index] = fresh_run(index)
                 _advance(ground, [singles[index] for index in block], stop, lambda: pulse(state))
                 for index in block:
                     if singles[index].lost or stop == ground.steps:
@@ -148,19 +154,17 @@ class _Single:
         return torch.cat([p.detach().flatten() for p in self.parameters])
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs. Raises UnkeepableError where the optimizer cannot be written down."""
+        """All that `restored` needs. Raises UnkeepableError where the optimizer cannot be written down."""
         return {
             "own": (self.done, self.first_loss, self.lost, self.curve, self.random),
-            "parameters": [p.detach() for p in self.parameters],
             "optimizer": packed(self.optimizer, self.parameters),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restored(self, state: Mapping[str, Any]) -> _Single:
+        """Itself, as far as it was then. Raises UnkeepableError where its optimizer cannot be made again."""
+        self.parameters, self.optimizer = unpacked(state["optimizer"])
         self.done, self.first_loss, self.lost, self.curve, self.random = state["own"]
-        with torch.no_grad():
-            for p, stored in zip(self.parameters, state["parameters"], strict=True):
-                p.copy_(stored)
-        unpack(state["optimizer"], self.optimizer, self.parameters)
+        return self
 
 
 def _switch(optimizer: torch.optim.Optimizer, mode: str) -> None:

@@ -51,23 +51,32 @@ class Noisy(torch.optim.SGD):
 
 
 class Listed(torch.optim.Optimizer):
-    """Keeps its moments in lists beside the parameters, some of them twice under two names, and wraps an optimizer that
-    has an attribute of its own. What it counts in is a class's own."""
+    """Keeps its moments in lists, as views of one buffer and under two names; steps by aliases of the parameters and by
+    a method that it holds; wraps an optimizer that has an attribute of its own; draws from a generator of its own."""
 
     def __init__(self, params: Any, lr: float = 0.1) -> None:
         super().__init__(params, {"lr": lr})
         self.params = self.param_groups[0]["params"]
-        self.momenta = [torch.zeros_like(p) for p in self.params]
+        self.aliases = [p.data for p in self.params]
+        sizes = [p.numel() for p in self.params]
+        self.buffer = torch.zeros(sum(sizes))
+        self.momenta = [m.view_as(p) for m, p in zip(self.buffer.split(sizes), self.params, strict=True)]
         self.same = {"momenta": self.momenta}
         self.base = Noisy(self.params, lr=lr)
         self.random = np.random.default_rng(0)
+        self.rule = self.step_one
+
+    def step_one(self, p: Any, alias: Any, m: Any, same: Any) -> None:
+        m.mul_(0.5).add_(p.grad)
+        same.mul_(0.9)
+        p.grad.copy_(m * self.random.uniform())
+        alias.mul_(0.999)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        for p, m, same in zip(self.params, self.momenta, self.same["momenta"], strict=True):
-            m.mul_(0.5).add_(p.grad)
-            same.mul_(0.9)
-            p.grad.copy_(m * self.random.uniform())
+        self.buffer.mul_(1.1)
+        for each in zip(self.params, self.aliases, self.momenta, self.same["momenta"], strict=True):
+            self.rule(*each)
         self.base.param_groups[0]["lr"] = self.param_groups[0]["lr"]
         self.base.step()
 
@@ -78,6 +87,23 @@ class Unkeepable(Noisy):
     def __init__(self, params: Any, lr: float = 0.1) -> None:
         super().__init__(params, lr)
         self.scale = lambda: 1.0
+
+
+class Once:
+    """Can be written down, and not be made again."""
+
+    def __reduce__(self) -> Any:
+        return _refuse, ()
+
+
+def _refuse() -> None:
+    raise ValueError("not again")
+
+
+class Unmakeable(Noisy):
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, lr)
+        self.once = Once()
 
 
 class TwoPoints(torch.optim.SGD):
@@ -123,7 +149,14 @@ def ground(task: str = "digits_mlp", steps: int | None = STEPS) -> Ground:
 
 @cache
 def named(name: str) -> Contender:
-    own = {"noisy": Noisy, "listed": Listed, "unkeepable": Unkeepable, "two points": TwoPoints, "failing": Failing}
+    own = {
+        "noisy": Noisy,
+        "listed": Listed,
+        "unkeepable": Unkeepable,
+        "unmakeable": Unmakeable,
+        "two points": TwoPoints,
+        "failing": Failing,
+    }
     return ClassContender(name, own[name]) if name in own else contender(name)
 
 
@@ -472,6 +505,16 @@ def test_an_optimizer_that_cannot_be_kept_is_trained_anew_and_to_its_end_where_i
     assert train(one, here, some, keeper=Luggage({}, leg=0.0, spacing=0.0)) == undisturbed
     with pytest.raises(StoppedError):
         train(named("listed"), here, some, keeper=Luggage({}, leg=0.0, spacing=0.0))
+
+
+def test_what_was_kept_of_an_optimizer_and_cannot_be_made_again_is_trained_anew(tmp_path: Path) -> None:
+    here, one, some = ground("digits_mlp"), named("unmakeable"), runs(0.01, 0.1)
+    undisturbed = train(one, here, some, curve=CURVE, prune=halfway)
+    calls = iter(range(10**6))
+    with pytest.raises(StoppedError):
+        train(one, here, some, curve=CURVE, prune=halfway, keeper=Keeper(tmp_path, stop=lambda: next(calls) == 15))
+    assert len(list(tmp_path.iterdir())) == 1
+    assert train(one, here, some, curve=CURVE, prune=halfway, keeper=Keeper(tmp_path)) == undisturbed
 
 
 class OnDevice(Noisy):
