@@ -259,7 +259,7 @@ class RayWorkers:
             return
         self._remove(worker)
         pool.failures += 1
-        pool.rests_until = time.monotonic() + min(REST_SECONDS, LOOK_SECONDS * 2**pool.failures)
+        pool.rests_until = time.monotonic() + min(REST_SECONDS, LOOK_SECONDS * 2 ** min(pool.failures, 16))
         if pool.failures >= ATTEMPTS and not any(each.ready for each in pool.workers):
             raise ClusterError(f"workers cannot start: {_last_line(error)}")
         if pool.failures == ATTEMPTS:
@@ -278,14 +278,15 @@ class RayWorkers:
         before, self.room = self.room, dict(zip(self._pools, room, strict=True))
         for pool, count in zip(self._pools.values(), room, strict=True):
             pool.wanted = count if self.crew.count is None else self.crew.count
+            pool.rests_until = 0.0 if added else pool.rests_until  # a new node may do
         for worker in [each for pool in self._pools.values() for each in pool.workers if each.node in removed]:
             self._note(WORKER_LOST, self._on(worker, "its node is gone"))
             self._replace(worker, WORKER_LOST)
         for node in removed:
             self._doubted.pop(node, None)
         self._nodes = {node: name for node, (name, _) in nodes.items()}
-        for pool, count in zip(self._pools.values(), room, strict=True):
-            if not count and before.get(pool.request) != 0:
+        for pool in self._pools.values():
+            if not self.room[pool.request] and before.get(pool.request) != 0:
                 asked = ", ".join(f"{name} {quantity:g}" for name, quantity in pool.request)
                 self.notes.append(f"no node has room for a worker with {asked}; its units wait until one has")
                 self._note("no room", asked)
