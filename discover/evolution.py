@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -122,10 +123,10 @@ class Evolution:
     def tell(self, told: Told) -> None:
         if self.objectives[1:] and told.properties:
             self._costs[told.id] = self._costs_of(told.properties)
-        if told.original not in self.context.fitness or (told.id != told.original and not self.settings.neutral):
-            return
         if (ancestor := _ANCESTOR.match(told.origin)) and (copy := self._unmeasured.pop(-int(ancestor[1]), None)):
             self._measure(copy, told.original)
+        if told.original not in self.context.fitness or (told.id != told.original and not self.settings.neutral):
+            return
         marked = _ISLAND.search(told.origin)
         island = int(marked[1]) % len(self.islands) if marked else 0
         self._homes.setdefault(told.original, island)
@@ -151,7 +152,7 @@ class Evolution:
                 self.islands[self._homes[each]].append(self._elite(each))
 
     def _fitness(self, member: Member) -> float:
-        return self.context.fitness[member.candidate]
+        return self.context.fitness.get(member.candidate, -math.inf)  # none: an ancestor that failed
 
     def _dominates(self, one: Member, other: Member) -> bool:
         """Whether one is nowhere worse and somewhere better."""

@@ -42,7 +42,7 @@ class Candidate:
     Attributes:
         id: the proposal's number, from 0, counted over all proposals (rejected ones have numbers too, but no row).
         generation: in which it was proposed.
-        origin: how it came about, in words: "unchanged", "insert u = sign(g)".
+        origin: how it came about, in words: "ancestor 1, sgd", "insert u = sign(g)".
         parents: the ids of the candidates it was made from.
         text: the program as a rule file.
         structure: hash of its canonical form.
