@@ -271,7 +271,8 @@ def _sentence(name: str, baseline: str, calls: Mapping[str, Call | None], overal
     if better and worse:
         return f"{first} Tasks disagree; over all of them {_size(overall)}."
     if overall.call == "not shown":
-        aside = " (what is sure on some tasks is outweighed on others)" if overall.p <= ALPHA else ""
+        against = overall.p <= ALPHA and abs(overall.difference.value) >= SMALLEST
+        aside = " (what is sure on some tasks is outweighed on others)" if against else ""
         return f"{first} Over all tasks: no difference shown; {_size(overall)}{aside}."
     return f"{first} Over all tasks it is {overall.call}: {_size(overall)}."
 
