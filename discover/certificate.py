@@ -20,7 +20,7 @@ from discover.contest import Contest, Results, differences, wins
 from discover.studies import tuning_seeds
 from discover.verdict import log_losses, percent
 
-FORMAT = 3
+FORMAT = 4
 """Version of certificate.json."""
 
 FACTORS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0)
@@ -245,6 +245,7 @@ def _contests(data: Mapping[str, Any]) -> Iterator[str]:
     for contest in data["contests"]:
         yield from _seeds(contest)
     yield "- p: largest over baselines, sequential (valid whenever one stops), Holm-corrected over candidates."
+    yield "- who passes is ahead of each baseline in the mean of its tunings, too."
     spent = ", ".join(f"{name} {steps:,}" for name, steps in data["spent"]["model_steps"].items())
     yield f"- spent in model steps: {spent}; {data['spent']['seconds']:.0f} s here"
 
@@ -288,7 +289,7 @@ def _detail(data: Mapping[str, Any]) -> Iterator[str]:
                         f" {'' if each == baseline else baseline} | {gap} | {speed} | {step} |"
                         f" {cost['state_bytes']:.3g} |"
                     )
-    timed = sorted({cost.get("device", "cpu") for row in prints.values() for cost in row.values()})
+    timed = sorted({cost["device"] for row in prints.values() for cost in row.values()})
     yield from ("", f"Steps were timed on {' and '.join(timed)}, the gradients there already.", "")
     for name, row in found["versus"].items():
         for baseline, own in row.items():

@@ -80,7 +80,7 @@ def test_limits_stand_in_a_manifest_by_their_names_and_those_that_came_later_may
     path = Path("out/manifest.json")
     data = json.loads(path.read_text())
     limits = {"seconds": 90.0, "candidates": 10, "model_steps": None, "target": None, "plateau": 7}
-    assert data["format"] == 1
+    assert data["format"] == 2
     assert data["configuration"] | limits == data["configuration"]
     assert "budget" not in data["configuration"]
     for later in ("model_steps", "target", "plateau"):
@@ -184,14 +184,14 @@ def test_runs_that_are_not_to_be_found_are_refused() -> None:
 DAMAGED = {
     "cut off": (lambda text: text[:100], "manifest.json: is damaged"),
     "a list": (lambda text: "[]", "manifest.json: is damaged"),
-    "a key gone": (lambda text: text.replace('"seed"', '"sead"'), "manifest.json: is damaged: "),
+    "a key gone": (lambda text: text.replace('"compiled_from"', '"compiled_form"'), "manifest.json: is damaged: "),
     "no limit": (
         lambda text: text.replace('"candidates": 10', '"candidates": 0'),
         "manifest.json: is damaged: candidates: expected at least 1, not 0",
     ),
     "other version": (
-        lambda text: text.replace('"format": 1', '"format": 9'),
-        "is a run of format 9, and this version reads format 1",
+        lambda text: text.replace('"format": 2', '"format": 9'),
+        "is a run of format 9, and this version reads format 2",
     ),
     "a space of another version": (
         lambda text: text.replace('"tournament"', '"contest"'),
