@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import dsl
 from discover import certificate, footprint, named_tasks
 from discover.contenders import ClassContender, made
@@ -91,9 +89,9 @@ def _rule(recorded: Mapping[str, Any]) -> dict[str, Any]:
 def footprints(stage: Mapping[str, Any]) -> dict[str, dict[str, Footprint]]:
     """Task -> contender -> what its step costs, of a contest: where that trained, if it is here, else on the CPU."""
     contenders = [made(name, spelling) for name, spelling in stage["rules"].items()]
-    device = stage["terms"]["device"] if torch.cuda.is_available() else "cpu"
-    loaded = {task: named_tasks.load(task).to(device) for task in stage["terms"]["tasks"]}
-    return {name: footprint.measure(contenders, task) for name, task in loaded.items()}
+    loaded = {task: named_tasks.load(task) for task in stage["terms"]["tasks"]}
+    device = stage["terms"]["device"]
+    return {name: footprint.measure(contenders, footprint.placed(task, device)) for name, task in loaded.items()}
 
 
 def packages(spelled: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

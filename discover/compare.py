@@ -169,7 +169,7 @@ def carry_out(comparison: Comparison, workshop: Workshop, *, compile: bool = Tru
         mean = math.exp(float(verdict.log_losses(found).mean()))
         workshop.say(f"{task}: {name} {mean:.4g} ({format_duration(answer.seconds)})")
     for name, loaded in comparison.tasks.items():  # when nothing trains beside it
-        task_there = loaded.to(comparison.options.device) if _is_here(comparison.options.device) else loaded
+        task_there = footprint.placed(loaded, comparison.options.device)
         comparison.footprints[name] = footprint.measure(comparison.contenders, task_there)
 
 
@@ -438,10 +438,6 @@ def _endings(comparison: Comparison, found: Verdict, folder: Path, url: str, sec
                     " tunings; more --trials extend it"
                 )
     yield f"{format_duration(seconds)}; written to {folder}; studies in {url}"
-
-
-def _is_here(device: str) -> bool:
-    return device == "cpu" or torch.cuda.is_available()
 
 
 def _check_device(name: str) -> None:

@@ -36,6 +36,11 @@ class Footprint:
     device: str = "cpu"
 
 
+def placed(task: Task, device: str) -> Task:
+    """The task on the device where it was trained; on the CPU, where workers alone have such a device."""
+    return task.to(device) if device == "cpu" or torch.cuda.is_available() else task
+
+
 def measure(contenders: Sequence[Contender], task: Task) -> dict[str, Footprint]:
     """Footprints by name, all measured in turns, so that whatever slows the machine down slows all of them."""
     torch.manual_seed(0)
