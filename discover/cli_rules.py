@@ -45,8 +45,8 @@ def identify(rule: RuleArgument, json: Json = False) -> None:
     """Say which known optimizer a rule equals, or is nearest to.
 
     Names, the order of statements and constants play no part: constants that are found are reported. How near: the mean
-    cosine of the two rules' updates over 24 fixed gradients (1: the same direction at every step; at default
-    hyperparameters, without weight decay, nothing tuned), and the share of operations that both have.
+    cosine of the two rules' updates over 24 fixed gradients (1: the same direction at every step; without weight decay,
+    known rules with a few memories and limits), and the share of operations that both have.
     """
     program = _composed(_rule(rule))
     from dsl.identify import nearest

@@ -9,11 +9,12 @@ built-in rules, and every wrapper among them on every other rule, or on a wrappe
 Otherwise two figures say how near it comes. The known rule with the largest similarity is named; among those that come
 within `AS_NEAR` of it, the one that shares most:
 
-- *similarity*, how alike they step: both run over the same 24 fixed gradients with p held, at their default
-  hyperparameters and without weight decay; it is the mean cosine of their updates over steps, for a matrix and a
-  vector together. 1 is the same direction at every step, 0 nothing in common. Gradients differ in size from element to
-  element by up to a factor of 100 and are half noise, so that rules that normalise, and those that average, are told
-  apart. Nothing is tuned, and the length of steps plays no part.
+- *similarity*, how alike they step: both run over the same 24 fixed gradients with p held and without weight decay; it
+  is the mean cosine of their updates over steps, for a matrix and a vector together. 1 is the same direction at every
+  step, 0 nothing in common. Gradients differ in size from element to element by up to a factor of 100 and are half
+  noise, so that rules that normalise, and those that average, are told apart. Known rules are tried at their default
+  hyperparameters and with shorter memories and other limits (`SETTINGS`), since by these a rule goes elsewhere and is
+  called the same. The length of steps plays no part.
 - *shared*, how alike they are written: the share of operations, each counted with what its arguments are, that both
   have in common; names, constants and the order of statements play no part.
 """
@@ -24,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from itertools import product
 
 import numpy as np
 
@@ -40,8 +42,16 @@ from dsl.program import BUILTINS, Call, Facts, Name, Program, Slot, assignments,
 from dsl.reference import Array, Machine
 from dsl.types import SIZED_BY
 
-AS_NEAR = 0.05
+AS_NEAR = 0.03
 """Of similarity: by so little, what two rules do is not told apart, and how they are written decides."""
+
+SETTINGS: Mapping[str, tuple[float, ...]] = {
+    "momentum": (0.5, 0.8),
+    "beta1": (0.5, 0.8),
+    "limit": (0.3, 3.0, 10.0),
+}
+"""Hyperparameters, and values of them that known rules are tried at beside their defaults to see how near they are: how
+much an average keeps from step to step; and where an element is clipped, on gradients of a mean size of 2.6."""
 
 STEPS = 24
 ROWS, COLS = 6, 4
@@ -61,7 +71,8 @@ class Match:
         name: the known rule; for a wrapper, with the base it was tried on.
         similarity: mean cosine of the updates, from -1 to 1.
         exact: the program is the known rule, with the hyperparameters in `hypers`.
-        hypers: where exact, the known rule's hyperparameters that are not at their defaults.
+        hypers: the known rule's hyperparameters that are not at their defaults: where exact, those of the program; else
+            those, of `SETTINGS`, with which it is nearest.
         but_for_decay: not exact, but equal to the known rule once both have their weight decay at 0.
         shared: the share of operations that both have in common, from 0 to 1.
     """
@@ -74,12 +85,13 @@ class Match:
     shared: float = 1.0
 
     def __str__(self) -> str:
-        if self.exact:
-            values = ", ".join(f"{name}={value:g}" for name, value in self.hypers.items())
-            return f"is {self.name}" + (f" with {values}" if values else "")
         if self.but_for_decay:
             return f"is {self.name} but for its weight decay"
-        return f"new; nearest is {self.name} (similarity {self.similarity:.3f}), {self.shared:.0%} of operations shared"
+        values = ", ".join(f"{name}={value:g}" for name, value in self.hypers.items())
+        known = self.name + (f" with {values}" if values else "")
+        if self.exact:
+            return f"is {known}"
+        return f"new; nearest is {known} (similarity {self.similarity:.3f}), {self.shared:.0%} of operations shared"
 
 
 def nearest(program: Program, gradients: float | None = None) -> Match:
@@ -111,12 +123,14 @@ def nearest(program: Program, gradients: float | None = None) -> Match:
             return Match(name, 1.0, False, but_for_decay=True)
     scale = 1.0 if gradients is None else gradients / _probe()[2]
     directions, operations = _directions(program, scale), _operations(program)
+    shared = {name: _share(operations, _written(name)) for name in _zoo()}
     found = [
-        Match(name, _similarity(directions, _seen(name)[0]), False, shared=_share(operations, _seen(name)[1]))
-        for name in _zoo()
+        Match(each.name, _similarity(directions, each.directions), False, each.hypers, shared=shared[each.name])
+        for each in _neighbours()
     ]
     most = max(match.similarity for match in found)
-    return max((match for match in found if match.similarity >= most - AS_NEAR), key=lambda match: match.shared)
+    near = [match for match in found if match.similarity >= most - AS_NEAR]
+    return max(near, key=lambda match: (match.shared, match.similarity))
 
 
 # What is known ----------------------------------------------------------------------------------------------------
@@ -124,11 +138,12 @@ def nearest(program: Program, gradients: float | None = None) -> Match:
 
 @cache
 def _zoo() -> tuple[str, ...]:
-    """Every built-in rule, wrappers on adamw; and last wrappers on sgd, of which one may do nothing."""
+    """Every built-in rule, wrappers on adamw; then wrappers on momentum, and last on sgd, of which one may do
+    nothing."""
     wrappers = [name for name in names() if load(name).rules]
     return (
         *(f"{name}(adamw)" if name in wrappers else name for name in names()),
-        *(f"{name}(sgd)" for name in wrappers),
+        *(f"{name}({base})" for base in ("momentum", "sgd") for name in wrappers),
     )
 
 
@@ -148,8 +163,8 @@ def _still(name: str) -> str:
 
 
 @cache
-def _seen(name: str) -> tuple[Array, Counter[str]]:
-    return _directions(_program(name)), _operations(_program(name))
+def _written(name: str) -> Counter[str]:
+    return _operations(_program(name))
 
 
 @cache
@@ -258,6 +273,28 @@ def _primitive(name: str) -> frozenset[str]:
 
 
 # Nearness ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Neighbour:
+    """A known rule with some hyperparameters beside its defaults, and how it steps."""
+
+    name: str
+    hypers: Mapping[str, float]
+    directions: Array
+
+
+@cache
+def _neighbours() -> tuple[_Neighbour, ...]:
+    """Every known rule at its defaults and at all combinations of `SETTINGS` with them."""
+    found = []
+    for name in _zoo():
+        program = _program(name)
+        some = [hyper for hyper in SETTINGS if hyper in program.defaults]
+        for values in product(*((program.defaults[hyper], *SETTINGS[hyper]) for hyper in some)):
+            hypers = {k: v for k, v in zip(some, values, strict=True) if v != program.defaults[k]}
+            found.append(_Neighbour(name, hypers, _directions(program.with_defaults(hypers))))
+    return tuple(found)
 
 
 def _directions(program: Program, scale: float = 1.0) -> Array:

@@ -174,6 +174,18 @@ def test_a_bounded_gradient_is_near_gradient_descent_clipped(body: str) -> None:
     assert match.similarity > 0.95
 
 
+def test_an_average_with_a_short_memory_is_near_momentum_with_a_short_memory() -> None:
+    """By its memory a rule goes elsewhere, so momentum with its default, 0.9, is not what it is like."""
+    match = identify.nearest(rule("m = lerp(m, g / max(abs(g), 0.8), 0.5); p = p - lr * m"))
+    assert (match.name, match.exact) == ("clip_value(momentum)", False)
+    assert dict(match.hypers) == {"momentum": 0.5}
+    assert match.similarity > 0.95
+    assert str(match).startswith("new; nearest is clip_value(momentum) with momentum=0.5 (similarity 0.9")
+    known = dsl.load("clip_value(momentum)")
+    apart = [identify._directions(known.with_defaults(hypers)) for hypers in (match.hypers, {})]
+    assert identify._similarity(*apart) < 0.9
+
+
 @pytest.mark.parametrize(("gradients", "name"), [(1e-3, "sgd"), (None, "clip_value(sgd)"), (1e4, "signsgd")])
 def test_a_rule_with_a_limit_is_another_on_gradients_of_another_size(gradients: float | None, name: str) -> None:
     match = identify.nearest(rule("u = g / (abs(g) + 0.8); p = p - lr * u"), gradients)
