@@ -122,7 +122,7 @@ def test_a_rediscovery_is_kept_wherever_the_project_stands(
     space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = f"{Path(rediscovery.__file__).with_name('planted.py')}:IllConditioned"
-    own = rediscovery.load(task, (1.0, 1.0))
+    own = rediscovery.load(rediscovery.PLANTED["ill_conditioned"], task)
     kept = tmp_path / "kept.jsonl"
     one = rediscovery.search(own, evidence.Evidence(kept), model_steps=2000, seed=3, workers=0)
     assert str(evidence.ROOT) not in kept.read_text()
