@@ -24,6 +24,7 @@ def reference(
     seeds: Annotated[
         int | None, Option(metavar="N", help="Fresh seeds to score the best setting on; by default 32.")
     ] = None,
+    device: Annotated[str, Option(metavar="DEVICE", help="Where to train, as torch names it.")] = "cpu",
     out: Annotated[
         Path | None,
         Option(metavar="FILE", help="Where to store; by default with the package, and a task of your own nowhere."),
@@ -35,7 +36,7 @@ def reference(
 
     asked = {"trials": trials, "tuning_seeds": tuning_seeds, "fresh_seeds": seeds}
     budget = GridBudget(**{name: value for name, value in asked.items() if value is not None})
-    run(task or (), budget, out=out, as_json=json)
+    run(task or (), budget, device=device, out=out, as_json=json)
 
 
 def compare(

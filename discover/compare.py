@@ -53,6 +53,7 @@ POINTS = 20
 """Of a curve, at even distances, the end left out."""
 
 _STUDIES = 100  # studies of seed s are 100 s, 100 s + 1, ...
+_SEEDS = 10**6  # of greater ones the studies would be promotion's (`promote.STAGE`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ class Options:
         """Raises UserError where a number is out of range."""
         if self.target is not None and not 0 < self.target < math.inf:
             raise UserError(f"--target {self.target:g}: expected a loss above 0")
+        if not 0 <= self.seed < _SEEDS:
+            raise UserError(f"--seed {self.seed}: expected 0 to {_SEEDS - 1}")
         if not 1 <= self.tunings <= _STUDIES:
             raise UserError(f"--tunings {self.tunings}: expected 1 to {_STUDIES}")
         if self.seeds < max(2, self.tunings):
@@ -251,7 +254,7 @@ def run(
     console = Console(stderr=as_json)
     torch.set_num_threads(1)
     if staff.address is None:
-        _check_device(options.device)
+        check_device(options.device)
     comparison = select(names, baseline, task_names, options)
     runs = len(comparison.tasks) * len(comparison.contenders) * options.tunings * options.budget.planned
     url, began = storage or default_url(), time.perf_counter()
@@ -440,7 +443,7 @@ def _endings(comparison: Comparison, found: Verdict, folder: Path, url: str, sec
     yield f"{format_duration(seconds)}; written to {folder}; studies in {url}"
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

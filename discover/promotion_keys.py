@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -11,6 +13,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from discover import pruners
 from discover.keys import Counts, Keys, Names, Positive, Resources, Steps, request_of
 from discover.pruners import Pruner
+
+_FORMAT = re.compile(r"(\w{2,}:)?(.*)", re.DOTALL)  # as in `cifar10:FOLDER`
+_SHARDS = re.compile(r"[*?[]|\.bin$")  # a glob, or a file
 
 
 class Sizes(Keys):
@@ -206,7 +211,34 @@ def least_tunings(error_rate: float, candidates: int) -> int:
 
 
 def base_of(task: str) -> str:
-    """A task without its options: what shares data and network. Equal for all paths to one file, links included."""
+    """What is equal for names of which one set alone may have one: for all variants of a task, whatever their options
+    say, and for all paths to one file, links included. Variants of a built-in task that read other data, by the option
+    `data`, are other tasks."""
     stem, colon, rest = task.partition(".py:")
-    name = (rest if colon else stem).partition("(")[0].strip()
-    return f"{Path(f'{stem}.py').resolve()}:{name}" if colon else name
+    if colon:
+        return f"{Path(f'{stem}.py').resolve()}:{_without_options(rest)}"
+    data = _data_of(task)
+    return _without_options(task) + (f"(data={data})" if data else "")
+
+
+def _without_options(name: str) -> str:
+    return name.partition("(")[0].strip()
+
+
+def _data_of(task: str) -> str | None:
+    """Where the data of a built-in task are, as `FORMAT:PATH` or a path; None where it brings its own. Shards of tokens
+    go by their folder, since they share those in it that are held out."""
+    if "data" not in task.partition("(")[2]:
+        return None
+    from tasks import options  # and with it torch, which other spaces do not wait for
+
+    try:
+        text = options.parse(task)[1].get("data", "none")
+    except ValueError:  # refused where the task is made
+        return None
+    if text == "none":
+        return None
+    form, path = _FORMAT.fullmatch(text).groups()  # type: ignore[union-attr]  # fits any text
+    found = os.path.realpath(os.path.expanduser(path))
+    folder, name = os.path.split(found)
+    return (form or "") + (folder if _SHARDS.search(name) else found)

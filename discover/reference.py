@@ -25,13 +25,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import dsl
 import tasks
-from discover import gradient, lanes, named_tasks, native
+from discover import named_tasks
+from discover.compare import check_device
 from discover.console import Rows
+from discover.contenders import RuleContender
 from discover.durations import format_duration
-from discover.errors import UserError
+from discover.errors import UserError, first_line, is_shortage
 from discover.evaluate import LOSS_FLOOR
 from discover.files import refused, write_whole
-from discover.gradient import Gradient
+from discover.trainers import Ground, Run, model_steps, train
 from tasks import Reference, Task, references
 
 RULE = "adamw"
@@ -81,37 +83,31 @@ class GridBudget:
             _rounded(task.learning_rate * LEARNING_RATE_FACTOR ** (index - points // 2)) for index in range(points)
         )
 
-    def command(self, name: str) -> str:
+    def command(self, name: str, device: torch.device) -> str:
+        there = "" if device.type == "cpu" else f" --device {device}"
         return (
             f"discover reference {shlex.quote(name)} --trials {self.trials} --tuning-seeds {self.tuning_seeds}"
-            f" --seeds {self.fresh_seeds}"
+            f" --seeds {self.fresh_seeds}{there}"
         )
 
 
 def calibrate(
-    task: Task,
-    budget: GridBudget,
-    *,
-    gradient: Gradient,
-    native: bool = False,
-    name: str | None = None,
-    tell: Told = lambda done, planned: None,
+    ground: Ground, budget: GridBudget, *, name: str | None = None, tell: Told = lambda done, planned: None
 ) -> Reference:
     """Tunes AdamW on a task at its full horizon, and scores the best setting on fresh seeds.
 
     Args:
-        task: what to train.
+        ground: the task, and where it is trained.
         budget: how many settings and seeds.
-        gradient: of the same task.
-        native: see `discover.lanes.train`.
         name: what the reference says its task is called; by default the task's own spelling.
         tell: is called now and then with the model steps done and planned.
 
     Raises:
         UserError: AdamW is lost (not finite, or rising) at every setting, or on a fresh seed.
     """
+    task = ground.task
     name = name or task.spelling
-    trials = _Trials(task, budget, gradient, native, tell)
+    trials = _Trials(ground, budget, tell)
     rates: tuple[float, ...] = budget.learning_rates(task)
     decays: tuple[float, ...] = WEIGHT_DECAYS
     extensions = 0
@@ -151,7 +147,7 @@ def calibrate(
         model_steps=trials.done,
         data_sha256=task.data_sha256,
         versions={"python": platform.python_version(), "torch": torch.__version__},
-        command=budget.command(name),
+        command=budget.command(name, task.device),
         date=datetime.now(UTC).date().isoformat(),
     )
 
@@ -164,9 +160,9 @@ class _Trials:
         done, planned: model steps.
     """
 
-    def __init__(self, task: Task, budget: GridBudget, gradient: Gradient, native: bool, tell: Told) -> None:
-        self.task, self.gradient, self.native, self.tell = task, gradient, native, tell
-        self.program = dsl.load(RULE)
+    def __init__(self, ground: Ground, budget: GridBudget, tell: Told) -> None:
+        self.ground, self.tell = ground, tell
+        self.adamw = RuleContender(RULE, dsl.load(RULE))
         self.tuning_seeds = range(budget.tuning_seeds)
         self.fresh_seeds = range(_FIRST_FRESH_SEED, _FIRST_FRESH_SEED + budget.fresh_seeds)
         self.scores: dict[Setting, float] = {}
@@ -176,7 +172,7 @@ class _Trials:
         """The best setting, once all of a grid have been tried."""
         new = [(rate, decay) for decay in decays for rate in rates if (rate, decay) not in self.scores]
         trainings = len(new) * len(self.tuning_seeds) + len(self.fresh_seeds)
-        self.planned = self.done + trainings * self.task.horizon
+        self.planned = self.done + trainings * self.ground.steps
         self.tell(self.done, self.planned)
         by_seed = [self.train(new, [seed]) for seed in self.tuning_seeds]  # lanes of one seed share their batches
         for setting, losses in zip(new, zip(*by_seed, strict=True), strict=True):
@@ -184,11 +180,10 @@ class _Trials:
         return min(self.scores, key=lambda setting: self.scores[setting])
 
     def train(self, settings: Sequence[Setting], seeds: Sequence[int]) -> list[float]:
-        """The losses of all settings on all seeds, at once."""
-        batch = [lanes.Lane(0, seed, {"lr": rate, "weight_decay": decay}) for rate, decay in settings for seed in seeds]
-        steps = self.task.horizon
-        traces = lanes.train(self.task, [self.program], batch, steps=steps, gradient=self.gradient, native=self.native)
-        self.done += sum(trace.steps for trace in traces)
+        """The losses of all settings on all seeds, as many at once as fit into memory."""
+        runs = [Run({"lr": rate, "weight_decay": decay}, seed) for rate, decay in settings for seed in seeds]
+        traces = train(self.adamw, self.ground, runs)
+        self.done += model_steps(traces)
         self.tell(self.done, self.planned)
         return [trace.loss for trace in traces]
 
@@ -240,18 +235,21 @@ def _rounded(value: float) -> float:
 # The command --------------------------------------------------------------------------------------------------------
 
 
-def run(names: Sequence[str], budget: GridBudget, *, out: Path | None, as_json: bool) -> None:
-    """Calibrates tasks one after the other and stores each when it is done.
+def run(names: Sequence[str], budget: GridBudget, *, device: str, out: Path | None, as_json: bool) -> None:
+    """Calibrates tasks one after the other, and stores each when it is done. Those that are done are kept and shown
+    whatever becomes of the next.
 
     Args:
         names: built-in tasks or "FILE.py:NAME"; none for all that are built in.
         budget: of each task.
+        device: where to train.
         out: where references are stored; by default built-in tasks' with the package, and others' nowhere.
         as_json: print JSON on stdout, and what is shown to people on stderr.
 
     Raises:
-        UserError: no such task; a file that cannot be read or written; AdamW is lost.
+        UserError: no such device or task; a file that cannot be read or written; AdamW is lost; memory runs out.
     """
+    check_device(device)
     loaded = {task.spelling: task for task in map(named_tasks.load, names or tasks.names())}
     built_in = {name for name in loaded if name.partition("(")[0] in tasks.names()}
     files = {name: out or (references.PATH if name in built_in else None) for name in loaded}
@@ -259,33 +257,47 @@ def run(names: Sequence[str], budget: GridBudget, *, out: Path | None, as_json: 
         _check_file(path)
     console = Console(stderr=as_json)
     torch.set_num_threads(1)
-    found, seconds = [], []
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
-    ) as progress:
-        for name, task in loaded.items():
-            began = time.perf_counter()
-            found.append(_calibrate_with(progress, name, task, budget))
-            seconds.append(time.perf_counter() - began)
-            if file := files[name]:
-                _store(found[-1], file)
-    if as_json:
-        print(json.dumps({each.task: each.plain() for each in found}, indent=2))
-    else:
-        _show(found, seconds, files, console)
+    found: list[Reference] = []
+    seconds: list[float] = []
+    stored: dict[str, Path | None] = {}
+    try:
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
+        ) as progress:
+            for name, task in loaded.items():
+                began = time.perf_counter()
+                found.append(_calibrate_with(progress, name, task, budget, device))
+                seconds.append(time.perf_counter() - began)
+                stored[name] = None
+                if file := files[name]:
+                    _store(found[-1], file)
+                    stored[name] = file
+    finally:
+        if as_json and found:
+            print(json.dumps({each.task: each.plain() for each in found}, indent=2))
+        elif found:
+            _show(found, seconds, stored, console)
 
 
-def _calibrate_with(progress: Progress, name: str, task: Task, budget: GridBudget) -> Reference:
+def _calibrate_with(progress: Progress, name: str, task: Task, budget: GridBudget, device: str) -> Reference:
     """Shows a bar while it runs; where bars cannot be drawn, a line when it is done."""
     console, bar = progress.console, progress.add_task(name, total=None)
 
     def tell(done: int, planned: int) -> None:
         progress.update(bar, completed=done, total=planned)
 
-    built = gradient.build(task, compile=True)
-    if built.note:
-        console.print(built.note, style="yellow", highlight=False, markup=False, soft_wrap=True)
-    reference = calibrate(task, budget, gradient=built, native=native.available(), name=name, tell=tell)
+    try:
+        ground = Ground(task, device=device)
+        if note := ground.gradient.note:
+            console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        reference = calibrate(ground, budget, name=name, tell=tell)
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
+        raise UserError(
+            f"{name}: out of memory ({first_line(error)[:120]}); take smaller batches or a `microbatch`, or a machine"
+            " with more memory"
+        ) from None
     progress.remove_task(bar)
     if not console.is_terminal:
         console.print(f"{name}: {reference}", highlight=False, markup=False, soft_wrap=True)

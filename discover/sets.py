@@ -1,8 +1,9 @@
 """Disjoint sets of tasks: which two are one and the same under two names, and which share their data.
 
-Names alone tell built-in tasks apart: two of them are two networks, or one network on other examples, and may share
-data, which a certificate then says (`shared`). Of a user's tasks names tell nothing: a file can be copied, and a class
-be given another name. So these are made and looked at.
+Names alone tell built-in tasks apart: two of them are two networks, or one network on other data. Two networks may
+share data, which a certificate then says (`shared`). Variants of a task are one, those of a built-in one apart that
+read other data (`base_of`): a network in another size on the same data is no test of what was found there. Of a user's
+tasks names tell nothing: a file can be copied, and a class be given another name. So these are made and looked at.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def refuse_overlap(sets: Mapping[str, Sequence[str]], source: str) -> None:
         for one in names:
             for another in theirs:
                 if base_of(one) == base_of(another):
-                    why = "two spellings of one task"
+                    why = "variants of one task"
                 elif _may_be_one(one, another) and is_same(_made(one, made), _made(another, made)):
                     why = "the same network, loss and data under two names"
                 else:

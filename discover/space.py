@@ -203,7 +203,7 @@ class TaskSplit(Keys):
             for name in sorted(getattr(self, one)):
                 if (both := theirs.get(base_of(name))) is None:
                     continue
-                shared = "" if both == name else f" (as '{both}', with the same data and network)"
+                shared = "" if both == name else f" (as '{both}', a variant of the same task)"
                 raise ValueError(f"'{name}' is in {one} and in {other}{shared}; the three sets must be disjoint")
         return self
 

@@ -97,15 +97,16 @@ def wine() -> Split:
 
 
 @cache
-def photograph(block: int) -> Split:
-    """A colour photograph, each square of `block` pixels a side averaged to one point.
+def photograph(name: str, block: int) -> Split:
+    """A colour photograph of scikit-learn's, "china" or "flower", each square of `block` pixels a side averaged to one
+    point.
 
     Returns: coordinates [points, 2] float32 (down, right), the longer side from -1 to 1, and colours [points, 3]
     float32, standardised a channel; three quarters of the points to train on, the others held out.
 
-    Source: "china.jpg" of scikit-learn, a photograph by Yann Forget, CC BY 3.0.
+    Source: flickr.com/photos/danielbuechele/6061409035 and flickr.com/photos/vultilion/6056698931, CC BY 2.0.
     """
-    pixels = torch.from_numpy(datasets.load_sample_image("china.jpg").copy())
+    pixels = torch.from_numpy(datasets.load_sample_image(f"{name}.jpg").copy())
     rows, columns = (size // block for size in pixels.shape[:2])
     whole = pixels[: rows * block, : columns * block].double()
     colours = whole.view(rows, block, columns, block, 3).mean((1, 3)).flatten(0, 1)

@@ -6,6 +6,7 @@ Pixels stay bytes, [examples, channels, side, side] uint8, and become numbers in
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,9 +53,23 @@ class Images:
 
     @classmethod
     def of(cls, split: Split, classes: int) -> Images:
-        pixels = split.train[0].transpose(0, 1).flatten(1).double()
-        mean, deviation = pixels.mean(1), pixels.std(1).clamp_min(1.0)
-        return cls(split, classes, mean.float().view(-1, 1, 1), deviation.float().view(-1, 1, 1))
+        mean, deviation = _mean_and_deviation(split.train[0])
+        return cls(split, classes, mean, deviation)
+
+
+def _mean_and_deviation(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each channel, [channels, 1, 1]; a deviation is at least 1. By how often each of the 256 values occurs: exact
+    sums, and no number wider than a byte for each pixel."""
+    values = torch.arange(256)
+    often = torch.stack([channel.flatten().bincount(minlength=256) for channel in pixels.unbind(1)])
+    sums, squares = (often @ values).tolist(), (often @ values.square()).tolist()
+    count = pixels[:, 0].numel()
+    means = [total / count for total in sums]
+    variances = [
+        (count * square - total**2) / (count * (count - 1)) for total, square in zip(sums, squares, strict=True)
+    ]
+    deviations = [max(1.0, math.sqrt(variance)) for variance in variances]
+    return torch.tensor(means).view(-1, 1, 1), torch.tensor(deviations).view(-1, 1, 1)
 
 
 @cache

@@ -36,7 +36,7 @@ class Reference:
         model_steps: spent in all.
         data_sha256: of the data it was measured on.
         versions: of Python and torch.
-        command: computes it again.
+        command: computes it again; names the device where that is not the CPU.
         date: when it was computed, UTC, as 2026-01-31.
         stale: whether the task has other data or another horizon here: another version of Python has another manual.
     """

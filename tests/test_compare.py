@@ -514,6 +514,7 @@ def stored() -> int:
 
 
 MISTAKES = {
+    "a seed of promotion's": ("compare lion --seed 1000000", "--seed 1000000: expected 0 to 999999"),
     "no rule": ("compare", "Missing argument 'RULE...'"),
     "unknown rule": ("compare lionn", "unknown rule 'lionn'; did you mean 'lion'?"),
     "wrapper alone": ("compare ema_nesterov", "takes a rule; write ema_nesterov(adamw)"),

@@ -26,6 +26,7 @@ from discover import cli, gradient, lanes, session
 from discover.space import Space
 from tasks import Task, docs, images, options, references
 from tasks.burgers_pinn import VISCOSITY, solution
+from tasks.data import Split
 from tasks.digits_diffusion import noisy
 from tasks.digits_spikes import CORRUPTED, SCALE
 from tasks.mnist_vit import MnistViT
@@ -283,6 +284,19 @@ def test_mnist_has_as_many_digits_of_each_kind() -> None:
     assert source.deviation.item() / 255 == pytest.approx(pixels.std().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(("channels", "top"), [(1, 256), (3, 256), (3, 100), (3, 2)])
+def test_mean_and_deviation_of_images_are_exact_and_make_no_copy_wider_than_the_pixels(channels: int, top: int) -> None:
+    generator = torch.Generator().manual_seed(top)
+    x = torch.randint(0, top, (500, channels, 24, 24), dtype=torch.uint8, generator=generator)
+    split, at = Split((x, torch.zeros(500)), (x[:1], torch.zeros(1)), ""), (0, 2, 3)
+    with torch.autograd.profiler.profile(profile_memory=True) as seen:
+        found = images.Images.of(split, classes=2)
+    assert max(event.cpu_memory_usage for event in seen.function_events) <= x.nbytes
+    exact = x.double()
+    assert torch.equal(found.mean, exact.mean(at).float().view(-1, 1, 1))
+    assert torch.equal(found.deviation, exact.std(at).clamp_min(1).float().view(-1, 1, 1))
+
+
 def write_cifar(folder: Path, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Two batches of 20 records and a test batch of 10, as the binary version has them; pixels and labels."""
     generator = np.random.default_rng(seed)
@@ -490,14 +504,15 @@ def test_validation_of_burgers_is_the_distance_to_the_known_solution() -> None:
     torch.testing.assert_close(task.validation_loss(shifted)[1], expected)
 
 
-def test_the_photograph_is_what_scikit_learn_shows() -> None:
+@pytest.mark.parametrize("photo", ["china", "flower"])
+def test_the_photograph_is_what_scikit_learn_shows(photo: str) -> None:
     from sklearn.datasets import load_sample_image
 
-    task = tasks.load("photo_coordinates")
+    task = tasks.load(f"photo_coordinates(photo={photo})")
     places, colours = (torch.cat(parts) for parts in zip(task.train, task.held_out, strict=True))
     assert len(places) == 85 * 128 == len(places.unique(dim=0))
     row, column = (((places * 64) + torch.tensor([42.5, 64.0]) - 0.5).round().long()).unbind(1)
-    pixels = torch.from_numpy(load_sample_image("china.jpg").copy())[:425].double()
+    pixels = torch.from_numpy(load_sample_image(f"{photo}.jpg").copy())[:425].double()
     means = pixels.view(85, 5, 128, 5, 3).mean((1, 3))[row, column]
     assert_same_but_for_scale(colours.double(), means)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -181,6 +182,72 @@ def test_built_in_sets_are_not_made_to_be_compared(monkeypatch: pytest.MonkeyPat
     sets.refuse_overlap(Space.load("lion_like").tasks.sets, "lion_like")
 
 
+ONE_TASK = {
+    "sizes": ("gpt", "gpt(size=360k)"),
+    "the built-in data said": ("gpt(data=none)", "gpt(size=1m)"),
+    "another reading of the text": ("gpt", "gpt(tokens=bpe)"),
+    "sizes on other data": ("gpt(size=1m, data=shards)", "gpt(size=124m, data='shards')"),
+    "an absolute path": ("gpt(data=shards)", "gpt(data={home}/shards)"),
+    "a home": ("gpt(data=shards)", "gpt(data=~/shards)"),
+    "steps back": ("gpt(data=shards)", "gpt(data=below/../shards)"),
+    "a link": ("gpt(data=shards)", "gpt(data=linked)"),
+    "a folder and what is in it": ("gpt(data=shards)", "gpt(data='linked/*.bin')"),
+    "two groups of shards with the same held out": ("gpt(data='shards/*[1-3].bin')", "gpt(data=shards/train.bin)"),
+    "a link to images": ("mnist_vit(data=cifar10:shards)", "mnist_vit(size=base, data=cifar10:linked)"),
+    "images of another size": ("mnist_resnet(data=shards)", "mnist_resnet(data=shards, pixels=64)"),
+    "a class of one's own": ("own.py:Net(data=shards)", "own.py:Net(data=below)"),
+}
+TWO_TASKS = {
+    "the text and other data": ("gpt(size=1m)", "gpt(size=124m, data=shards)"),
+    "two folders": ("gpt(data=shards)", "gpt(data=below)"),
+    "MNIST and CIFAR-10": ("mnist_vit", "mnist_vit(data=cifar10:shards)"),
+    "two networks on the same data": ("mnist_vit(data=shards)", "mnist_resnet(data=shards)"),
+}
+
+
+@pytest.fixture
+def shards(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of that name, and a link to it."""
+    Path("shards").mkdir()
+    Path("linked").symlink_to("shards")
+    monkeypatch.setenv("HOME", str(home))
+
+
+def judged_on(one: str, other: str) -> Space:
+    """A space that selects on one task, and ends with another."""
+    split = {"search": ["quadratic"], "select": [one], "final": [other]}
+    return Space.of({"name": "x", "operators": ["add"], "tasks": split, "rungs": [{"tasks": ["quadratic"]}]}, "x")
+
+
+@pytest.mark.usefixtures("shards")
+@pytest.mark.parametrize(("one", "other"), ONE_TASK.values(), ids=ONE_TASK)
+def test_variants_that_read_the_same_data_are_one_task_however_that_is_written(
+    one: str, other: str, home: Path
+) -> None:
+    other = other.format(home=home)
+    with pytest.raises(SpaceError, match="is in select and in final"):
+        judged_on(one, other)
+    with pytest.raises(UserError, match="are variants of one task; the sets must be disjoint"):
+        sets.refuse_overlap({"select": [one], "final": [other]}, "x")
+
+
+@pytest.mark.usefixtures("shards")
+@pytest.mark.parametrize(("one", "other"), TWO_TASKS.values(), ids=TWO_TASKS)
+def test_variants_that_read_other_data_are_two_tasks(one: str, other: str) -> None:
+    space = judged_on(one, other)
+    sets.refuse_overlap(space.tasks.sets, "x")
+    searched = space.with_tasks([one]).tasks
+    assert (searched.select, searched.final) == ((), (other,))
+
+
+@pytest.mark.usefixtures("shards")
+def test_a_stage_trains_on_no_data_that_its_set_does_not_list() -> None:
+    space = judged_on("gpt(size=1m, data=shards)", "gpt")
+    assert space.changed({"promote": {"incumbents": {"tasks": ["gpt(data=linked)"]}}}).tasks == space.tasks
+    with pytest.raises(SpaceError, match=r"promote\.incumbents\.tasks: 'gpt' is not among tasks\.select"):
+        space.changed({"promote": {"incumbents": {"tasks": ["gpt"]}}})
+
+
 # What a certificate may claim -----------------------------------------------------------------------------------------
 
 
@@ -193,6 +260,19 @@ def test_shared_data_are_named_with_how_the_networks_differ() -> None:
         == "same data, other network: digits_cnn with digits_mlp;"
         " same data, network of the same shapes: digits_spikes with digits_mlp"
     )
+
+
+def test_data_that_lie_in_two_places_are_named_where_they_are_equal() -> None:
+    for folder, last in (("shards", 9), ("copied", 9), ("others", 8)):
+        Path(folder).mkdir()
+        for part in ("train", "val"):
+            np.array([1, 2, 3] * 100 + [last], dtype="<u2").tofile(f"{folder}/{part}.bin")
+    shards, copied, others = (f"gpt(data={folder}, vocabulary=16)" for folder in ("shards", "copied", "others"))
+    larger = "gpt(size=360k, data=copied, vocabulary=16)"
+    facts = sets.facts_of(("gpt", shards, copied, larger, others))
+    assert sets.shared([shards], ["gpt", others], *facts) == ""
+    assert sets.shared([shards], ["gpt", larger], *facts) == f"same data, other network: {shards} with {larger}"
+    assert sets.shared([shards], [copied], *facts) == f"same data, network of the same shapes: {shards} with {copied}"
 
 
 # From every folder ----------------------------------------------------------------------------------------------------
@@ -265,9 +345,9 @@ def test_a_further_rung_is_on_no_task_of_the_search_and_no_final_one(capsys: pyt
     for name, words in (
         ("quadratic(horizon=x)", "expected a whole number"),
         ("nothing.py:task", "no such file"),
-        ("my_task.py:task", "in tasks.search are two spellings of one task"),
+        ("my_task.py:task", "in tasks.search are variants of one task"),
         ("copy.py:task", "in tasks.search are the same network, loss and data under two names"),
-        ("diabetes_regression(horizon=9)", "in tasks.final are two spellings of one task"),
+        ("diabetes_regression(horizon=9)", "in tasks.final are variants of one task"),
         ("own.py:Mine", "in tasks.final are the same network, loss and data under two names"),
     ):
         code, _, err = command(capsys, "promote", "run", "--task", name)

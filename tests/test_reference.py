@@ -7,9 +7,10 @@ import math
 import re
 import shlex
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,13 @@ from torch import Tensor
 
 import dsl
 import tasks
-from discover import cli, gradient, lanes
+from discover import cli, gradient, lanes, memory, reference
+from discover.contenders import contender
 from discover.errors import UserError
 from discover.reference import EXTENSIONS, LEARNING_RATE_FACTOR, WEIGHT_DECAYS, GridBudget, calibrate
 from discover.space import Space, names
+from discover.trainers import Ground
+from dsl import Program
 from tasks import Batch, Parameter, Reference, Task, references
 
 SMALL = GridBudget(trials=9, tuning_seeds=2, fresh_seeds=3)
@@ -94,7 +98,11 @@ def run(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, str, str]:
 
 
 def calibrated(task: Task, budget: GridBudget = SMALL) -> Reference:
-    return calibrate(task, budget, gradient=gradient.build(task, compile=False))
+    return calibrate(ground(task), budget)
+
+
+def ground(task: Task) -> Ground:
+    return Ground(task, compile=False, native=False)
 
 
 # Tuning -----------------------------------------------------------------------------------------------------------
@@ -125,9 +133,9 @@ def test_the_grid_is_extended_so_often_and_no_further_and_says_so(factors: int) 
 
 def test_only_fresh_seeds_are_scored_and_none_of_them_tunes() -> None:
     task = Known()
-    built = gradient.build(task, compile=False)
+    here = ground(task)
     task.seeds.clear()
-    found = calibrate(task, SMALL, gradient=built)
+    found = calibrate(here, SMALL)
     assert (len(found.tuning_seeds), len(found.fresh_seeds)) == (SMALL.tuning_seeds, SMALL.fresh_seeds)
     assert not {*found.tuning_seeds} & {*found.fresh_seeds}
     assert {*task.seeds} == {*found.tuning_seeds, *found.fresh_seeds}
@@ -150,12 +158,31 @@ def allowed(**numbers: int) -> bool:
 def test_model_steps_are_those_told_of() -> None:
     told: list[tuple[int, int]] = []
     task = Known()
-    built = gradient.build(task, compile=False)
-    found = calibrate(task, SMALL, gradient=built, tell=lambda done, planned: told.append((done, planned)))
+    found = calibrate(ground(task), SMALL, tell=lambda done, planned: told.append((done, planned)))
     assert found.model_steps == task.horizon * (found.trials * SMALL.tuning_seeds + SMALL.fresh_seeds)
     assert told[0][0] == 0
     assert told[-1] == (found.model_steps, found.model_steps)
     assert told == sorted(told)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("name", ["wine_classification", "digits_mlp(horizon=12)"])
+def test_runs_that_do_not_fit_into_memory_train_in_groups_and_come_to_the_same(
+    name: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, groups, train = tasks.load(name), [], lanes.train
+    together = calibrated(task)
+
+    def counted(task: Task, programs: Sequence[Program], some: Sequence[lanes.Lane], **more: Any) -> list[lanes.Trace]:
+        groups.append(len(some))
+        return train(task, programs, some, **more)
+
+    monkeypatch.setattr(lanes, "train", counted)
+    each = memory.of_run(contender("adamw"), task, task.horizon, ground(task).gradient.batch_bytes)
+    monkeypatch.setattr(memory, "room", lambda device, among: size * each)
+    assert calibrated(task) == together
+    assert max(groups) == size
+    assert sum(groups) == together.trials * SMALL.tuning_seeds + SMALL.fresh_seeds
 
 
 def test_a_task_on_which_adamw_is_lost_has_no_reference() -> None:
@@ -265,6 +292,7 @@ def test_loss_and_error_are_printed_to_the_same_digit(loss: float, error: float)
 
 # The command ------------------------------------------------------------------------------------------------------
 
+LOST = "\nfrom tests.test_reference import Hopeless\n\nclass Lost(Hopeless):\n    pass\n"
 OWN = "from tests.test_reference import Known\n\nclass Mine(Known):\n    name = 'mine'\n"
 FEW = "--trials 9 --tuning-seeds 1 --seeds 2"
 
@@ -298,6 +326,53 @@ def test_a_task_of_ones_own_is_printed_and_stored_only_where_asked(
     assert "stored in refs/mine.json" in out
     assert references.read(Path("refs/mine.json")).keys() == {"own.py:Mine", "breast_cancer"}
     assert not references.PATH.exists()
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_is_done_is_stored_and_shown_whatever_becomes_of_the_next(
+    as_json: bool, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own.py").write_text(OWN + LOST)
+    line = f"reference own.py:Mine breast_cancer own.py:Lost digits_mlp {FEW}{' --json' if as_json else ''}"
+    code, out, err = run(capsys, line)
+    assert code == 2
+    assert err.splitlines()[-1].startswith("discover: own.py:Lost: AdamW is lost")
+    assert references.read(references.PATH).keys() == {"breast_cancer"}
+    if as_json:
+        assert json.loads(out).keys() == {"own.py:Mine", "breast_cancer"}
+    else:
+        assert f"stored in {references.PATH}\nnot stored: own.py:Mine; --out FILE keeps it\n" in out
+
+
+def test_it_trains_on_the_device_that_was_asked_for_and_the_command_says_so(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def here(task: Task, device: str) -> Ground:
+        asked.append(device)
+        return ground(task)
+
+    monkeypatch.setattr(reference, "Ground", here)
+    assert run(capsys, f"reference breast_cancer {FEW}")[0] == 0
+    assert run(capsys, f"reference breast_cancer {FEW} --device cpu:0")[0] == 0
+    assert asked == ["cpu", "cpu:0"]
+    words = f"discover reference breast_cancer {FEW}"
+    assert GridBudget(9, 1, 2).command("breast_cancer", torch.device("cpu")) == words
+    assert GridBudget(9, 1, 2).command("breast_cancer", torch.device("cuda:1")) == f"{words} --device cuda:1"
+
+
+@pytest.mark.parametrize("shortage", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
+def test_memory_that_runs_out_is_one_line(
+    shortage: Exception, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise shortage
+
+    monkeypatch.setattr(lanes, "train", full)
+    code, _, err = run(capsys, f"reference quadratic {FEW}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert re.match(r"discover: quadratic: out of memory \(.*Error.*\); take smaller batches", err)
 
 
 def test_json_alone_stands_on_stdout(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -336,6 +411,8 @@ MISTAKES = {
     "folder": ("reference breast_cancer --out .", "cannot read '.': Is a directory"),
     "folder below a file": ("reference breast_cancer --out own.py/x", "cannot read 'own.py/x': Not a directory"),
     "folder that cannot be": ("reference breast_cancer --out /proc/x/y", "cannot write '/proc/x/y'"),
+    "no such device": ("reference breast_cancer --device gpu", "--device gpu: Expected one of cpu"),
+    "a device that is not there": ("reference breast_cancer --device xpu", "--device xpu: "),
     "task on which AdamW is lost": ("reference own.py:Lost", "own.py:Lost: AdamW is lost at all 27 settings"),
 }
 
@@ -344,7 +421,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_exit_code_2_and_nothing_written(
     line: str, message: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("own.py").write_text("from tests.test_reference import Hopeless\n\nclass Lost(Hopeless):\n    pass\n")
+    Path("own.py").write_text(LOST)
     Path("later.json").write_text('{"format": 2, "tasks": {}}')
     before = {path: path.read_text() for path in home.rglob("*") if path.is_file()}
     code, _, err = run(capsys, line)
