@@ -1,9 +1,9 @@
 """The archive: all that a search learned, in one SQLite file, one transaction a generation.
 
 Rows are only ever added. What the same seed gives again on any machine is in the tables of `_TABLES`, which `digest`
-reads; when and how long is in `timings` and `sessions`, and what befell workers and driver in `incidents`: it leaves
-these out. The file can be read with any SQLite tool: numbers and text are columns, lists and mappings are JSON in them,
-and `meta` holds the version of this layout.
+reads; when, how long and by whom is in `timings` and `sessions`, and what befell workers and driver in `incidents`: it
+leaves these out. The file can be read with any SQLite tool: numbers and text are columns, lists and mappings are JSON
+in them, and `meta` holds the version of this layout.
 """
 
 from __future__ import annotations
@@ -279,16 +279,16 @@ class Archive:
         with _in_words(self.path), self._transaction():
             self._connection.executemany("insert into incidents (at, kind, generation, text) values (?, ?, ?, ?)", rows)
 
-    def begin_session(self) -> str:
-        """Notes that a search goes on from here. Where the one before it came to no end that it could note, as one that
-        is killed does not, that is an incident, whose text this returns."""
+    def begin_session(self, facts: Mapping[str, Any] | None = None) -> str:
+        """Notes that a search goes on from here, and facts about who goes on with it. Where the session before came to
+        no end that it could note, as one that is killed does not, that is an incident, whose text this returns."""
         line = ""
         if (began := self.open_session()) is not None:
             stored = next(self._rows("select generation, ended from timings order by generation desc limit 1"), None)
             last = f"generation {stored[0]}, the last, was stored at {stored[1]}" if stored else "nothing was stored"
             line = f"the session that began at {began} noted no end: it was killed, or could not write; {last}"
             self.log([Incident("driver gone", line)])
-        self._note_session("began", "")
+        self._note_session("began", _to_json(facts) if facts else "")
         return line
 
     def end_session(self, reason: str) -> None:
@@ -351,8 +351,21 @@ class Archive:
         return tuple(Incident(*row) for row in rows)
 
     def sessions(self) -> tuple[tuple[str, str, str], ...]:
-        """When sessions began and ended: the time, "began" or "ended", and why for an end. Not part of the digest."""
+        """When sessions began and ended: the time, "began" or "ended", and who goes on, as JSON, or why it ended. Not
+        part of the digest."""
         return tuple(self._rows("select at, event, text from sessions order by id")) if self._has("sessions") else ()
+
+    def sessions_until(self, generations: int) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+        """The sessions that began before the last of so many generations was stored: when, and what each noted of
+        itself, which may be nothing."""
+        if not self._has("sessions"):
+            return ()
+        rows = self._rows(
+            "select at, text from sessions where event = 'began' and at <="
+            " (select ended from timings where generation = ?) order by id",
+            generations - 1,
+        )
+        return tuple((at, _from_json(text) if text else {}) for at, text in rows)
 
     def open_session(self) -> str | None:
         """When a session began that has not ended: one that runs, or was killed."""
@@ -436,20 +449,29 @@ class Archive:
         assert candidate is not None
         return Ranked(rank, candidate, fresh[-1] if fresh else None)
 
-    def totals(self) -> Totals:
-        """The counts of the whole run."""
-        return self._count().totals()
+    def totals(self, generations: int | None = None) -> Totals:
+        """The counts of the whole run.
+
+        Args:
+            generations: count so many, as if the search had ended there; None for all.
+        """
+        return (self._count() if generations is None else self._counted(generations)).totals()
 
     def _count(self) -> _Count:
         if self._totals is None:
-            self._totals = _Count()
-            for record in self._records(_GENERATIONS, "order by number"):
-                self._totals.add_record(record)
-            for (text,) in self._rows("select seconds from timings"):
-                self._totals.seconds.update(_from_json(text))
-            trained = self._rows("select behaviour from candidates where status != 'duplicate'")
-            self._totals.behaviours.update(behaviour for (behaviour,) in trained)
+            self._totals = self._counted(-1)
         return self._totals
+
+    def _counted(self, limit: int) -> _Count:
+        """So many generations, all for -1."""
+        count = _Count()
+        for record in self._records(_GENERATIONS, "where ?1 < 0 or number < ?1 order by number", limit):
+            count.add_record(record)
+        for (text,) in self._rows("select seconds from timings where ?1 < 0 or generation < ?1", limit):
+            count.seconds.update(_from_json(text))
+        distinct = "select behaviour from candidates where status != 'duplicate' and (?1 < 0 or generation < ?1)"
+        count.behaviours.update(behaviour for (behaviour,) in self._rows(distinct, limit))
+        return count
 
     def digest(self, generations: int | None = None) -> str:
         """SHA-256 of every result, in order: the same for the same search, however it was run, however long it took.

@@ -85,7 +85,7 @@ class Job:
             Study(ask.contender, ground, ask.budget, seed, workshop.store, device=ask.device) for seed in ask.seeds
         ]
         self.blocks = [studies[start : start + size] for start in range(0, len(studies), size)]
-        self.found: dict[int, Sequence[Tuned]] = {}
+        self.found: dict[int, list[Tuned]] = {}
 
     @property
     def over(self) -> bool:
@@ -93,13 +93,9 @@ class Job:
 
     def start(self) -> Iterator[tuple[int, Piece]]:
         for number, studies in enumerate(self.blocks):
-            budget, curve = self.ask.budget, self.ask.curve
-            self.workshop.count(sum(len(study.trials) for study in studies) * budget.seeds)
-            if all(study.is_done(curve) for study in studies):
-                self.workshop.count(len(studies) * budget.fresh)
-                self.found[number] = [study.result() for study in studies]
-            else:
-                yield number, self._next(number)
+            self.workshop.count(sum(len(study.trials) for study in studies) * self.ask.budget.seeds)
+            for piece in self._left(number):
+                yield number, piece
 
     def record(self, block: int, result: Advanced | Paused | Refusal) -> Iterator[Piece]:
         """Keeps what a piece came to, and gives the next one if there is one."""
@@ -122,21 +118,23 @@ class Job:
             study.take(notes)
             self.workshop.count((len(study.trials) - before) * budget.seeds)
         self.workshop.once(result.note)
-        if result.tuned is not None:
-            self.found[block] = result.tuned
-            self.workshop.count(len(result.tuned) * budget.fresh)
-        elif self.refusal is None:
-            yield self._next(block)
+        yield from self._left(block)
 
     def answer(self) -> Answer:
         found = [tuned for _, block in sorted(self.found.items()) for tuned in block]
         return Answer(self.ask, [] if self.refusal else found, self.refusal, self.seconds)
 
-    def _next(self, block: int) -> Piece:
-        """What comes next in a block, with what is kept of it if it was paused when this driver's forerunner ended."""
-        piece = self._piece(block)
-        kept = self.workshop.keeper.load(piece.key)
-        return replace(piece, kept=kept) if kept else piece
+    def _left(self, block: int) -> Iterator[Piece]:
+        """What comes next in a block, with what is kept of it if it was paused when this driver's forerunner ended;
+        nothing once it is done, and found."""
+        studies, curve = self.blocks[block], self.ask.curve
+        if all(study.is_done(curve) for study in studies):
+            self.workshop.count(len(studies) * self.ask.budget.fresh)
+            self.found[block] = [study.result(curve) for study in studies]
+        elif self.refusal is None:
+            piece = self._piece(block)
+            kept = self.workshop.keeper.load(piece.key)
+            yield replace(piece, kept=kept) if kept else piece
 
     def _piece(self, block: int) -> Piece:
         ask, studies = self.ask, self.blocks[block]

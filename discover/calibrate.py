@@ -30,6 +30,7 @@ from discover.contenders import Contender, RuleContender, check, contender
 from discover.durations import format_duration
 from discover.errors import NoLogarithmError, SpaceError, UserError
 from discover.fidelity import Fidelity
+from discover.files import refused
 from discover.keeper import StoppedError
 from discover.lanes import Lane
 from discover.pruners import Pruner
@@ -330,7 +331,7 @@ def _cost(asked: Calibration, places: Sequence[Place]) -> dict[str, float]:
 def run(
     space: str, options: Options, *, storage: str | None, staff: Staff, as_json: bool, command: Sequence[str]
 ) -> None:
-    """Calibrates, shows what came of it, and keeps it beside the space.
+    """Calibrates, shows what came of it, and then keeps it beside the space.
 
     Args:
         space: its name or YAML file.
@@ -340,12 +341,16 @@ def run(
         command: what was typed.
 
     Raises:
-        UserError: a mistake of the user's; nothing has been trained then.
+        UserError: a mistake of the user's, or what was found cannot be kept there; nothing has been trained then.
     """
     console = Console(stderr=as_json)
     torch.set_num_threads(1)
     _ = options.budget  # its numbers are looked at before anything is trained
-    loaded = Space.load(space)
+    loaded, path = Space.load(space), calibration.path_of(space)
+    if reason := refused(path.parent):
+        raise UserError(
+            f"cannot write '{path}': {reason}; copy the space's YAML file elsewhere, and calibrate the copy"
+        )
     loaded.check_tasks(tasks.check_name, space)
     refuse_overlap({"search": loaded.tasks.search, "select": loaded.tasks.select}, space)
     loaded = loaded.renamed({name: named_tasks.load(name).spelling for rung in loaded.rungs for name in rung.tasks})
@@ -361,14 +366,13 @@ def run(
     if len(asked.contenders) - len(asked.left_out) < fidelity.FEWEST:
         raise UserError(f"{space}: too few rules are left: {'; '.join(asked.left_out.values())}")
     data = data_of(asked, judged(asked), command, time.perf_counter() - began)
-    path = calibration.path_of(space)
-    calibration.write(path, data)
     for table in shown(data):
         console.print(table, highlight=False, markup=False, soft_wrap=True)
-    line = f"{format_duration(data['seconds'])}, {data['model_steps']:,} model steps; written to {path}"
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
     if as_json:
         print(json.dumps(data | {"file": str(path)}, indent=1))
+    calibration.write(path, data)
+    line = f"{format_duration(data['seconds'])}, {data['model_steps']:,} model steps; written to {path}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 FEW_SUBSETS = 5

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from discover import plain, sets, statistics, verdict
-from discover.contest import Contest, Results, differences, wins
+from discover.contest import Contest, Results, differences, lead, wins
 from discover.studies import tuning_seeds
 from discover.verdict import log_losses, percent
 
-FORMAT = 4
+FORMAT = 5
 """Version of certificate.json."""
 
 FACTORS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0)
@@ -78,6 +78,7 @@ def _versus(contest: Contest, name: str, baseline: str) -> dict[str, Any]:
         "lost": sum(each == 0.0 for each in won),
         "p": contest.p_against(name, baseline),
         "win_rate": asdict(statistics.win_rate(won)[-1]),
+        "lead": lead(contest.results, name, baseline),
         "difference": float(differences(contest.results, name, baseline).mean()),
         "overall": asdict(found.overall[name]),
         "cells": cells,
@@ -203,8 +204,17 @@ def _machine(of: Mapping[str, Any]) -> str:
 
 def _provenance(data: Mapping[str, Any]) -> Iterator[str]:
     source = data["provenance"]
-    yield f"- run {source['run']}, space {source['space']['name']}, seed {source['seed']}: `{source['command']}`"
-    yield f"- archive {source['archive']}"
+    yield f"- run {source['run']}, space {source['space']['name']}, seed {source['seed']}"
+    for session in source["sessions"]:
+        by = f" by `{session['command']}`" if session["command"] else ""
+        of = f" with {_machine(session)}" if session["versions"] else ""
+        yield f"- searched from {session['began']}{by}{of}"
+    spent = source["spent"]
+    yield (
+        f"- spent by the search: {spent['proposed']:,} proposed, {spent['trained']:,} trained,"
+        f" {spent['model_steps']:,} model steps, {spent['seconds']:.0f} s"
+    )
+    yield f"- archive {source['archive']}, of {source['generations']} generations"
     if source["lineage"]:
         steps = [f"{each['id']} ({each['origin']})" for each in source["lineage"]]
         shown = steps if len(steps) <= 12 else [*steps[:2], "...", *steps[-9:]]
@@ -228,7 +238,7 @@ def _contests(data: Mapping[str, Any]) -> Iterator[str]:
                     p, passed = "", "not asked"
                 yield (
                     f"| {contest['terms']['name']} | {name} | {baseline} | {own['won']} of {own['tunings']} |"
-                    f" {percent(own['difference'])} | {p} | {passed} |"
+                    f" {percent(own['overall']['difference']['value'])} | {p} | {passed} |"
                 )
     yield ""
     for contest in data["contests"]:

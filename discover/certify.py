@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,7 +76,7 @@ def composed(promotion: Promotion) -> dict[str, Any]:
             "by_stage": state["seconds"],
         },
         "asked": asked,
-        "commands": _commands(provenance["command"], asked),
+        "commands": _commands(provenance["sessions"], asked),
     }
     return data | {"statement": certificate.statement(data)}
 
@@ -100,14 +100,15 @@ def packages(spelled: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     return {one.name: one.origin["package"] for one in classes if isinstance(one, ClassContender)}
 
 
-def _commands(search: str, asked: Mapping[str, Any]) -> list[str]:
+def _commands(sessions: Sequence[Mapping[str, Any]], asked: Mapping[str, Any]) -> list[str]:
+    """What led to the certificate, each session of the search first, and what checks it."""
     pruned = ["--prune", asked["pruner"]] if asked["pruner"] != "none" else []
     by = ["--space", asked["by"]["space"]] if asked["by"] else []
     further = [word for task in asked["tasks"] for word in ("--task", task)]
     given = [word for name, value in asked["given"].items() for word in (f"--{name}", str(value))]
     options = ["--top", str(asked["top"]), *pruned, *by, *further, *given]
     return [
-        search,
-        shlex.join(["discover", "promote", asked["run"], *options]),
+        *(each["command"] or f"# the session of {each['began']} left no command" for each in sessions),
+        shlex.join(["discover", "promote", asked["folder"], *options]),
         shlex.join(["discover", "verify", str(Path(asked["folder"]) / CERTIFICATE)]),
     ]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
+from typer import Context, Option
 
 from discover.cli_options import (
     Candidates,
@@ -31,6 +31,7 @@ from discover.errors import HaltedError, UserError
 
 
 def search(
+    context: Context,
     space: Annotated[str, Option(metavar="NAME_OR_YAML", help="The search space: a name, or a YAML file.")],
     algorithm: Annotated[
         str | None,
@@ -116,7 +117,7 @@ def search(
             print(line, file=sys.stderr if json else sys.stdout)
         if trust := calibration.line(space, configuration.space):
             print(trust, file=sys.stderr if json else sys.stdout)
-    with runs.create(configuration, out=out, command=["discover", *sys.argv[1:]]) as run:
+    with runs.create(configuration, out=out, command=_again(context)) as run:
         try:
             watch(run, json)
         except UserError:  # no Ray cluster there, say
@@ -125,6 +126,7 @@ def search(
 
 
 def resume(
+    context: Context,
     run: RunArgument,
     candidates: Candidates = None,
     time: Time = None,
@@ -145,15 +147,44 @@ def resume(
         from discover import runs
         from discover.watch import watch
 
+        folder = runs.find(run)
         opened = runs.resume(
-            run,
+            str(folder),
             budget=budget,
             workers=workers,
             ray_address=ray_address,
             runtime_env=environment_of(runtime_env, ray_address, workers),
+            command=_again(context, run=folder),
         )
     with opened as resumed:
         watch(resumed, json)
+
+
+def _again(context: Context, **instead: Path) -> list[str]:
+    """The command that is carried out, as it can be given again in any folder: files by their absolute paths.
+
+    Args:
+        instead: values of parameters in place of those that were typed.
+    """
+    words = ["discover", str(context.info_name)]
+    for parameter in context.command.params:
+        option = [parameter.opts[0]] if parameter.param_type_name == "option" else []
+        value = (context.params | instead)[str(parameter.name)]
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if each is True:
+                words += option
+            elif each is not None and each is not False:
+                words += [*option, _anywhere(each)]
+    return words
+
+
+def _anywhere(value: object) -> str:
+    from discover.own_files import anchored
+
+    text = str(value)
+    if isinstance(value, Path) or text.endswith((".yaml", ".yml")):
+        return str(Path(text).absolute())
+    return str(anchored(text, Path.cwd()))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from discover.lanes import Trace
 from discover.ledger import Notes
 from discover.memory import shortage_said
 from discover.sessions import Machine, this_machine
-from discover.studies import Study, Tuned, TuningBudget
+from discover.studies import Study, TuningBudget
 from discover.trainers import Ground, Run, train
 from discover.tuning import advance
 from discover.workers import Request
@@ -71,14 +71,12 @@ class Advanced:
 
     Attributes:
         notes: for each study what was added to it.
-        tuned: what the studies came to, where nothing is left to train.
         note: what the gradient's maker had to say.
         seconds: that it took.
         by: the machine that did it.
     """
 
     notes: tuple[Notes, ...]
-    tuned: tuple[Tuned, ...] | None
     note: str
     seconds: float
     by: Machine
@@ -141,15 +139,13 @@ class Piece:
                     for seed, notes in zip(self.seeds, self.notes, strict=True)
                 ]
                 advance(studies, keeper=keeper, curve=self.curve)
-                done = all(study.is_done(self.curve) for study in studies)
-                tuned = tuple(study.result() for study in studies) if done else None
         except StoppedError:
             assert isinstance(keeper, Luggage)
             return Paused(keeper.packed, time.perf_counter() - began, this_machine())
         except UserError as error:
             return Refusal(error)
         added = tuple(Notes([], {}, each.added, each.fresh) for each in self.notes)
-        return Advanced(added, tuned, ground.gradient.note, time.perf_counter() - began, this_machine())
+        return Advanced(added, ground.gradient.note, time.perf_counter() - began, this_machine())
 
     def _keeper(self) -> Keeper:
         if self.marker is None:

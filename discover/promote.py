@@ -28,7 +28,7 @@ import dsl
 from discover import ablate, incumbents, named_tasks
 from discover.certify import certify
 from discover.contenders import Contender, RuleContender, check, spelled
-from discover.contest import Contest, ContestTerms, ask_of, hold
+from discover.contest import Contest, ContestTerms, ask_of, differences, hold, wins
 from discover.errors import RunError
 from discover.keeper import StoppedError
 from discover.manifest import read_json
@@ -41,16 +41,22 @@ from discover.records import Candidate
 from discover.runs import CERTIFICATE, CERTIFIED, READABLE
 from discover.sets import facts_of, shared
 from discover.storage import default_url, public_url
+from discover.verdict import percent
 from discover.workshop import Place, Staff, Workshop, interrupted, opened
 from dsl import Program
 from dsl.canonical import shape_hash, structure_hash
 from dsl.identify import nearest
 
-INCUMBENTS, SIMPLIFY, FINAL, RUNGS = 100, 200, 300, 400
-"""First study seeds: of each stage its own hundred, the same in every run, so that baselines are tuned once."""
+STAGE = 100_000_000
+"""Study seeds of a stage. Those of `discover compare` and `discover calibrate` lie below all of them: whoever chooses a
+rule by these has seen no seed that it is promoted on."""
 
-APART = 10_000
-"""Study seeds between those of two of a space's `promote.seed`."""
+INCUMBENTS, SIMPLIFY, FINAL, RUNGS = (STAGE * number for number in range(1, 5))
+"""First study seeds, of each further rung `STAGE` later; the same in every run, so that baselines are tuned once."""
+
+APART = 100
+"""Study seeds between those of two of a space's `promote.seed`, of which there are a million: the most tunings of a
+stage."""
 
 
 def carry_out(promotion: Promotion, workshop: Workshop) -> dict[str, Any]:
@@ -169,7 +175,7 @@ def _climb(promotion: Promotion, workshop: Workshop) -> str | None:
     passed: tuple[str, ...] = ()
     for number, rung in enumerate(promotion.settings.rungs):
         name = f"rung {number + 1}"
-        terms = _terms(promotion, name, rung, RUNGS + 100 * number, "select", workshop)
+        terms = _terms(promotion, name, rung, RUNGS + STAGE * number, "select", workshop)
         contenders = [RuleContender(each, program) for each, program in playing.items()]
         contest = _held(promotion, terms, contenders, rung.baselines or promotion.settings.baselines, workshop)
         passed = contest.passed
@@ -184,12 +190,13 @@ def _climb(promotion: Promotion, workshop: Workshop) -> str | None:
 def _contest_lines(contest: Contest) -> Iterator[str]:
     adjusted, passed = contest.adjusted, contest.passed
     for name in contest.candidates:
-        tunings = len(next(iter(contest.results.values()))[name])
-        size = 100 * math.expm1(contest.mean_difference(name))
+        baseline = contest.hardest(name)
+        won = wins(contest.results, name, baseline)
+        size = percent(float(differences(contest.results, name, baseline).mean()))
         verdict = "passes" if name in passed else "does not pass"
         yield (
-            f"{contest.terms.name}: {name} {verdict}: loss {size:+.2f} % relative to the best baseline,"
-            f" p = {adjusted[name]:.2g} (limit {contest.terms.error_rate:g}) after {tunings} tunings"
+            f"{contest.terms.name}: {name} {verdict}: ahead of {baseline} in {won.count(1.0)} of {len(won)} tunings,"
+            f" loss {size}, p = {adjusted[name]:.2g} (limit {contest.terms.error_rate:g})"
         )
 
 

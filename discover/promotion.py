@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,8 +22,8 @@ from discover.own_files import anchored, changed, digests, named
 from discover.promotion_keys import Promote, PromotionRung, least_tunings, pruners_fit
 from discover.pruners import Pruner
 from discover.records import Candidate
-from discover.runs import ARCHIVE, CERTIFICATE, PROMOTION, find, handle, is_running
-from discover.sessions import Machine, this_machine
+from discover.runs import ARCHIVE, CERTIFICATE, PROMOTION, find, is_running
+from discover.sessions import Machine, searched, this_machine
 from discover.sets import refuse_overlap
 from discover.space import Space
 from discover.workers import Request
@@ -32,7 +31,7 @@ from discover.workshop import Place, Workshop
 from dsl import Program
 from dsl.lift import lift
 
-FORMAT = 3
+FORMAT = 4
 """Version of promotion.json."""
 
 ASKED = ("top", "pruner", "by", "tasks", "given")
@@ -111,30 +110,36 @@ class Promotion:
         return len(ranked), ranked
 
     def provenance(self) -> dict[str, Any]:
-        """Where the candidates come from: the run, its archive as far as it went, the winner's ancestors."""
-        with Archive.read(self.folder / ARCHIVE) as archive:
-            digest = archive.digest(self.state["generations"])
-            lineage = _lineage(archive, self.state)
+        """Where the candidates come from: the run, who searched and at what cost, its archive as far as it went, the
+        winner's ancestors."""
         manifest, configuration = self.manifest, self.manifest.configuration
+        count = self.state["generations"]
+        with Archive.read(self.folder / ARCHIVE) as archive:
+            digest, totals = archive.digest(count), archive.totals(count)
+            sessions = searched(manifest, archive, count)
+            lineage = _lineage(archive, self.state)
         return {
             "run": manifest.run,
             "space": configuration.space.plain(),
             "ancestors": list(configuration.ancestors),
             "seed": configuration.seed,
             "algorithm": configuration.algorithm,
-            "command": shlex.join(manifest.command),
-            "versions": dict(manifest.versions),
+            "sessions": sessions,
+            "spent": {
+                "proposed": totals.proposed,
+                "trained": totals.trained,
+                "model_steps": totals.model_steps,
+                "seconds": totals.elapsed,
+            },
             "archive": digest,
-            "generations": self.state["generations"],
+            "generations": count,
             "candidate": self.state.get("winner"),
             "lineage": lineage,
         }
 
     def asked(self) -> dict[str, Any]:
         """What was asked for on the command line, and where the run lies, as text."""
-        folder = self.folder.absolute()
-        names = {"run": handle(folder), "folder": str(folder)}
-        return names | {key: self.state[key] for key in ASKED}
+        return {"folder": str(self.folder.absolute())} | {key: self.state[key] for key in ASKED}
 
 
 def program_of(id: int, text: str) -> Program:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -177,9 +176,7 @@ class Rehearsal(Promotion):
         return {**self.data["provenance"], "space": space, "candidate": self.state.get("winner")}
 
     def asked(self) -> dict[str, Any]:
-        folder, run = (self.data["asked"][key] for key in ("folder", "run"))
-        known = run if run in (folder, Path(folder).name) else folder
-        return {**super().asked(), "run": known, "folder": folder}
+        return {**super().asked(), "folder": self.data["asked"]["folder"]}
 
 
 def compare(data: Mapping[str, Any], folder: Path | None, recorded: Recorded) -> tuple[list[str], list[str]]:
@@ -201,7 +198,9 @@ def compare(data: Mapping[str, Any], folder: Path | None, recorded: Recorded) ->
             problems.append(_in_words(where, data))
     known, unknown = _baselines(data)
     unchecked = (
-        [] if at_hand else ["the run's space, archive, standing, leaders and lineage, since its folder is elsewhere"]
+        []
+        if at_hand
+        else ["the run's space, sessions, spend, archive, standing, leaders and lineage, since its folder is elsewhere"]
     )
     return [*problems, *known], [*unchecked, *unknown]
 
@@ -254,7 +253,7 @@ def _manifest(source: Mapping[str, Any]) -> Manifest:
         budget=UNLIMITED,
         workers=0,
     )
-    return Manifest(source["run"], "", tuple(shlex.split(source["command"])), configuration, source["versions"])
+    return Manifest(source["run"], "", (), configuration)
 
 
 def _baselines(data: Mapping[str, Any]) -> tuple[list[str], list[str]]:

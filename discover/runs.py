@@ -42,9 +42,18 @@ LOCK_SECONDS = 1.0
 class Run:
     """A run that this process may write to, until it is closed."""
 
-    def __init__(self, folder: Path, manifest: Manifest, lock: TextIO, notes: Sequence[str] = ()) -> None:
-        self.folder, self.manifest, self.notes = folder, manifest, tuple(notes)
-        """`notes` are lines for the user, such as a version that is not the one it was started with."""
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        lock: TextIO,
+        notes: Sequence[str] = (),
+        resumed: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.manifest, self.notes, self.resumed = folder, manifest, tuple(notes), resumed
+        """`notes` are lines for the user, such as a version that is not the one it was started with. `resumed` is what
+        the archive is to keep of a session that goes on with a run: command, versions and host. Those of the first one
+        are in the manifest."""
         self._lock = lock
 
     @property
@@ -142,6 +151,7 @@ def resume(
     workers: int | None = None,
     ray_address: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
+    command: Sequence[str] = (),
 ) -> Run:
     """Opens a run to go on with it, and locks it.
 
@@ -150,6 +160,7 @@ def resume(
         budget: a new one. With any limit in it the run's own holds no longer, without one what is left of that does.
         workers, ray_address, runtime_env: of this session; by default as before, but for a run that comes to a cluster,
             which then uses all of it.
+        command: how this session was started, for the record.
 
     Raises:
         RunError: no such run, locked, of another version, not to be written, or its budget is used and none is given.
@@ -179,14 +190,16 @@ def resume(
         ray_address=asked.ray_address if ray_address is None else ray_address,
         runtime_env=asked.runtime_env if runtime_env is None else runtime_env,
     )
+    here = versions()
     notes = [
         f"{package} was {before} when the run was started and is {now} now: results may differ in their last bits"
-        for package, now in versions().items()
+        for package, now in here.items()
         if package != "ray"  # which carries results and makes none
         and (before := manifest.versions.get(package, "absent")) != now
     ]
     notes += changed(manifest.files, "the run was made")
-    return Run(folder, replace(manifest, configuration=configuration), lock, notes)
+    session = {"command": command, "versions": here, "host": host()}
+    return Run(folder, replace(manifest, configuration=configuration), lock, notes, session)
 
 
 def _lock(folder: Path) -> TextIO:

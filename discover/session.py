@@ -180,7 +180,7 @@ def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event
     asked = run.configuration
     settled = _plan(asked)
     best: int | None = None
-    with run.archive() as archive, _noted(archive) as (gone, ends):
+    with run.archive() as archive, _noted(archive, run.resumed) as (gone, ends):
         yield Started(
             asked.space.name,
             asked.algorithm,
@@ -210,16 +210,16 @@ def search(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Event
 
 
 @contextmanager
-def _noted(archive: Archive) -> Iterator[tuple[str, Callable[[str], None]]]:
-    """Has the archive note when a session begins and how it ends. Gives what it says of a session before that came to
-    no end, and what is told how this one ends."""
+def _noted(archive: Archive, facts: Mapping[str, Any] | None) -> Iterator[tuple[str, Callable[[str], None]]]:
+    """Has the archive note when a session begins, with facts about it, and how it ends. Gives what it says of a session
+    before that came to no end, and what is told how this one ends."""
     reason = "left"
 
     def ends(how: str) -> None:
         nonlocal reason
         reason = how
 
-    gone = archive.begin_session()
+    gone = archive.begin_session(facts)
     try:
         yield gone, ends
     except GeneratorExit:

@@ -138,9 +138,14 @@ class _Single:
             self.lost = "rising"
 
     def _held_out(self) -> float:
+        """The held-out loss. The training goes on as if it had not been taken: to another point and back is rounded."""
+        before = [p.detach().clone() for p in self.parameters]
         _switch(self.optimizer, "eval")
         loss = float(self.task.validation_loss(self.task.split(self.flat().unsqueeze(0)))[0])
         _switch(self.optimizer, "train")
+        with torch.no_grad():
+            for p, old in zip(self.parameters, before, strict=True):
+                p.copy_(old)
         return loss if math.isfinite(loss) else math.inf
 
     def trace(self, pruned: str = "") -> Trace:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
+from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import qmc
 
@@ -102,7 +103,7 @@ class Tuned:
         hypers: the best setting, of all that may be tuned.
         value: its mean log loss over the tuning seeds.
         trials, pruned: how many settings were tried, and dropped before their end.
-        at_edge: the best learning rate lies at the edge of its range, which was not extended any more.
+        at_edge: the best learning rate lies at the edge of the range that the last trials were offered.
         model_steps: trained for this study, fresh seeds included.
         horizon: steps of a training.
         steps: of `curves`.
@@ -342,15 +343,20 @@ class Study:
             self.trials.append(done)
 
     def fresh_of(self, curve: Sequence[int]) -> dict[str, Any] | None:
-        """What the best setting came to on the fresh seeds, if that is stored, for at least as many seeds."""
-        found: dict[str, Any] | None = self.attributes.get("fresh")
-        if found is None or found["steps"] != list(curve) or len(found["losses"]) < len(self.fresh_seeds):
-            return None
-        return found
+        """What the best setting came to on the fresh seeds, if that is stored, for at least as many seeds and at least
+        these steps."""
+        return next((found for found in self._fresh if _has(found, curve, len(self.fresh_seeds))), None)
+
+    @property
+    def _fresh(self) -> list[dict[str, Any]]:
+        """All that is stored of fresh seeds, the latest first; none has all that another one has."""
+        latest = dict(self.attributes.get("fresh", {}))
+        others = latest.pop("others", [])
+        return [latest, *others] if latest else []
 
     def store_fresh(self, traces: Sequence[Trace], curve: Sequence[int]) -> None:
         found = {
-            "steps": list(curve),
+            "steps": sorted(set(curve)),
             "losses": [plain.finite(trace.loss) for trace in traces],
             "curves": [[plain.finite(each) for each in trace.curve] for trace in traces],
             "untrained": [self.ground.untrained(seed) for seed in self.fresh_seeds],
@@ -360,8 +366,9 @@ class Study:
         self._keep_fresh(found)
 
     def _keep_fresh(self, found: dict[str, Any]) -> None:
-        self.attributes["fresh"] = found
-        self.store.set(self.name, "fresh", found)
+        others = [each for each in self._fresh if not _has(found, each["steps"], len(each["losses"]))]
+        self.attributes["fresh"] = found | {"others": others}
+        self.store.set(self.name, "fresh", self.attributes["fresh"])
 
     def is_done(self, curve: Sequence[int]) -> bool:
         """Whether nothing is left to train, where curves of fresh seeds have these steps."""
@@ -371,24 +378,30 @@ class Study:
     def best_hypers(self) -> dict[str, float]:
         return self.hypers_of(_best(self.trials))
 
-    def result(self) -> Tuned:
-        fresh, best, count = self.attributes["fresh"], _best(self.trials), len(self.fresh_seeds)
-        lr = next(d for d in self._extended() if d.name == "lr")
-        spent = sum(trial.user_attrs["run"]["model_steps"] for trial in self.trials) + fresh["model_steps"]
+    def result(self, curve: Sequence[int] = ()) -> Tuned:
+        """What it came to, where nothing is left to train; with curves of these steps."""
+        fresh, best, count = self.fresh_of(curve), _best(self.trials), len(self.fresh_seeds)
+        assert fresh is not None
         assert best.value is not None
+        steps = sorted(set(curve))
+        places = [fresh["steps"].index(step) for step in steps]
+        curves = [[own[place] for place in places if place < len(own)] for own in fresh["curves"][:count]]
+        spent = sum(trial.user_attrs["run"]["model_steps"] for trial in self.trials) + fresh["model_steps"]
+        offered = self.trials[-1].distributions["lr"]
+        assert isinstance(offered, FloatDistribution)
         return Tuned(
             seed=self.seed,
             hypers=self.best_hypers,
             value=best.value,
             trials=len(self.trials),
             pruned=sum(trial.state == TrialState.PRUNED for trial in self.trials),
-            at_edge=bool(lr.at_edge(best.params["lr"])),
+            at_edge=bool(Dimension("lr", offered.low, offered.high).at_edge(best.params["lr"])),
             model_steps=spent,
             horizon=self.ground.steps,
-            steps=tuple(fresh["steps"]),
+            steps=tuple(steps),
             seeds=tuple(self.fresh_seeds),
             losses=tuple(map(plain.loss, fresh["losses"][:count])),
-            curves=tuple(tuple(map(plain.loss, curve)) for curve in fresh["curves"][:count]),
+            curves=tuple(tuple(map(plain.loss, own)) for own in curves),
             untrained=tuple(fresh["untrained"][:count]),
             built=tuple(dict.fromkeys(Built.of(trial.user_attrs["run"]["built"]) for trial in self.trials)),
             fresh_built=Built.of(fresh["built"]),
@@ -410,6 +423,11 @@ def _best(trials: Sequence[FrozenTrial]) -> FrozenTrial:
     """The least value of those that came to their end; among equals the first."""
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     return min(done or trials, key=lambda trial: math.inf if trial.value is None else trial.value)
+
+
+def _has(found: Mapping[str, Any], steps: Sequence[int], seeds: int) -> bool:
+    """Whether what is stored of fresh seeds has so many of them, and losses after all of these steps."""
+    return len(found["losses"]) >= seeds and set(steps) <= set(found["steps"])
 
 
 def _suggest(trial: optuna.Trial, dimension: Dimension) -> None:

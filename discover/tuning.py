@@ -66,7 +66,7 @@ def tune(
     while advance(studies, keeper=keeper, curve=curve, tell=tell):
         pass
     tell(sum(len(study.fresh_seeds) for study in studies))
-    return [study.result() for study in studies]
+    return [study.result(curve) for study in studies]
 
 
 def advance(

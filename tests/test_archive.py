@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import closing
 from dataclasses import fields, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,32 @@ def test_totals_are_the_same_kept_or_counted_anew(archive: Archive, path: Path) 
     assert kept.rejected == {"ill typed": 3, "not odd": 12}
     assert kept.seconds == {"idle": 1.5, "train": 6}
     assert kept.elapsed == 1.5
+
+
+def test_totals_of_the_first_generations_are_those_of_an_archive_that_ended_there(archive: Archive) -> None:
+    then = []
+    for number in range(3):
+        then.append(archive.totals())
+        archive.commit_generation(generation(number), {"idle": 0.5, "train": 2})
+    then.append(archive.totals())
+    assert [archive.totals(generations) for generations in range(4)] == then
+
+
+def test_sessions_that_began_after_a_generation_was_stored_had_no_part_in_it(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = count()
+    monkeypatch.setattr("discover.archive._now", lambda: f"{next(times):03}")
+    archive.begin_session()
+    archive.commit_generation(generation(0))
+    for facts in ({"command": ["discover", "resume"]}, {"command": []}):
+        archive.begin_session(facts)
+        archive.end_session("interrupted")
+    archive.commit_generation(generation(1))
+    archive.begin_session({"command": ["too late"]})
+    noted = [{}, {"command": ["discover", "resume"]}, {"command": []}]
+    assert [facts for _, facts in archive.sessions_until(1)] == noted[:1]
+    assert [facts for _, facts in archive.sessions_until(2)] == noted
 
 
 def test_leaderboard_ranks_confirmed_candidates_first_and_drops_those_that_failed(archive: Archive) -> None:

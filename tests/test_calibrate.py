@@ -15,7 +15,7 @@ from scipy import stats
 
 from discover import calibrate, calibration, cli, fidelity, trainers, workshop
 from discover.calibrate import Options, carry_out, data_of, judged, prepare
-from discover.errors import UserError
+from discover.errors import UnwritableError, UserError
 from discover.keeper import Keeper, StoppedError
 from discover.space import Space
 from discover.storage import Store
@@ -264,6 +264,38 @@ def test_the_command_keeps_what_it_found_beside_the_space(
     other = small(SMALL.replace("quadratic: 2.0", "quadratic: 1.0"))
     assert "calibrated with other tasks or weights" in calibration.line("small.yaml", other)
     assert calibration.brief("small.yaml", other) == "of other tasks"
+
+
+def test_what_cannot_be_kept_beside_the_space_is_refused_before_anything_is_trained(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "DIRECTORY", Path("/dev/null/spaces"))
+    monkeypatch.setattr(calibrate, "carry_out", lambda *_, **__: pytest.fail("trained"))
+    assert run(capsys, "calibrate --space lion_like") == (
+        2,
+        "",
+        "discover: cannot write '/dev/null/spaces/lion_like.calibration.json': Not a directory; copy the space's YAML"
+        " file elsewhere, and calibrate the copy\n",
+    )
+
+
+def test_what_was_found_is_shown_though_it_cannot_be_kept(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: Any) -> None:
+        raise UnwritableError(f"cannot write '{path}': No space left on device")
+
+    monkeypatch.setattr(calibrate, "RULES", {"few": ("sgd", "momentum", "lion")})
+    monkeypatch.setattr(calibration, "write", full)
+    small()
+    code, out, err = run(capsys, "calibrate --space small.yaml --trials 1 --seeds 4")
+    assert (code, err) == (2, "discover: cannot write 'small.calibration.json': No space left on device\n")
+    assert "proxies agree with select tasks" in out
+    assert "written to" not in out
+    code, out, err = run(capsys, "calibrate --space small.yaml --trials 1 --seeds 4 --json")
+    assert code == 2
+    assert "proxies agree with select tasks" in err
+    assert len(json.loads(out)["rules"]) == 4
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -18,7 +18,11 @@ import torch
 import typer
 
 import dsl
-from discover import cli
+from discover import cli, runs, session
+from discover.archive import Archive
+from discover.budget import Budget
+from discover.manifest import host, read_manifest
+from discover.sessions import searched as sessions_of
 from tests.test_runs import made
 
 ROOT = Path(__file__).parent.parent
@@ -277,11 +281,9 @@ def test_ctrl_c_while_the_command_is_imported_is_one_line() -> None:
 def test_ctrl_c_before_a_search_begins_is_one_line_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from discover import runs, session
-
     line = "discover: stopped before the search began; nothing is lost\n"
     monkeypatch.setattr(session, "configure", stopped)
-    monkeypatch.setattr(runs, "resume", stopped)
+    monkeypatch.setattr(runs, "find", stopped)
     for command in ("search --space lion_like", "search --space lion_like --json", "resume last"):
         assert run(capsys, *command.split()) == (130, "", line)
     assert not list(Path().iterdir())
@@ -505,6 +507,30 @@ def test_a_search_prints_its_counts_and_its_best_rule_as_json(capsys: pytest.Cap
         "lock",
         "manifest.json",
     ]
+
+
+def test_each_session_leaves_its_command_as_it_means_the_same_in_any_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Path.cwd()
+    Path("own.rule").write_text("def own(p, g, *, lr=0.1):\n    p = p - lr * sign(g)\n")
+    searched(capsys, "--out", "a b", "--warm-start", "own.rule(lr=0.2)", "--warm-start", "lion", "--target", "9")
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert run(capsys, "resume", "../a b", "--candidates=12", "--workers", "0")[0] == 0
+    with runs.resume("../a b", budget=Budget(candidates=16)) as resumed:
+        list(session.search(resumed))
+    manifest = read_manifest(here / "a b")
+    with Archive.read(here / "a b" / "archive.sqlite") as archive:
+        sessions = sessions_of(manifest, archive, archive.totals().generations)
+    assert [each["command"] for each in sessions] == [
+        f"discover search --space {here}/tiny.yaml --warm-start '{here}/own.rule(lr=0.2)' --warm-start lion"
+        f" --candidates 8 --target 9.0 --workers 0 --seed 0 --out '{here}/a b' --json",
+        f"discover resume '{here}/elsewhere/../a b' --candidates 12 --workers 0",
+        "",
+    ]
+    for each in sessions:
+        assert (each["versions"], each["hardware"]) == (manifest.versions, host())
 
 
 def test_a_search_shows_its_progress_its_leaderboard_and_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from discover.budget import Budget
 from discover.errors import RunError, UserError
 from discover.manifest import Configuration, read_manifest
 from discover.records import Candidate, Confirmation, Generation, GenerationRecord, Ranked
+from discover.sessions import searched
 from discover.space import Space
 
 ROOT = Path(__file__).parent.parent
@@ -290,6 +291,35 @@ def test_other_versions_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     with runs.resume("out") as run:
         (note,) = run.notes
     assert "and is 1.0 now: results may differ in their last bits" in note
+
+
+RESUMED = {"command": ["discover", "resume", "a b"], "versions": {"torch": "2.0"}, "host": {"cpus": 4}}
+BEGAN = {
+    "none, before archives kept them": ([], [""]),
+    "the first": ([None], [""]),
+    "resumed": ([None, RESUMED], ["", "discover resume 'a b'"]),
+    "resumed by an older version, and by this one": ([None, None, RESUMED], ["", "", "discover resume 'a b'"]),
+    "resumed, by whom made it never begun": ([RESUMED], ["", "discover resume 'a b'"]),
+}
+
+
+@pytest.mark.parametrize(("noted", "commands"), BEGAN.values(), ids=BEGAN)
+def test_sessions_of_a_search_are_the_manifest_s_and_those_that_resumed(
+    noted: list[dict[str, object] | None], commands: list[str]
+) -> None:
+    with runs.create(configuration(), out=Path("out")) as run, run.archive() as archive:
+        for facts in noted:
+            archive.begin_session(facts)
+        archive.commit_generation(Generation(GenerationRecord(0, 0, {}, 0, 0, (), 0, None)))
+        found = searched(run.manifest, archive, 1)
+    manifest = run.manifest
+    assert [each["command"] for each in found] == commands
+    assert [found[0][key] for key in ("began", "versions", "hardware")] == [
+        *(manifest.created, manifest.versions, manifest.host)
+    ]
+    for each in found[1:]:
+        known = RESUMED if each["command"] else {"versions": {}, "host": {}}
+        assert (each["versions"], each["hardware"]) == (known["versions"], known["host"])
 
 
 # Found rules ----------------------------------------------------------------------------------------

@@ -586,6 +586,16 @@ train(contender("muon"), ground, some, keeper=Keeper(Path(sys.argv[1]), seconds=
 """
 
 
+@pytest.mark.parametrize(
+    "name", ["adamw", "schedule_free_adamw", "torch.optim:AdamW", "schedulefree:AdamWScheduleFree"]
+)
+def test_taking_held_out_losses_changes_no_bit_of_a_training(name: str) -> None:
+    here = Ground(tasks.load("digits_mlp"), steps=20, compile=False)
+    runs = [Run({"lr": lr}, seed) for lr in (0.01, 0.1) for seed in range(3)]
+    rarely, often = (train(contender(name), here, runs, curve=curve) for curve in ((10,), range(1, 20)))
+    assert [(each.loss, each.curve) for each in rarely] == [(each.loss, (each.curve[9],)) for each in often]
+
+
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, cwd=ROOT, capture_output=True)
     assert done.returncode == -9, done.stderr.decode()

@@ -22,14 +22,18 @@ import torch
 
 import tasks
 from discover import memory, pruning, tuning
+from discover.asks import Ask, Job, evenly
 from discover.contenders import Contender, contender
 from discover.errors import UserError
 from discover.keeper import Keeper, StoppedError
+from discover.lanes import Trace
+from discover.ledger import Notes
 from discover.ranges import dimensions
 from discover.storage import Store, as_typed, default_url, public_url
 from discover.studies import Study, Tuned, TuningBudget
 from discover.trainers import Ground
-from discover.tuning import tune
+from discover.tuning import advance, tune
+from discover.workshop import Staff, Workshop
 from tasks import Task
 from tests.test_reference import Known
 
@@ -87,6 +91,36 @@ def test_the_best_learning_rate_is_found_inside_the_range_or_beyond_it(octaves: 
     for each in found:
         assert abs(math.log2(each.hypers["lr"] / best)) < 0.5
         assert not each.at_edge
+
+
+EDGES: dict[str, tuple[float, TuningBudget, bool]] = {
+    "beyond": (14.0, TuningBudget(20, 1, 1), True),
+    "beyond, the last batch cut short": (14.0, TuningBudget(13, 1, 1), True),
+    "beyond, one trial in the middle": (14.0, TuningBudget(1, 1, 1), False),
+    "below": (-14.0, TuningBudget(20, 1, 1), True),
+    "inside": (0.0, TuningBudget(20, 1, 1), False),
+    "in what it was extended to": (6.0, TuningBudget(36, 1, 1), False),
+    "beyond, pruned": (14.0, TuningBudget(18, 2, 1, pruner="median"), True),
+    "inside, pruned": (0.0, TuningBudget(18, 2, 1, pruner="median"), False),
+}
+"""Where the best is, in octaves from the middle; trials; whether the best of them lies at the edge."""
+
+
+@pytest.mark.parametrize(("octaves", "budget", "edge"), EDGES.values(), ids=EDGES)
+def test_a_best_learning_rate_at_the_end_of_what_the_last_trials_were_offered_is_at_the_edge(
+    octaves: float, budget: TuningBudget, edge: bool, tmp_path: Path
+) -> None:
+    here = Ground(Known(0.1 * 2**octaves), compile=False)
+    (found,) = tuned("adamw", budget, ground=here, url=url(tmp_path))
+    ((_, stored),) = trials(url(tmp_path)).items()
+    offered: Any = stored[-1].distributions["lr"]
+    place = math.log(found.hypers["lr"] / offered.low) / math.log(offered.high / offered.low)
+    assert found.at_edge == edge == (not 0.1 <= place <= 0.9)
+    for count in range(0, len(stored), 5):  # whole batches, and parts of one
+        study = Study(named("adamw"), here, budget, 0, Notes(stored[:count], {}))
+        while advance([study]):
+            pass
+        assert study.result() == found
 
 
 def test_weight_decay_and_none_are_both_found() -> None:
@@ -229,6 +263,76 @@ def test_what_was_tuned_before_is_not_trained_again(tmp_path: Path, monkeypatch:
     assert tuned("adamw", url=url(tmp_path), curve=[5]) == first
     fewer = TuningBudget(SMALL.trials, SMALL.seeds, fresh=1)
     assert tuned("adamw", fewer, url=url(tmp_path), curve=[5])[0].losses == first[0].losses[:1]
+
+
+@pytest.mark.parametrize("name", ["adamw", "schedule_free_adamw", "torch.optim:AdamW"])
+def test_fresh_seeds_are_trained_once_however_few_of_the_points_of_their_curve_are_asked_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = (evenly(10, 20), (), evenly(10, 5), (7,))
+    alone = [tuned(name, seeds=(0, 1), curve=curve) for curve in curves]
+    assert [each.steps for each, _ in alone] == list(curves)
+    assert tuned(name, seeds=(0, 1), url=url(tmp_path), curve=curves[0]) == alone[0]
+    monkeypatch.setattr(tuning, "train", lambda *_, **__: pytest.fail("trained"))
+    for curve, expected in zip(curves, alone, strict=True):
+        assert tuned(name, seeds=(0, 1), url=url(tmp_path), curve=curve) == expected
+
+
+def test_nothing_that_is_stored_of_fresh_seeds_makes_way_for_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [(replace(SMALL, fresh=4), ()), (SMALL, (3, 6)), (SMALL, (5,)), (replace(SMALL, fresh=1), (2, 3, 6))]
+    found = [tuned("adamw", budget, url=url(tmp_path), curve=curve) for budget, curve in asked]
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning, "train", lambda *_, **__: pytest.fail("trained"))
+        for (budget, curve), expected in zip(asked, found, strict=True):
+            (again,) = tuned("adamw", budget, url=url(tmp_path), curve=curve)
+            assert (again.losses, again.curves) == (expected[0].losses, expected[0].curves)
+    everything = replace(SMALL, fresh=4), (2, 3, 5, 6)
+    assert tuned("adamw", everything[0], url=url(tmp_path), curve=everything[1]) == tuned(
+        "adamw", everything[0], curve=everything[1]
+    )
+    store = Store(url(tmp_path))
+    assert Study(named("adamw"), ground(), SMALL, 0, store).attributes["fresh"]["others"] == []
+    store.close()
+
+
+def test_the_curve_of_a_run_that_was_lost_goes_as_far_as_it_came_whichever_points_are_asked_for() -> None:
+    study = Study(named("adamw"), ground(), SMALL, 0, Store(None))
+    while advance([study]):
+        pass
+    study.store_fresh(
+        [Trace(math.inf, 5, "rising", (3.0, 2.0)), Trace(0.2, 10, "", (4.0, 3.0, 2.0, 1.0))], (2, 4, 6, 8)
+    )
+    assert study.result((4, 8)).curves == ((2.0,), (3.0, 1.0))
+    assert study.result((2,)).curves == ((3.0,), (4.0,))
+    assert study.result((6,)).curves == ((), (2.0,))
+
+
+def by_workers(seeds: tuple[int, ...], curve: tuple[int, ...], where: str) -> tuple[list[Tuned], int]:
+    """As workers tune, and how many pieces of work it took."""
+    store, pieces = Store(where), 0
+    workshop = Workshop(store, Keeper(store.folder), staff=Staff(1))
+    job = Job(Ask(named("adamw"), ground().task, 10, SMALL, seeds, curve, compile=False), workshop)
+    waiting = list(job.start())
+    while waiting:
+        block, piece = waiting.pop()
+        waiting += [(block, each) for each in job.record(block, piece.carry_out())]
+        pieces += 1
+    workshop.close()
+    store.close()
+    return job.answer().tunings, pieces
+
+
+def test_workers_use_again_what_is_stored_of_fresh_seeds(tmp_path: Path) -> None:
+    whole, several = evenly(10, 20), (0, 1)
+    first, _ = by_workers((0,), whole, url(tmp_path))
+    assert first == tuned("adamw", curve=whole)
+    assert by_workers((0,), (5,), url(tmp_path)) == (tuned("adamw", curve=(5,)), 0)
+    mixed, _ = by_workers(several, (5,), url(tmp_path))  # side by side: of one it is stored, of the other not
+    assert mixed == tuned("adamw", seeds=several, curve=(5,))
+    assert by_workers((0,), whole, url(tmp_path)) == (first, 0)
+    assert by_workers(several, (), url(tmp_path)) == (tuned("adamw", seeds=several), 0)
 
 
 def built(**changes: bool) -> Ground:

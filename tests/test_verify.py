@@ -19,9 +19,10 @@ from discover import ablate, archive, built, certificate, certify, cli, pieces, 
 from discover.contenders import RuleContender
 from discover.contest import Contest, plain_tuned
 from discover.keeper import Keeper
-from discover.manifest import host
+from discover.manifest import host, read_manifest
 from discover.pieces import Site, Trained, TrainRuns
 from discover.promotion import PROMOTION
+from discover.records import Generation, GenerationRecord
 from discover.storage import Store
 from discover.trainers import Run
 from discover.workshop import Workshop
@@ -37,6 +38,7 @@ TWO_RUNGS = (
     "  rungs: [{steps: 12, trials: 4, fresh: 1, tunings: [7, 8]}, {steps: 9, trials: 3, fresh: 1, tunings: [7, 8]}]\n"
 )
 assert ONE_RUNG in SPACE
+RESUMED = "discover resume /there/found"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,9 +59,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("DISCOVER_DATA_DIR", str(folder / "data"))
         patch.setenv("CXX", "no-such-compiler")
         torch.set_num_threads(1)
-        a_run([adam(), ASCENT], change=lambda text: text.replace(ONE_RUNG, TWO_RUNGS))
+        went_on(a_run([adam(), ASCENT], change=lambda text: text.replace(ONE_RUNG, TWO_RUNGS)))
         assert cli.main(["promote", "found", "--workers", "0"]) == 0
         return folder / "found"
+
+
+def went_on(folder: Path) -> None:
+    """As if a second session had searched, and found nothing."""
+    host = {"cpu": "another", "cpus": 4}
+    session = {"command": RESUMED.split(), "versions": {"torch": "2.0"}, "host": host}
+    with archive.Archive.open(folder / "archive.sqlite") as further:
+        further.begin_session(session)
+        record = GenerationRecord(further.totals().generations, 7, {"not odd": 7}, 0, 0, (), 1234, None)
+        further.commit_generation(Generation(record), {"idle": 60.0, "store": 5.4, "train": 100.0})
 
 
 @pytest.fixture
@@ -169,12 +181,11 @@ def _state_bytes(data: Data) -> None:
 
 
 def _commands(data: Data) -> None:
-    data["commands"][1] = "discover promote another --top 2"
+    data["commands"][2] = "discover promote another --top 2"
 
 
-def _told_to_run_another_thing(data: Data) -> None:
-    data["asked"]["run"] = "another"
-    data["commands"][1] = "discover promote another --top 2 --workers 0"
+def _session_not_told(data: Data) -> None:
+    del data["commands"][1]
 
 
 def _spent_emptied(data: Data) -> None:
@@ -213,7 +224,7 @@ def _more_tuned_than_asked(data: Data) -> None:
 
 
 def _another_seed(data: Data) -> None:
-    stage(data, "rung 2")["terms"]["first"] = 700
+    stage(data, "rung 2")["terms"]["first"] = 700_000_000
 
 
 def _another_task(data: Data) -> None:
@@ -289,7 +300,7 @@ def _seen_by_nobody(data: Data) -> None:
 
 def _another_rung_asked_for(data: Data) -> None:
     data["asked"]["tasks"] = ["quadratic"]
-    data["commands"][1] = data["commands"][1].replace(" --workers", " --task quadratic --workers")
+    data["commands"][2] = data["commands"][2].replace(" --workers", " --task quadratic --workers")
 
 
 FORGERIES: dict[Forgery, str] = {
@@ -298,7 +309,7 @@ FORGERIES: dict[Forgery, str] = {
     _another_rung_asked_for: "rung 3: the space asks for it, and it is not in the certificate",
     _rung_deleted: "rung 2: the space asks for it, and it is not in the certificate",
     _first_rung_deleted: "rung 1: the space asks for it, and it is not in the certificate",
-    _candidate_of_a_rung_dropped: "rung 1: 7 tunings of candidate_0 on breast_cancer are needed, from study seed 400",
+    _candidate_of_a_rung_dropped: "rung 1: 7 tunings of candidate_0 on breast_cancer are needed, from study seed 40000",
     _candidate_not_counted: "contests: rung 1.candidates is",
     _candidate_dropped_everywhere: "candidates: 1 of 2 that were asked for, and 1 of 2 places looked at",
     _candidate_added_to_the_final: "contests: final.candidates is",
@@ -309,8 +320,8 @@ FORGERIES: dict[Forgery, str] = {
     _ablation_left_out: "simplify: the space asks for it, and it is not in the certificate",
     _ablation_says_otherwise: "simplification.",
     _state_bytes: "footprints.diabetes_regression.candidate_1.state_bytes is 0.0",
-    _commands: 'commands.1 is "discover promote another --top 2", and "discover promote /',
-    _told_to_run_another_thing: 'asked.run is "another", and "/',
+    _session_not_told: "commands is a list of 3, and a list of 4 follows",
+    _commands: 'commands.2 is "discover promote another --top 2", and "discover promote /',
     _spent_emptied: "spent.model_steps (keys) is []",
     _spent_less: "spent.model_steps.rung 1 is",
     _dimensions: "contests: rung 1.tuned.candidate_1 is 1, and 2 follows",
@@ -318,15 +329,15 @@ FORGERIES: dict[Forgery, str] = {
     _error_rate: "contests: final.terms.error_rate is 0.2, and 0.05 follows",
     _fewer_trials: "contests: final.terms.trials is 2, and 4 follows",
     _more_tuned_than_asked: "contests: incumbents.terms.own is true, and false follows",
-    _another_seed: "7 tunings of crippled.rule on breast_cancer are needed, from study seed 500 on, and 0",
+    _another_seed: "7 tunings of crippled.rule on breast_cancer are needed, from study seed 500000000 on, and 0",
     _another_task: "final: 7 tunings of crippled.rule on diabetes_regression are needed",
-    _tuning_dropped: "tunings of candidate_1 on breast_cancer are needed, from study seed 400 on",
+    _tuning_dropped: "tunings of candidate_1 on breast_cancer are needed, from study seed 400000000 on",
     _another_baseline: "final: 7 tunings of crippled.rule on diabetes_regression are needed",
     _a_baseline_less: "contests: incumbents.baselines is []",
     _candidate_text: "candidates.0.text is",
-    _bad_rate: "final: crippled.rule on diabetes_regression, tuning 300: lr is 1e-12, and no study proposes it",
-    _made_up_hyperparameter: "final: candidate_1 on diabetes_regression, tuning 300: rate1 is not tuned there",
-    _no_rate: "rung 1: crippled.rule on breast_cancer, tuning 400: lr has no value",
+    _bad_rate: "final: crippled.rule on diabetes_regression, tuning 300000000: lr is 1e-12, and no study proposes it",
+    _made_up_hyperparameter: "final: candidate_1 on diabetes_regression, tuning 300000000: rate1 is not tuned there",
+    _no_rate: "rung 1: crippled.rule on breast_cancer, tuning 400000000: lr has no value",
     _pruned: "final: crippled.rule on diabetes_regression: seeds, trials, steps or curves are not those",
     _place: 'contests: rung 1.place is "on a GPU"',
     _data_digest: "breast_cancer: its data here are not those of the certificate",
@@ -373,7 +384,7 @@ def _fewer_asked_for(data: Data) -> None:
     _candidate_dropped_everywhere(data)
     data["standing"]["places"] = 1
     data["asked"]["top"] = 1
-    data["commands"][1] = data["commands"][1].replace("--top 2", "--top 1")
+    data["commands"][2] = data["commands"][2].replace("--top 2", "--top 1")
 
 
 def _leader_dropped(data: Data) -> None:
@@ -393,6 +404,34 @@ def _of_another_run(data: Data) -> None:
     data["provenance"]["run"] = "another"
 
 
+def _searched_by_another_command(data: Data) -> None:
+    data["provenance"]["sessions"][1]["command"] = data["commands"][1] = "discover resume /there/found --time 10h"
+
+
+def _session_left_out(data: Data) -> None:
+    del data["provenance"]["sessions"][1], data["commands"][1]
+
+
+def _searched_on_other_hardware(data: Data) -> None:
+    data["provenance"]["sessions"][1]["hardware"]["cpus"] = 1
+
+
+def _made_on_other_hardware(data: Data) -> None:
+    data["provenance"]["sessions"][0]["hardware"]["cpu"] = "the one that was promised"
+
+
+def _searched_with_other_versions(data: Data) -> None:
+    data["provenance"]["sessions"][1]["versions"]["torch"] = "2.1"
+
+
+def _searched_for_less(data: Data) -> None:
+    data["provenance"]["spent"]["seconds"] = 6.54
+
+
+def _proposed_less(data: Data) -> None:
+    data["provenance"]["spent"]["proposed"] = 2
+
+
 def _began_elsewhere(data: Data) -> None:
     """Where the search began is shown beside the winner: another start, another rule to be shown beside."""
     data["provenance"]["ancestors"] = []
@@ -407,6 +446,13 @@ AT_HAND: dict[Forgery, str] = {
     _fewer_asked_for: "standing.places is 1, and 2 follows",
     _leader_dropped: "incumbents: 2 tunings of candidate_0 on breast_cancer are needed",
     _believed: "curve.1.fitness is 0.9, and 0.1 follows",
+    _searched_by_another_command: 'provenance.sessions.1.command is "discover resume /there/found --time 10h", and',
+    _session_left_out: "provenance.sessions is a list of 1, and a list of 2 follows",
+    _searched_on_other_hardware: "provenance.sessions.1.hardware.cpus is 1, and 4 follows",
+    _made_on_other_hardware: 'provenance.sessions.0.hardware.cpu is "the one that was promised"',
+    _searched_with_other_versions: 'provenance.sessions.1.versions.torch is "2.1", and "2.0" follows',
+    _searched_for_less: "provenance.spent.seconds is 6.54, and 65.4 follows",
+    _proposed_less: "provenance.spent.proposed is 2, and 9 follows",
     _of_another_run: 'provenance.run is "another", and "found" follows',
 }
 
@@ -425,7 +471,8 @@ def test_what_was_not_checked_is_said(data: Data, run: Path, home: Path, capsys:
     (home / "alone.json").write_text(json.dumps(data))
     code, out, err = command(capsys, "verify alone.json --sample 1 --tune 1")
     assert code == 0, err
-    assert "not checked: the run's space, archive, standing, leaders and lineage, since its folder is elsewhere" in out
+    parts = "space, sessions, spend, archive, standing, leaders and lineage"
+    assert f"not checked: the run's {parts}, since its folder is elsewhere" in out
     assert "not checked: whether 'crippled.rule' was the baseline that was meant" in out
     assert f"1 of {there.tunings} tunings done again, with all their trials" in out
 
@@ -434,13 +481,13 @@ def test_a_certificate_holds_after_its_run_was_searched_further(data: Data, run:
     shutil.copytree(run, home / "further")
     further = archive.Archive.open(home / "further" / "archive.sqlite")
     with further:
-        last = [*further.generations()][-1]
-        number = last.record.number + 1
+        number, first = further.totals().generations, next(further.generations())
+        further.begin_session({"command": ["discover", "resume", "further"]})
         further.commit_generation(
             replace(
-                last,
-                record=replace(last.record, number=number),
-                candidates=(replace(last.candidates[0], id=9, generation=number, fitness=0.7),),
+                first,
+                record=replace(first.record, number=number),
+                candidates=(replace(first.candidates[0], id=9, generation=number, fitness=0.7),),
             )
         )
         assert further.digest(number) == data["provenance"]["archive"] != further.digest()
@@ -467,7 +514,7 @@ def test_a_forger_who_makes_all_of_it_follow_is_found_by_training_again(data: Da
     losses = stage(data, "final")["results"]["diabetes_regression"]["candidate_1"][0]["losses"]
     losses[0] *= 0.9
     (line,) = verify.verify(fit_all(data), sample=None).problems
-    assert line.startswith("final: candidate_1 on diabetes_regression, seed 300500: trained again it ends at")
+    assert line.startswith("final: candidate_1 on diabetes_regression, seed 300000000500: trained again it ends at")
 
 
 def badly_tuned(data: Data, name: str, contender: str, factor: float) -> None:
@@ -623,6 +670,37 @@ def test_a_built_in_baseline_is_the_one_of_that_name() -> None:
     assert wrong == ["contenders: 'lion' is not the built-in rule of that name"]
 
 
+def test_who_searched_and_at_what_cost_is_written_down(data: Data, run: Path) -> None:
+    (first, second), manifest = data["provenance"]["sessions"], read_manifest(run)
+    assert [first[key] for key in ("began", "versions", "hardware")] == [manifest.created, manifest.versions, host()]
+    assert data["commands"][:2] == [first["command"], second["command"]] == ["discover search", RESUMED]
+    assert data["provenance"]["spent"] == {"proposed": 9, "trained": 2, "model_steps": 1234, "seconds": 65.4}
+    text, python = (run / "certificate.md").read_text(), manifest.versions["python"]
+    assert f"- searched from {manifest.created} by `discover search` with python {python}, " in text
+    assert f"- searched from {second['began']} by `{RESUMED}` with torch 2.0; on cpu another, cpus 4\n" in text
+    assert "- spent by the search: 9 proposed, 2 trained, 1,234 model steps, 65 s\n" in text
+
+
+def test_a_session_without_a_command_is_said_to_have_none(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = a_run([ASCENT], "adamw")
+    with archive.Archive.open(folder / "archive.sqlite") as further:
+        for facts in (None, None, {"command": [], "versions": {"torch": "2.0"}, "host": {"cpus": 4}}):
+            further.begin_session(facts)
+        further.commit_generation(Generation(GenerationRecord(1, 0, {}, 0, 0, (), 0, None)))
+    assert command(capsys, "promote found")[0] == 0
+    certified = read(folder)
+    _, old, program = certified["provenance"]["sessions"]
+    assert (old["versions"], old["hardware"]) == ({}, {})
+    assert certified["commands"][:3] == [
+        "discover search",
+        *(f"# the session of {each['began']} left no command" for each in (old, program)),
+    ]
+    text = (folder / "certificate.md").read_text()
+    assert f"- searched from {old['began']}\n" in text
+    assert f"- searched from {program['began']} with torch 2.0; on cpus 4\n" in text
+    assert command(capsys, "verify found --sample 1 --tune 0")[0] == 0
+
+
 def test_versions_hardware_and_a_rule_of_few_digits_are_written_down(data: Data) -> None:
     assert {"torch", "numpy", "optuna", "scipy", "scikit-learn"} <= set(data["versions"])
     assert certify.packages({"torch.optim:SGD": {"class": "torch.optim:SGD"}}) == {
@@ -654,7 +732,7 @@ def test_a_promotion_of_another_format_is_refused(run: Path, home: Path, capsys:
     (home / "old" / PROMOTION).write_text(json.dumps({**read(run, PROMOTION), "format": 1}))
     code, _, err = command(capsys, "promote old")
     assert code == 2
-    assert "is of format 1, and this version reads format 3; what was begun with another version goes on" in err
+    assert "is of format 1, and this version reads format 4; what was begun with another version goes on" in err
 
 
 def test_what_was_trained_elsewhere_than_asked_pruned_and_by_a_class_of_torch_holds(
