@@ -330,7 +330,8 @@ class Wrappers:
     """Wrappers around a known rule: which, in which order, and their settings and the rule's.
 
     Every hyperparameter but lr and weight_decay is a question: within its range where the rule gives one; a number
-    between 0.5 and 1 by its distance from 1, any other by a factor of 3 either way; what counts steps stays.
+    between 0.5 and 1 by its distance from 1, any other by a factor of 3 either way; a whole number stays, as one that
+    counts steps.
 
     Args:
         bases: rules to wrap.
@@ -355,11 +356,13 @@ class Wrappers:
         program = _loaded(rule)
         values = {}
         for hyper in program.hypers:
-            if hyper.name.split("_")[-1] in ("lr", "decay") or hyper.default == int(hyper.default):
-                continue
             question = f"{rule} {hyper.name}"
+            if hyper.name.split("_")[-1] in ("lr", "decay"):
+                continue
             if hyper.range is not None:
                 value = choose.number(question, hyper.range.low, hyper.range.high, log=hyper.range.log)
+            elif hyper.default == int(hyper.default):
+                continue
             elif 0.5 < hyper.default < 1.0:
                 away = 1.0 - hyper.default
                 value = 1.0 - choose.number(f"{rule} 1 - {hyper.name}", away / 3, min(away * 3, 0.9), log=True)

@@ -399,6 +399,16 @@ def test_rules_to_wrap_and_wrappers_may_have_settings() -> None:
         assert template.build(Given(answers)) == dsl.load(rule)
 
 
+def test_every_hyperparameter_with_a_range_is_chosen_within_it() -> None:
+    template = load("wrappers", {"bases": ["adamw"], "wrappers": ["clip_global", "clip_value"], "depth": 1})
+    for wrapper, name in (("clip_global", "max_norm"), ("clip_value", "limit")):
+        rule = f"{wrapper}(adamw)"
+        question = f"{rule} {name}"
+        assert template.known()[rule][question] == 1.0
+        changed = template.build(Given({**template.known()[rule], question: 0.25}))
+        assert changed.defaults == dsl.load(rule).defaults | {name: 0.25}
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_the_same_answers_write_the_same_program(name: str) -> None:
     template = load(name, OPTIONS[name])
