@@ -147,13 +147,14 @@ def resume(
         from discover import runs
         from discover.watch import watch
 
+        environment = environment_of(runtime_env, ray_address, workers)
         folder = runs.find(run)
         opened = runs.resume(
             str(folder),
             budget=budget,
             workers=workers,
             ray_address=ray_address,
-            runtime_env=environment_of(runtime_env, ray_address, workers),
+            runtime_env=environment,
             command=_again(context, run=folder),
         )
     with opened as resumed:

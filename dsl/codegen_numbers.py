@@ -155,6 +155,8 @@ class Numbers:
     def div(self, a: int, b: int) -> int:
         if self.value(b) == 1:
             return a
+        if (divisor := self.value(b)) == 0:  # Python would raise where IEEE arithmetic has inf or nan, as a * inf does
+            return self.mul(a, self.constant(math.copysign(math.inf, divisor)))
         return self._add("div", (a, b))
 
     def split(self, index: int) -> tuple[int, int | None]:
@@ -238,6 +240,8 @@ class Numbers:
 
 def literal(value: float) -> str:
     """A number as people write it: 1e-8, not 1e-08."""
+    if math.isinf(value):
+        return "math.inf" if value > 0 else "-math.inf"
     return re.sub(r"e([+-])0(\d)", r"e\1\2", format_number(value)).replace("e+", "e")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import textwrap
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -57,6 +58,15 @@ def together(values: Mapping[str, np.ndarray]) -> Tensor:
 def close(mine: Tensor, want: np.ndarray) -> bool:
     size = float(np.max(np.abs(want), initial=1e-3))
     return bool(np.allclose(mine.detach().numpy(), want, rtol=1e-7, atol=1e-9 * size))
+
+
+def test_division_by_zero_is_that_of_ieee_arithmetic() -> None:
+    program = dsl.parse("def f(p, g, m: zeros, *, lr=0.1):\n    m = lerp(m, g / 0.0, 0.1)\n    p = p - lr * m\n")
+    p = torch.ones(2, requires_grad=True)
+    opt = optim.create(program, [p])
+    p.grad = torch.tensor([2.0, -3.0])
+    opt.step()
+    assert p.tolist() == [-math.inf, math.inf]
 
 
 @given(rules(), st.integers(0, 5))

@@ -29,8 +29,7 @@ RATES = tuple(10.0 ** (power / 2) for power in range(-8, 4))
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_what_is_planted_is_best_and_of_the_family(name: str) -> None:
-    kind, _, family = PLANTED[name]
-    task = getattr(planted, kind)()
+    task = getattr(planted, PLANTED[name].task)()
     check(task, name)
     ready = gradient.build(task, compile=False)
     programs = [dsl.load(rule) for rule in RULES]
@@ -39,7 +38,9 @@ def test_what_is_planted_is_best_and_of_the_family(name: str) -> None:
     ]
     losses = [each.loss for each in train(task, programs, lanes, steps=task.horizon, gradient=ready)]
     best = {rule: min(losses[i * len(RATES) : (i + 1) * len(RATES)]) for i, rule in enumerate(RULES)}
-    assert BEST[name].startswith(family)
+    assert PLANTED[name].has(BEST[name])
+    assert PLANTED[name].has(f"lookahead({BEST[name]})")
+    assert not PLANTED[name].has("sgd")
     assert all(math.log(best[rule] / best[BEST[name]]) > 0.7 for rule in RULES if rule != BEST[name]), best
 
 
