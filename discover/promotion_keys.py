@@ -14,7 +14,6 @@ from discover import pruners
 from discover.keys import Counts, Keys, Names, Positive, Resources, Steps, request_of
 from discover.pruners import Pruner
 
-_FORMAT = re.compile(r"(\w{2,}:)?(.*)", re.DOTALL)  # as in `cifar10:FOLDER`
 _SHARDS = re.compile(r"[*?[]|\.bin$")  # a glob, or a file
 
 
@@ -216,12 +215,13 @@ def base_of(task: str) -> str:
     `data`, are other tasks."""
     stem, colon, rest = task.partition(".py:")
     if colon:
-        return f"{Path(f'{stem}.py').resolve()}:{_without_options(rest)}"
+        return f"{Path(f'{stem}.py').resolve()}:{without_options(rest)}"
     data = _data_of(task)
-    return _without_options(task) + (f"(data={data})" if data else "")
+    return without_options(task) + (f"(data={data})" if data else "")
 
 
-def _without_options(name: str) -> str:
+def without_options(name: str) -> str:
+    """A task's name alone: what stands before the parentheses."""
     return name.partition("(")[0].strip()
 
 
@@ -238,7 +238,7 @@ def _data_of(task: str) -> str | None:
         return None
     if text == "none":
         return None
-    form, path = _FORMAT.fullmatch(text).groups()  # type: ignore[union-attr]  # fits any text
+    form, path = options.form_and_path(text)
     found = os.path.realpath(os.path.expanduser(path))
     folder, name = os.path.split(found)
-    return (form or "") + (folder if _SHARDS.search(name) else found)
+    return form + (folder if _SHARDS.search(name) else found)

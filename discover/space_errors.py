@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from discover.promotion_keys import without_options
 from dsl.parse import suggest
 
 _EXPECTED = {
@@ -70,14 +71,10 @@ def not_listed(where: str, task: str, part: str, listed: Sequence[str]) -> str:
     import tasks  # and with it torch, which a space without mistakes does not wait for
 
     near = difflib.get_close_matches(task, listed, n=1)
-    if near and _plain(task) in tasks.names() and _plain(near[0]) not in tasks.names() and ".py:" not in near[0]:
+    known = [without_options(each) in tasks.names() for each in (task, *near)]
+    if known == [True, False] and ".py:" not in near[0]:
         return f"tasks.{part}: unknown task '{near[0]}'; did you mean '{task}'?"
     return f"{where}: '{task}' is not among tasks.{part}{suggest(task, listed)}"
-
-
-def _plain(task: str) -> str:
-    """A task without its options."""
-    return task.partition("(")[0].strip()
 
 
 def _keys_at(model: type[BaseModel], location: Iterable[int | str]) -> Iterable[str]:

@@ -153,8 +153,18 @@ def _of_union(text: str, kinds: tuple[Any, ...]) -> Any:
 
 def _absolute(text: str) -> Path:
     """A path that means the same from every folder; `FORMAT:PATH` keeps its format, a word of two letters or more."""
-    prefix, path = re.fullmatch(r"(\w{2,}:)?(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
-    return Path(f"{prefix or ''}{Path(path).expanduser().absolute()}")
+    form, path = form_and_path(text)
+    return Path(f"{form}{Path(path).expanduser().absolute()}")
+
+
+def form_and_path(text: str) -> tuple[str, str]:
+    """What `FORMAT:PATH` says, the colon with the format; a path alone has none.
+
+    >>> form_and_path("cifar10:photos")
+    ('cifar10:', 'photos')
+    """
+    form, path = re.fullmatch(r"(\w{2,}:)?(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]  # fits any text
+    return form or "", path
 
 
 def _text(value: object) -> str:
