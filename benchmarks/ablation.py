@@ -1,9 +1,9 @@
 """What each part of the search is worth: the search as the space has it, without a part, or with one that is off.
 
 Parts: the cache, hurdles, confirmed candidates that join anew, and what is off by default: islands, restarts, the
-aggregating cache, crossover, tuned elites, guarded quotients; and what is drawn for a task's instances: lengths, scales
-of single tensors, batch sizes, and, which are on, scales of loss and parameters. The scores are on select tasks as they
-are, so what an arm of these gains is transfer. What shows no gain here stays off, and can go.
+aggregating cache, crossover, neutral drift, tuned elites, guarded quotients; and what is drawn for a task's instances:
+lengths, scales of single tensors, batch sizes, and, which are on, scales of loss and parameters. The scores are on
+select tasks as they are, so what an arm of these gains is transfer. What shows no gain here stays off, and can go.
 
     python -m benchmarks.ablation [--space lion_like] [--model-steps 20000000] [--seeds 5] [--arms "no cache" ...]
 
@@ -31,10 +31,10 @@ def parts(space: Space) -> dict[str, arms.Arm]:
         arms.Arm("rolling hurdles", changes={"rungs": [{**rung, "recent": 4} for rung in rungs]}),
         arms.Arm("aggregating cache", changes={"cache": "aggregating"}),
         evolution("4 islands", islands=4),
-        evolution("restarts", restart_after=20_000),  # of some 130,000 that join the population in 10M model steps
+        evolution("restarts", restart_after=3_000),  # of some 20,000 that join the population in 10M model steps
         _own("crossover", "crossover.py:Crossover"),
-        evolution("no neutral drift", neutral=False),
-        _own("dead statements", "drift.py:Drift"),
+        evolution("neutral drift", neutral=True),
+        _own("dead statements", "drift.py:Drift", neutral=True),
         evolution("none rejoin", rejoin=False),
         evolution("tuned elites", tune=0.1),
         arms.Arm("guarded quotients", changes={"mutation": {"guarded": 0.5}}),
@@ -46,9 +46,9 @@ def parts(space: Space) -> dict[str, arms.Arm]:
     return {arm.name: arm for arm in every}
 
 
-def _own(name: str, proposer: str) -> arms.Arm:
+def _own(name: str, proposer: str, **settings: object) -> arms.Arm:
     """An arm whose proposer stands beside this module."""
-    return arms.Arm(name, algorithm=str(Path(__file__).with_name(proposer)))
+    return arms.Arm(name, algorithm=str(Path(__file__).with_name(proposer)), changes={"evolution": settings})
 
 
 def main() -> None:

@@ -110,7 +110,7 @@ operators: [add, sub, mul, div, abs, sign, square, sqrt, max, min, clip, lerp]
 slots: [m, v]
 max_statements: 16
 mutation: {{guarded: 0.5}}
-evolution: {{population: 100, tournament: 3, neutral: false}}
+evolution: {{population: 100, tournament: 3}}
 proposals_per_generation: 96
 require: {{odd: true, homogeneous: false, finite_at_zero: true, max_slots: 2}}
 tasks: {{search: ['{task}']}}

@@ -30,6 +30,10 @@ from discover.workers import TIMED_OUT, Done, Request
 from dsl import Program
 from dsl.properties import Properties
 
+COMPANY = 5
+"""Of about how many candidates the median varies as much by which they are as by AdamW's luck on instances. On the
+three rungs of `lion_like` it is 12, 3 to 6 and 1 to 6 (docs/log.md)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
@@ -62,6 +66,7 @@ class Terms:
         instances: for each rung, what its candidates are trained on.
         keep: for each rung but the last, the share of its candidates that goes on.
         bars: for each of these, None, or how far above the middle of its generation a candidate goes on instead.
+        levels: for each of these, where the middle of a generation has lately been; None before the first.
         reference: AdamW, trained on every instance beside the candidates; `reference_scale` is the RMS of its step.
         weights: task -> how much its score counts in a fitness.
         unit: about how many seconds of work a unit is, and how many programs it holds at most.
@@ -72,6 +77,7 @@ class Terms:
     instances: tuple[tuple[Instance, ...], ...]
     keep: tuple[float, ...]
     bars: tuple[float | None, ...]
+    levels: tuple[float | None, ...]
     reference: Entry
     reference_scale: float
     grid: Grid
@@ -244,8 +250,8 @@ class Live:
             count = math.ceil(self.terms.keep[rung] * len(scored))
             going_on = sorted(sorted(scored, key=lambda candidate: (-scored[candidate], candidate))[:count])
         else:
-            middle = statistics.median(scored.values())
-            going_on = [candidate for candidate in scored if scored[candidate] - middle >= bar]
+            least = middle(list(scored.values()), self.terms.levels[rung]) + bar
+            going_on = [candidate for candidate in scored if scored[candidate] >= least]
         self._least.append(min((scored[candidate] for candidate in going_on), default=None))
         self.rung_of |= dict.fromkeys(going_on, rung + 1)
         return going_on
@@ -341,6 +347,13 @@ class Live:
 def weighted_mean(scores: Sequence[tuple[float, float]]) -> float:
     """The mean of (score, weight), the same for every order of them."""
     return math.fsum(score * weight for score, weight in scores) / math.fsum(weight for _, weight in scores)
+
+
+def middle(scores: Sequence[float], level: float | None) -> float:
+    """Where the median of a generation's scores would be if it had many: the median of few says mostly which they are,
+    and is drawn towards the level of earlier generations (None: there are none)."""
+    median, count = statistics.median(scores), len(scores)
+    return median if level is None else level + (median - level) * count / (count + COMPANY)
 
 
 @lru_cache(maxsize=4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -122,6 +123,12 @@ class Plan:
     @property
     def weights(self) -> dict[str, float]:
         return {name: self.space.weights.get(name, 1.0) for name in self.task_names}
+
+    @cached_property
+    def shares(self) -> tuple[float, ...]:
+        """For each rung, how much of a fitness it and those before it decide."""
+        weight = [rung.seeds * math.fsum(self.weights[name] for name in rung.tasks) for rung in self.space.rungs]
+        return tuple(math.fsum(weight[: rung + 1]) / math.fsum(weight) for rung in range(len(weight)))
 
     @property
     def grid(self) -> Grid:

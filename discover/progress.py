@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,18 +14,21 @@ from discover.costs import Pace
 from discover.evaluate import FAULT, Entry
 from discover.front import undominated
 from discover.gate import Duplicate, Gate, Rejected
-from discover.generation import Admitted, Live, Rescored, Terms, weighted_mean
+from discover.generation import Admitted, Live, Rescored, Terms, middle, weighted_mean
 from discover.plan import Plan
 from discover.probes import runner
 from discover.proposers import Attentive, Context, Told
 from discover.proposers import load as load_proposer
-from discover.records import Candidate, Generation, believed
+from discover.records import Candidate, Generation, believed, expected
 from dsl import properties
 
 Timed = Callable[[str], AbstractContextManager[None]]
 
 DRIFT = 0.1
-"""How fast the level of a generation's fitness is taken to change. What changes faster is the luck of its instances."""
+"""How fast the level of a generation's scores is taken to change. What changes faster is the luck of its instances."""
+
+PATIENCE = 2
+"""So many failures to be scored again may be the workers' fault; each may have cost a time limit."""
 
 
 class Progress:
@@ -53,13 +55,16 @@ class Progress:
         self._pace = Pace()
         self._recent = [deque[list[float]](maxlen=rung.recent) for rung in space.rungs[:-1]]
         """For each rung but the last, how far above the middle candidates were, in each of its recent generations."""
-        self._level: float | None = None
+        self._levels: list[float | None] = [None for _ in space.rungs]
+        """For each rung, what the middle of a generation has lately come to there."""
         self._elite: dict[int, str] = {}
         self._fresh: defaultdict[int, list[float]] = defaultdict(list)
         self._programs: dict[int, dsl.Program] = {}
         """Of proposals in flight: reading them again from their text would give the same."""
         self._scored_now: set[int] = set()
         """Elites that a generation in flight scores again: another one would not know of its scores."""
+        self._failures: Counter[int] = Counter()
+        """How many trainings of an elite timed out or took their workers along when it was scored again."""
         self._costs: dict[int, tuple[float, ...]] = {}
         """Of elites: what the objectives beside fitness come to."""
         context = Context(plan.space, plan.ancestors, plan.grammar, self._fitness, self._fresh, self._elite)
@@ -114,6 +119,7 @@ class Progress:
             instances=plan.instances(number),
             keep=tuple(rung.keep for rung in space.rungs[:-1]),
             bars=self._bars(),
+            levels=tuple(self._levels[:-1]),
             reference=plan.reference,
             reference_scale=plan.reference_scale,
             grid=plan.grid,
@@ -161,7 +167,9 @@ class Progress:
         return (again[:half] + anew[: confirm.top - half] + again[half:])[: confirm.top]
 
     def _may_be_scored(self, elite: int) -> bool:
-        return elite not in self._scored_now and len(self._fresh.get(elite, ())) < self.plan.space.confirm.most
+        if elite in self._scored_now or self._failures[elite] >= PATIENCE:
+            return False
+        return len(self._fresh.get(elite, ())) < self.plan.space.confirm.most
 
     def _entry(self, candidate: int) -> Entry:
         text = self._elite[candidate]
@@ -187,49 +195,52 @@ class Progress:
         self.barren = 0 if generation.record.trained else self.barren + 1
         fresh: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         for each in generation.evaluations:
-            if each.kind == "confirm" and each.candidate is not None and each.score is not None:
-                fresh[each.candidate].append((each.score, self.plan.weights[each.task]))
+            if each.kind == "confirm" and each.candidate is not None:
+                if each.score is not None:
+                    fresh[each.candidate].append((each.score, self.plan.weights[each.task]))
+                elif not each.learning_rates:
+                    self._failures[each.candidate] += 1
         self._scored_now -= _scored_again(generation)
-        self._note_rungs(generation)
-        luck = self._luck(generation.candidates)
+        luck = self._note_rungs(generation)
         for candidate in generation.candidates:
             self._absorb_candidate(candidate, luck)
         for id, values in fresh.items():
             self._fresh[id].append(weighted_mean(values))
-            self._fitness[id] = believed(math.fsum(self._fresh[id]) / len(self._fresh[id]), len(self._fresh[id]))
-            if self.best is None or self._fitness[id] > self.best:
-                self.best, self.trained_at_best = self._fitness[id], self.trained
+            mean, count = math.fsum(self._fresh[id]) / len(self._fresh[id]), len(self._fresh[id])
+            self._fitness[id] = expected(mean, count, self._usual)
+            if self.best is None or believed(mean, count) > self.best:
+                self.best, self.trained_at_best = believed(mean, count), self.trained
         if fresh and isinstance(self._proposer, Attentive):
             self._proposer.confirm(sorted(fresh))
 
-    def _note_rungs(self, generation: Generation) -> None:
-        """Keeps what the candidates came to on each rung that has a rolling hurdle, but for those that failed."""
-        if not any(recent.maxlen for recent in self._recent):
-            return
+    def _note_rungs(self, generation: Generation) -> list[float]:
+        """Keeps what candidates came to on each rung, but for those that failed. Gives the luck on each: what all that
+        were there have in common beyond the level of those before, which is how AdamW did on these instances."""
         judged = {each.id for each in generation.candidates if each.status in ("trained", "diverged")}
         scores: defaultdict[int, list[tuple[int, float, float]]] = defaultdict(list)
         for each in generation.evaluations:
             if each.kind == "search" and each.candidate in judged and each.score is not None:
                 scores[each.candidate].append((each.rung, each.score, self.plan.weights[each.task]))
-        for rung, recent in enumerate(self._recent):
+        luck = []
+        for rung, level in enumerate(self._levels):
             reached = [mine for mine in scores.values() if any(at == rung for at, _, _ in mine)]
             means = [weighted_mean([(score, weight) for at, score, weight in mine if at <= rung]) for mine in reached]
-            if means and recent.maxlen:
-                middle = statistics.median(means)
-                recent.append([mean - middle for mean in means])
+            if not means:
+                luck.append(0.0)
+                continue
+            here = middle(means, level)
+            luck.append(0.0 if level is None else here - level)
+            self._levels[rung] = here if level is None else level + DRIFT * (here - level)
+            if rung < len(self._recent) and self._recent[rung].maxlen:
+                self._recent[rung].append([mean - here for mean in means])
+        return luck
 
-    def _luck(self, candidates: Sequence[Candidate]) -> float:
-        """What all candidates of a generation have in common beyond the level of those before: its instances, on which
-        the reference did well or badly. It is taken off before candidates of different generations compete."""
-        fitness = [each.fitness for each in candidates if each.fitness is not None]
-        if not fitness:
-            return 0.0
-        median = float(np.median(fitness))
-        level = median if self._level is None else self._level
-        self._level = level + DRIFT * (median - level)
-        return median - level
+    @property
+    def _usual(self) -> float:
+        """What the middle of those that are trained on all rungs comes to."""
+        return self._levels[-1] or 0.0
 
-    def _absorb_candidate(self, candidate: Candidate, luck: float) -> None:
+    def _absorb_candidate(self, candidate: Candidate, luck: Sequence[float]) -> None:
         program = self._programs.pop(candidate.id, None)
         faulty = candidate.reason.startswith(FAULT)
         if candidate.status in ("timed_out", "worker_lost") and not faulty:
@@ -239,7 +250,9 @@ class Progress:
             self.fault = "" if self._sound else candidate.reason
         original = candidate.id if candidate.duplicate_of is None else candidate.duplicate_of
         if candidate.status == "trained" and candidate.fitness is not None:
-            self._fitness[candidate.id] = candidate.fitness - luck
+            rung = candidate.rung or 0
+            fitness = candidate.fitness - luck[rung] * self.plan.shares[rung]
+            self._fitness[candidate.id] = expected(fitness, 1, self._usual)
             if candidate.rung == len(self.plan.space.rungs) - 1:
                 self._elite[candidate.id] = candidate.text
                 if others := self.plan.space.objectives[1:]:

@@ -187,6 +187,12 @@ def believed(fitness: float, count: int) -> float:
     return min(fitness, fitness * count / (count + DOUBT))
 
 
+def expected(fitness: float, count: int, usual: float) -> float:
+    """What a mean over `count` scores lets one expect of a candidate where the usual one is known: what candidates are
+    compared by while a search goes on, so that neither one lucky score nor much doubt decides who breeds."""
+    return usual + (fitness - usual) * count / (count + DOUBT)
+
+
 def in_order(confirmations: Iterable[Confirmation]) -> list[Confirmation]:
     """Those that have a fitness, most believed in first. Of each candidate the latest is to be given."""
     known = [each for each in confirmations if each.fitness is not None]

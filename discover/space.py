@@ -91,7 +91,7 @@ class Evolution(Keys):
     migrate_every: Annotated[int, Field(ge=1)] = 200
     migrants: Annotated[int, Field(ge=1)] = 2
     restart_after: Annotated[int, Field(ge=0)] = 0
-    neutral: bool = True
+    neutral: bool = False
     rejoin: bool = True
     tune: Share = 0.0
     tune_top: Annotated[int, Field(ge=1)] = 4

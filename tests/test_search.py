@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -341,6 +342,32 @@ def test_a_confirmation_whose_unit_has_no_result_does_not_count(
     first = {each.candidate: each for each in again.confirmations}
     assert victims & set(first)
     assert all(each.count == 1 for each in first.values())
+
+
+def test_an_elite_that_fails_twice_to_be_scored_again_is_not_chosen_again(
+    space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be, every time: nothing that is absorbed changes its place among those that were not confirmed."""
+    from discover import workers
+    from discover.generation import Key
+
+    def fail_elites(self: workers.InProcess, wait: bool = True) -> workers.Done | None:
+        if not wait:
+            return None
+        *_, key, unit = heapq.heappop(self._waiting)
+        assert isinstance(key, Key)
+        elite = any(e.candidate is not None and e.candidate < 24 * key.generation for e in unit.entries)
+        return workers.Done(key, None, "timed out") if elite else workers.Done(key, _evaluate(unit))
+
+    monkeypatch.setattr(workers.InProcess, "next", fail_elites)
+    searched(space, tmp_path / "out", budget=Budget(candidates=140))
+    tried = [
+        {e.candidate for e in generation.evaluations if e.kind == "confirm"}
+        for generation in generations(tmp_path / "out")
+    ]
+    times = Counter(candidate for each in tried for candidate in each)
+    assert len(times) > 2
+    assert max(times.values()) <= 2
 
 
 def test_a_candidate_that_our_code_stumbles_over_costs_itself_alone_and_is_told(
