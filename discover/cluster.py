@@ -11,7 +11,8 @@ one was lost or nodes come or go.
 A unit whose worker dies is trained again; one that kills, hangs or bursts its workers is given back as failed, so that
 nothing waits for ever and no other unit is touched. An actor that is gone is replaced; on a cluster, nodes that come
 are used, nodes that go are noted. A node on which a worker was lost is given nothing until it is known whether it is
-still there: all its workers may be dead, and one unit is not to be lost under several of them. Where the cluster itself
+still there: all its workers may be dead, and one unit is not to be lost under several of them. One whose disk is full,
+or that lacks a file or a package, is given nothing more, as long as there are others. Where the cluster itself
 is gone the search ends in one line, and can be resumed.
 """
 
@@ -30,7 +31,7 @@ from typing import Any
 
 from discover.actor import Actor
 from discover.connection import Head, RestartedError, abandon, alive, connect
-from discover.errors import ClusterError, LostClusterError, first_line
+from discover.errors import ClusterError, LostClusterError, UserError, first_line
 from discover.placement import fit
 from discover.pools import AHEAD, Job, Pool, Worker
 from discover.records import Incident, IncidentKind
@@ -97,7 +98,7 @@ class RayWorkers:
         self._nodes: dict[str, str] = {}
         """The cluster's nodes: id -> a name for people."""
         self._doubted: dict[str, float] = {}
-        """Nodes on which a worker was lost, and when."""
+        """Nodes on which a worker was lost, and when; those that failed at what others can do, and infinity."""
         self._pools = {request: Pool(request, crew.count or 0) for request in crew.requests}
         self.room: dict[Request, int] = {}
         """How many workers of each kind the nodes that are there could hold."""
@@ -208,7 +209,15 @@ class RayWorkers:
         if error is not None and not isinstance(error, errors.RayError):
             raise error
         if isinstance(error, errors.RayTaskError):
-            raise error  # of our own code: a bug, and the same on every worker
+            cause: Exception = error.cause
+            if not isinstance(cause, OSError | ImportError | UserError) or not self._others(worker.node):
+                raise error  # of our own code: a bug, and the same on every worker
+            what = self._on(worker, first_line(cause))
+            self.notes.append(f"{what}; nothing more is trained on that node")
+            self._note("node failed", what, worker.jobs[0][1])
+            self._doubt(worker.node, math.inf)
+            self._replace(worker, WORKER_LOST)
+            return
         if error is not None and not isinstance(error, errors.TaskCancelledError):
             # the actor, its node or its result is gone; Ray has a dozen words for it
             reason = OUT_OF_MEMORY if isinstance(error, errors.OutOfMemoryError) else WORKER_LOST
@@ -346,11 +355,16 @@ class RayWorkers:
         self._hire()
         self._dispatch(worker.pool)
 
-    def _doubt(self, node: str) -> None:
-        """Gives nothing more to a node for a while. The node of a private Ray is this one."""
+    def _others(self, node: str) -> bool:
+        """Whether there are nodes beside this one, and those that failed, that may do what it cannot: it lacks a file
+        or a package, or its disk is full."""
+        return any(each != node and self._doubted.get(each) != math.inf for each in self._nodes)
+
+    def _doubt(self, node: str, since: float = 0.0) -> None:
+        """Gives nothing more to a node for a while, or while it is there. That of a private Ray is this machine."""
         if self.crew.address is None:
             return
-        self._doubted[node] = time.monotonic()
+        self._doubted[node] = max(since or time.monotonic(), self._doubted.get(node, 0.0))
         for pool in self._pools.values():
             for load in pool.loads:
                 for worker in [each for each in load if each.node == node]:

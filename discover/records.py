@@ -25,6 +25,7 @@ IncidentKind = Literal[
     "fault",
     "node added",
     "node removed",
+    "node failed",
     "no room",
     "cluster lost",
     "driver gone",

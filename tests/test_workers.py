@@ -276,6 +276,41 @@ def test_whatever_ray_says_of_an_actor_that_is_gone_its_units_are_done_by_anothe
     assert [each.kind for each in crew.incidents] == ["worker lost", "unit retried"]
 
 
+def test_a_node_that_cannot_train_is_given_nothing_more_and_others_do_its_units(
+    ray: _Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its disk is full, say. Where no other is left, it is everybody's trouble."""
+    monkeypatch.setattr("discover.cluster.RayWorkers._watch", lambda *_: None)
+    monkeypatch.setattr("discover.cluster.Head", lambda ray: None)
+    nodes = [{"NodeID": name, "NodeManagerAddress": name, "Resources": {"CPU": 1.0}, "Alive": True} for name in "ab"]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    ray.place = lambda actor: "b" if actor == 2 else "a"
+    full = ray.exceptions.RayTaskError(
+        "evaluate", "OSError: No space left", OSError(28, "No space left")
+    ).as_instanceof_cause()
+    crew = RayWorkers(Crew(2, address="here:1"))
+    settle(crew)
+    for name in "stuv":
+        crew.submit(name, named(name))
+    assert (ray.has(1), ray.has(2)) == (["s", "u"], ["t", "v"])
+    ray.finish(1, full)
+    assert settle(crew) == []
+    assert ray.killed == [1]
+    assert len(ray.actors) == 3
+    assert ray.has(3) == []
+    for _ in "stuv":
+        ray.finish(2)
+        settle(crew)
+    assert not crew._pools[crew.crew.requests[0]].waiting
+    assert [each.kind for each in crew.incidents] == ["node failed", "unit retried"]
+    assert "No space left" in crew.incidents[0].text
+    assert crew.notes[0].startswith("process 1 on a (a): OSError: ")
+    crew.submit("w", named("w"))
+    ray.finish(2, full)
+    with pytest.raises(OSError, match="No space left"):
+        settle(crew)
+
+
 def test_units_of_an_earlier_generation_go_first(ray: _Ray) -> None:
     crew = RayWorkers(Crew(1))
     for name, order in (("late", 1), ("later", 2), ("early", 0)):
