@@ -68,20 +68,22 @@ class Budget(Keys):
         """Those that are compute, which a control may have more of."""
         return {name: value for name, value in self.limits.items() if name in ("seconds", "candidates", "model_steps")}
 
-    def allows(self, progress: Progress, elapsed: float) -> bool:
-        """Whether there may be another generation, `elapsed` seconds after the session began."""
-        if self.seconds is not None and elapsed >= self.seconds:
-            return False
-        if self.candidates is not None and progress.trained >= self.candidates:
-            return False
+    def reached(self, progress: Progress, elapsed: float) -> str:
+        """Why there may be no other generation, `elapsed` seconds after the session began; empty where there may."""
+        best, trained = progress.best, progress.trained
+        if self.target is not None and best is not None and best >= self.target:
+            return f"fresh scores let one believe {best:+.3f} of a candidate, and {self.target:+g} was the target"
+        if self.candidates is not None and trained >= self.candidates:
+            return f"{trained} candidates are trained, and {self.candidates} were to be"
         if self.model_steps is not None and progress.model_steps >= self.model_steps:
-            return False
-        if progress.best is not None:
-            if self.target is not None and progress.best >= self.target:
-                return False
-            if self.plateau is not None and progress.trained - progress.trained_at_best >= self.plateau:
-                return False
-        return progress.barren < EXHAUSTED
+            return f"{progress.model_steps:,} model steps are used, of {self.model_steps:,}"
+        if self.plateau is not None and best is not None and trained - progress.trained_at_best >= self.plateau:
+            return f"the last {trained - progress.trained_at_best} candidates brought nothing better"
+        if progress.barren >= EXHAUSTED:
+            return f"nothing new in {progress.barren} generations: the space is exhausted, or its gate lets none in"
+        if self.seconds is not None and elapsed >= self.seconds:
+            return f"its {format_duration(self.seconds)} are over"
+        return ""
 
     def spent(self, totals: Totals) -> str:
         """What an archive says is used up, in words; empty if nothing is, as far as it can tell."""

@@ -206,6 +206,8 @@ def summary(event: Finished, budget: Budget = UNLIMITED) -> Iterator[str]:
             f"{format_duration(event.elapsed)}: {event.proposed / event.elapsed:.0f} proposed and"
             f" {event.trained / event.elapsed:.1f} trained a second, {totals.model_steps:,} model steps in all"
         )
+    if event.ended:
+        yield f"ended since {event.ended}"
     if budget.seconds is not None and not event.interrupted and event.elapsed > EXCESS * budget.seconds:
         more, had = format_duration(event.elapsed - budget.seconds), format_duration(budget.seconds)
         yield f"{more} more than the {had} that it had: so long took what was in flight then"

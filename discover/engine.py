@@ -16,10 +16,10 @@ from dataclasses import replace
 
 from discover import workers as workers_module
 from discover.archive import Archive
-from discover.budget import EXHAUSTED, UNLIMITED, Budget
+from discover.budget import UNLIMITED, Budget
 from discover.clock import Clock, collecting_rarely
 from discover.errors import RunError
-from discover.events import Event, Finished, GenerationDone, Notice
+from discover.events import Event, Finished, GenerationDone
 from discover.flight import Flight, Journal
 from discover.plan import Plan
 from discover.progress import Progress
@@ -56,14 +56,18 @@ def search(
         Journal(crew, archive, clock) as journal,
     ):
         began, before, interrupted = time.monotonic(), archive.totals(), False
-        flight = Flight(progress, archive, crew, clock, lambda: budget.allows(progress, time.monotonic() - began))
+        flight = Flight(progress, archive, crew, clock, lambda: budget.reached(progress, time.monotonic() - began))
         for number in range(lag):
             flight.launch(number)
         for generation in archive.generations():
-            with clock("absorb"):
-                progress.absorb(generation)
+            progress.absorb(generation)
             flight.launch(generation.record.number + lag)
-        while flight:
+            if interrupted := stop():
+                break
+        if before.generations:  # to know what was known takes time that is not searching
+            began = time.monotonic()
+            clock.take()
+        while flight and not interrupted:
             if not flight.front.done:
                 with clock("training" if asked.count == 0 else "idle"):
                     done = crew.next()
@@ -87,12 +91,9 @@ def search(
                 collect()
             flight.launch(generation.record.number + lag)
         yield from journal.notices()
-        if progress.barren >= EXHAUSTED:
-            yield Notice(
-                f"nothing new in {progress.barren} generations: the space is exhausted, or its gate lets none in"
-            )
         clock.add("present", crew.present())
-        yield _finished(archive, clock, before, time.monotonic() - began, interrupted)
+        elapsed = time.monotonic() - began
+        yield _finished(archive, clock, before, elapsed, "" if interrupted else flight.ended)
 
 
 def _stored(archive: Archive, generation: Generation, clock: Clock) -> Ranked | None:
@@ -103,14 +104,14 @@ def _stored(archive: Archive, generation: Generation, clock: Clock) -> Ranked | 
         return next(iter(archive.leaderboard(1)), None)
 
 
-def _finished(archive: Archive, clock: Clock, before: Totals, elapsed: float, interrupted: bool) -> Finished:
+def _finished(archive: Archive, clock: Clock, before: Totals, elapsed: float, ended: str) -> Finished:
     totals = archive.totals()
     return Finished(
         replace(totals, seconds=clock.added_to(totals.seconds)),
         elapsed,
         totals.proposed - before.proposed,
         totals.trained - before.trained,
-        interrupted,
+        ended,
         archive.leaderboard(PLACES),
         Counter(incident.kind for incident in archive.incidents()),
         archive.front(),

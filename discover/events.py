@@ -61,7 +61,7 @@ class Finished:
     Attributes:
         totals: of the whole run, earlier sessions included.
         elapsed: seconds of searching in this session; `proposed` and `trained` are what it did in them.
-        interrupted: whether it was asked to stop before its budget was used.
+        ended: which limit ended it, in words; empty where it was asked to stop before one did.
         leaderboard: the first places.
         incidents: what befell workers and driver, kind -> how often, earlier sessions included.
         front: the confirmed that no other beats in fitness, state and operations at once, then those not confirmed that
@@ -72,10 +72,14 @@ class Finished:
     elapsed: float
     proposed: int
     trained: int
-    interrupted: bool
+    ended: str
     leaderboard: tuple[Ranked, ...]
     incidents: Mapping[str, int] = field(default_factory=dict)
     front: tuple[Ranked, ...] = ()
+
+    @property
+    def interrupted(self) -> bool:
+        return not self.ended
 
 
 Event = Started | Notice | GenerationDone | Finished

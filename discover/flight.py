@@ -20,16 +20,19 @@ class Flight:
 
     Args:
         archive: what it holds now is replayed: its generations are never in flight.
-        allowed: whether the limits allow another generation.
+        reached: which limit allows no other generation, in words; empty where all do.
+
+    Attributes:
+        ended: the first that it gave.
     """
 
     def __init__(
-        self, progress: Progress, archive: Archive, crew: Workers, clock: Clock, allowed: Callable[[], bool]
+        self, progress: Progress, archive: Archive, crew: Workers, clock: Clock, reached: Callable[[], str]
     ) -> None:
-        self._progress, self._crew, self._clock, self._allowed = progress, crew, clock, allowed
+        self._progress, self._crew, self._clock, self._reached = progress, crew, clock, reached
         self._stored, self._ahead = archive.totals().generations, archive.generations()
         self._generations: deque[Live] = deque()
-        self._over = False
+        self.ended = ""
 
     def __bool__(self) -> bool:
         return bool(self._generations)
@@ -44,8 +47,8 @@ class Flight:
         if number < self._stored:
             self._progress.remember(next(self._ahead))
             return
-        self._over = self._over or not self._allowed()
-        if self._over:
+        self.ended = self.ended or self._reached()
+        if self.ended:
             return
         with self._clock("propose"):
             live = self._progress.propose(number, self._clock, self._take_in_what_is_done)

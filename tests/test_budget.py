@@ -28,23 +28,27 @@ FAR = Far()
 
 
 def allows(budget: Budget, far: Far = FAR, elapsed: float = 60.0) -> bool:
-    return budget.allows(cast(Progress, far), elapsed)
+    return not budget.reached(cast(Progress, far), elapsed)
 
 
-LIMITS: dict[str, tuple[Budget, Budget]] = {
-    "time": (Budget(time="1m"), Budget(time="1m1s")),
-    "candidates": (Budget(candidates=100), Budget(candidates=101)),
-    "model steps": (Budget(model_steps=5000), Budget(model_steps=5001)),
-    "target": (Budget(target=0.25), Budget(target=0.26)),
-    "plateau": (Budget(plateau=20), Budget(plateau=21)),
+LIMITS: dict[str, tuple[Budget, Budget, str]] = {
+    "time": (Budget(time="1m"), Budget(time="1m1s"), "its 1m00s are over"),
+    "candidates": (Budget(candidates=100), Budget(candidates=101), "100 candidates are trained, and 100 were to be"),
+    "model steps": (Budget(model_steps=5000), Budget(model_steps=5001), "5,000 model steps are used, of 5,000"),
+    "target": (
+        Budget(target=0.25),
+        Budget(target=0.26),
+        "fresh scores let one believe +0.250 of a candidate, and +0.25 was the target",
+    ),
+    "plateau": (Budget(plateau=20), Budget(plateau=21), "the last 20 candidates brought nothing better"),
 }
 
 
-@pytest.mark.parametrize(("reached", "further"), LIMITS.values(), ids=LIMITS)
-def test_a_limit_ends_a_search_where_it_is_reached_and_not_before(reached: Budget, further: Budget) -> None:
-    assert not allows(reached)
+@pytest.mark.parametrize(("reached", "further", "said"), LIMITS.values(), ids=LIMITS)
+def test_a_limit_ends_a_search_where_it_is_reached_and_not_before(reached: Budget, further: Budget, said: str) -> None:
+    assert reached.reached(cast(Progress, FAR), 60.0) == said
     assert allows(further)
-    others = {name: value for _, each in LIMITS.values() for name, value in each.limits.items()}
+    others = {name: value for _, each, _ in LIMITS.values() for name, value in each.limits.items()}
     assert not allows(Budget.of(**cast(Any, {**others, **reached.limits})))  # the first that is reached ends it
     assert len(reached.limits) == len(list(reached.words())) == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -166,13 +167,40 @@ def test_the_time_of_a_session_is_all_accounted_for(space: Path, tmp_path: Path)
     assert seconds["train"] + seconds["load"] == pytest.approx(seconds["present"])  # here, training is all there is
     assert seconds["present"] == pytest.approx(seconds["training"], rel=0.1)
     assert ended.totals.elapsed == pytest.approx(ended.elapsed, rel=0.1)
-    time = ended.totals.time
-    assert sum(time["driver"].values()) == pytest.approx(ended.totals.elapsed)
-    assert time["workers"]["share"] == pytest.approx(seconds["train"] / seconds["present"])
+    spent = ended.totals.time
+    assert sum(spent["driver"].values()) == pytest.approx(ended.totals.elapsed)
+    assert spent["workers"]["share"] == pytest.approx(seconds["train"] / seconds["present"])
     with Archive.read(tmp_path / "out" / "archive.sqlite") as archive:
         kept = archive.totals().seconds
     assert Counter(kept).keys() == seconds.keys()
     assert all(kept[phase] <= seconds[phase] for phase in kept)
+
+
+def test_to_absorb_an_archive_anew_is_no_searching_and_can_be_stopped(
+    space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched(space, tmp_path / "out", budget=Budget(candidates=40))
+    stored = len(generations(tmp_path / "out"))
+    absorb, absorbed = Progress.absorb, list[int]()
+
+    def slowly(self: Progress, generation: Generation) -> None:
+        absorbed.append(generation.record.number)
+        time.sleep(0.5 if generation.record.number < stored else 0.0)
+        absorb(self, generation)
+
+    monkeypatch.setattr(Progress, "absorb", slowly)
+    with runs.resume(str(tmp_path / "out"), budget=Budget(candidates=40)) as run:
+        *_, last = session.search(run)
+    assert isinstance(last, Finished)
+    assert absorbed == list(range(stored))
+    assert last.elapsed < 0.5 * stored
+    assert last.ended.endswith("candidates are trained, and 40 were to be")
+    with runs.resume(str(tmp_path / "out"), budget=Budget(candidates=80)) as run:
+        *_, last = session.search(run, lambda: len(absorbed) > stored)
+    assert isinstance(last, Finished)
+    assert last.interrupted
+    assert absorbed == [*range(stored), 0]
+    assert len(generations(tmp_path / "out")) == stored
 
 
 @pytest.mark.parametrize(
@@ -188,7 +216,9 @@ def test_the_time_of_a_session_is_all_accounted_for(space: Path, tmp_path: Path)
 def test_what_took_much_longer_than_its_time_says_so(
     elapsed: float, budget: Budget, interrupted: bool, said: bool, ended: Finished
 ) -> None:
-    lines = list(summary(replace(ended, elapsed=elapsed, interrupted=interrupted), budget))
+    why = "" if interrupted else "its 2m00s are over"
+    lines = list(summary(replace(ended, elapsed=elapsed, ended=why), budget))
+    assert ("ended since its 2m00s are over" in lines) is not interrupted
     line = "13s more than the 2m00s that it had: so long took what was in flight then"
     assert (line in lines) == said
     assert sum("that it had" in each for each in lines) == said

@@ -102,7 +102,7 @@ def test_who_is_not_confirmed_stands_beside_the_front_and_is_marked(tmp_path: Pa
         (cheaper, False),
         (4, False),
     ]
-    lines = list(front_lines(Finished(Totals(0, 0, {}, 0, 0, 0, 0, {}), 1.0, 0, 0, False, (), {}, front)))
+    lines = list(front_lines(Finished(Totals(0, 0, {}, 0, 0, 0, 0, {}), 1.0, 0, 0, "", (), {}, front)))
     assert lines[4] == "these would, if fresh instances confirmed them:"
     assert [("not confirmed" in line) for line in lines[2:]] == [False, False, False, True, True]
 

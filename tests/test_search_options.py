@@ -137,6 +137,7 @@ def test_a_space_that_is_exhausted_ends_the_search(tmp_path: Path) -> None:
     last, found = searched(name, tmp_path / "out", budget=Budget(candidates=1000))
     assert not any(generation.record.trained for generation in found[-50:])
     assert last.totals.trained < 10
+    assert last.ended == "nothing new in 50 generations: the space is exhausted, or its gate lets none in"
 
 
 @pytest.mark.parametrize("stops", [Budget(plateau=12), Budget(model_steps=1_500, target=5.0)])
