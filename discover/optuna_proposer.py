@@ -1,9 +1,10 @@
 """Optuna as a proposer: one of its samplers answers a template's questions, or moves the ancestors' constants.
 
-Every candidate that was told is a finished trial of one study in memory, in the order of proposal. A proposal asks a
+Every candidate that was told is a finished trial of a study in memory, in the order of proposal. A proposal asks a
 trial with a sampler of its own seed and gives it up again, so that nothing of it is left but the answers, which the
 candidate's `origin` keeps; telling makes the trial anew from them. Optuna cannot change a finished trial, so it sees
-a candidate's fitness as it was when told, confirmations later left out.
+a candidate's fitness as it was when told, confirmations later left out. Its samplers look at all trials for each
+proposal, so that a long search would propose ever slower: now and then most of the older ones are forgotten.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ out what it answered before, and NSGAIIISampler draws parents once a generation,
 STARTS = 0.5
 """Share of the proposals that are rules to start from, until something has been told."""
 
+RECENT, BEST = 400, 100
+"""What is kept when trials are forgotten: the last, and the best of the others. TPE compares its 25 best to the rest,
+so that it loses nothing but a part of the rest; of NSGA-II's generations it breeds from the last, two of which stay."""
+
 
 class OptunaProposer:
     """Searches a template's answers by `optuna.sampler` of the space, for one objective or several."""
@@ -41,10 +46,7 @@ class OptunaProposer:
         self.objectives = context.space.objectives
         self._costs: dict[int, list[float]] = {}
         self._told = 0
-        down, up = optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE
-        self.study = optuna.create_study(
-            directions=[up, *[down] * (len(self.objectives) - 1)], sampler=self._sampler(0)
-        )
+        self.study = self._study()
 
     def propose(self, rng: Generator) -> Proposal:
         if not self._told and rng.random() < STARTS:
@@ -81,6 +83,23 @@ class OptunaProposer:
         self.template.build(_Asked(trial))
         self.study.tell(trial, [fitness, *costs])
         self._told += 1
+        if self._told % (RECENT + BEST) == 0:
+            self._forget()
+
+    def _study(self) -> optuna.Study:
+        down, up = optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE
+        directions = [up, *[down] * (len(self.objectives) - 1)]
+        return optuna.create_study(directions=directions, sampler=self._sampler(0))
+
+    def _forget(self) -> None:
+        """Goes on with what is kept in a study of its own, in the order of telling. When it is done follows from how
+        many were told, so that a resumed search does it at the same times."""
+        told = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        last = max(RECENT, 2 * int(self.settings.options.get("population_size", 0)))
+        older, recent = told[:-last], told[-last:]
+        best = sorted(older, key=lambda trial: (-trial.values[0], trial.number))[:BEST]
+        self.study = self._study()
+        self.study.add_trials([*sorted(best, key=lambda trial: trial.number), *recent])
 
     def _sampler(self, seed: int) -> BaseSampler:
         settings = self.settings

@@ -16,7 +16,7 @@ import pytest
 
 import dsl
 from benchmarks import crossover, drift
-from discover import proposers, runs, session
+from discover import optuna_proposer, proposers, runs, session
 from discover.budget import Budget
 from discover.errors import UserError
 from discover.evaluate import Outcome, Unit, UnitResult
@@ -98,6 +98,39 @@ def test_the_sampler_of_gaussian_processes_proposes_the_same_again() -> None:
     resumed = Held().world()
     resumed.absorb(passed, 0)
     assert [resumed.propose(number) for number in (1000, 1001)] == wanted
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_old_trials_are_forgotten_but_the_best_and_a_resumed_search_forgets_the_same(
+    sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna's samplers look at every trial for each proposal."""
+    monkeypatch.setattr(optuna_proposer, "RECENT", 6)
+    monkeypatch.setattr(optuna_proposer, "BEST", 2)
+    options = {"tpe": {"n_startup_trials": 5}, "nsga2": {"population_size": 3}}
+    template = {"name": "nos", "options": {"depth": 2}}
+    changes = {"template": template, "optuna": {"sampler": sampler, "options": options[sampler]}}
+    live, resumed = World("optuna", changes), World("optuna", changes)
+    seen = set[float]()
+    for number in range(10):
+        passed = live.generation(number, 40)
+        live.absorb(passed, number)
+        resumed.absorb(passed, number)
+        trials = finished(live)
+        assert len(trials) <= 6 + 2 + 7
+        assert trials == finished(resumed)
+        seen |= {value for value, _ in trials}
+    assert len(seen) > 20
+    assert max(seen) in [value for value, _ in trials]
+    assert [live.propose(number) for number in range(1000, 1008)] == [
+        resumed.propose(number) for number in range(1000, 1008)
+    ]
+
+
+def finished(world: World) -> list[tuple[float, dict[str, Any]]]:
+    proposer = world.proposer
+    assert isinstance(proposer, optuna_proposer.OptunaProposer)
+    return [(each.values[0], each.params) for each in proposer.study.trials if each.values]
 
 
 @pytest.mark.parametrize("sampler", ["QMCSampler", "BruteForceSampler", "NSGAIIISampler", "CmaEsSampler", "Base"])
