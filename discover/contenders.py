@@ -129,9 +129,11 @@ class ClassContender(Contender):
         if any(key in given for key in betas):
             arguments["betas"] = tuple({**self.defaults, **given}[key] for key in betas)
         try:
-            return self.made(list(parameters), **arguments)
+            made = self.made(list(parameters), **arguments)
         except Exception as error:
             raise UserError(f"{self.name}: cannot be made for {task.name}: {_in_words(error)}") from error
+        switch(made, "train")
+        return made
 
 
 def contender(text: str) -> Contender:
@@ -186,6 +188,14 @@ def check(one: Contender, task: Task) -> None:
         made.step()
     except Exception as error:
         raise UserError(f"{one.name}: cannot train {task.name}: {_in_words(error)}") from error
+
+
+def switch(optimizer: torch.optim.Optimizer, mode: str) -> None:
+    """To the point to train from or to evaluate, "train" or "eval", where an optimizer has two, as Schedule-Free ones
+    do."""
+    switches = getattr(optimizer, mode, None)
+    if callable(switches):
+        switches()
 
 
 def fresh(task: Task, flat: Tensor) -> list[nn.Parameter]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from discover.contenders import Contender, fresh
+from discover.contenders import Contender, fresh, switch
 from discover.generators import left_alone, seeded, states, take_up
 from discover.keeper import UnkeepableError
 from discover.lanes import CHECKPOINTS, LOST_ABOVE, Prune, Trace
@@ -108,7 +108,6 @@ class _Single:
         self.done, self.first_loss, self.lost, self.curve = 0, 0.0, "", list[float]()
         self.device = ground.gradient.device
         self.random = seeded(self.device, run.seed)  # of an optimizer that draws, on the CPU or where it trains
-        _switch(self.optimizer, "train")
 
     def step(self, t: int, loss: float, grad: Tensor) -> None:
         """Step t, with the training loss and gradient [N] before it; may be what loses the run."""
@@ -140,9 +139,9 @@ class _Single:
     def _held_out(self) -> float:
         """The held-out loss. The training goes on as if it had not been taken: to another point and back is rounded."""
         before = [p.detach().clone() for p in self.parameters]
-        _switch(self.optimizer, "eval")
+        switch(self.optimizer, "eval")
         loss = float(self.task.validation_loss(self.task.split(self.flat().unsqueeze(0)))[0])
-        _switch(self.optimizer, "train")
+        switch(self.optimizer, "train")
         with torch.no_grad():
             for p, old in zip(self.parameters, before, strict=True):
                 p.copy_(old)
@@ -170,10 +169,3 @@ class _Single:
         self.parameters, self.optimizer = unpacked(state["optimizer"])
         self.done, self.first_loss, self.lost, self.curve, self.random = state["own"]
         return self
-
-
-def _switch(optimizer: torch.optim.Optimizer, mode: str) -> None:
-    """To the point to train from or to evaluate, where an optimizer has two (as Schedule-Free ones do)."""
-    switch = getattr(optimizer, mode, None)
-    if callable(switch):
-        switch()

@@ -596,6 +596,17 @@ def test_taking_held_out_losses_changes_no_bit_of_a_training(name: str) -> None:
     assert [(each.loss, each.curve) for each in rarely] == [(each.loss, (each.curve[9],)) for each in often]
 
 
+def test_an_optimizer_with_two_points_is_tried_measured_and_trained_at_the_one_to_train_from() -> None:
+    """Schedule-Free's step refuses the other, and the class begins there."""
+    here, one = ground("digits_mlp"), named("schedulefree:AdamWScheduleFree")
+    check(one, here.task)
+    assert 0.01 < here.stride(one) < 10.0
+    assert here.stride(one) != 1.0  # what a stride is where it cannot be measured
+    assert measure([one, named("adamw")], here.task)[one.name].state_bytes == pytest.approx(8.0)
+    (found,) = train(one, here, runs(0.01 / here.stride(one), seeds=[0]))
+    assert found.loss < here.untrained(0)
+
+
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, cwd=ROOT, capture_output=True)
     assert done.returncode == -9, done.stderr.decode()
