@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,12 @@ from typing import Any
 from discover.errors import UserError
 from dsl.program import RuleError
 from dsl.spelling import renamed
+
+_VARIANT = re.compile(r"[\w.-]+\(.*\)", re.DOTALL)
+"""A task with options."""
+
+_DATA = re.compile(r"(?P<key>\bdata\s*=\s*)(?P<quote>['\"]?)(?P<form>\w{2,}:)?(?P<path>[^'\",()]+)(?P=quote)")
+_PLAIN = re.compile(r"[\w.:/*\[\]+-]+")
 
 PROSE = "description"
 """The key whose text is for people: no path, whatever it looks like."""
@@ -40,12 +47,16 @@ def absolute(name: str) -> str:
 
 
 def anchored(data: Any, base: Path) -> Any:
-    """Plain data with the paths of files in it, keys included, relative to `base`; absolute ones stay."""
+    """Plain data with the paths of files in it, keys included, relative to `base`; absolute ones stay. Of a task's
+    option `data` too: `gpt(data=shards)`."""
     if isinstance(data, dict):
         return {anchored(key, base): value if key == PROSE else anchored(value, base) for key, value in data.items()}
     if isinstance(data, list):
         return [anchored(value, base) for value in data]
-    return _with_files(data, lambda path: _short(str(base / path))) if isinstance(data, str) else data
+    if not isinstance(data, str):
+        return data
+    text = _with_files(data, lambda path: _short(str(base / path)))
+    return _DATA.sub(lambda found: _data(found, base), text) if _VARIANT.fullmatch(text) else text
 
 
 def named(data: Any) -> Iterator[str]:
@@ -112,6 +123,16 @@ def _with_files(text: str, change: Callable[[str], str]) -> str:
         with suppress(RuleError):  # refused where it is read, with the key it stands under
             return renamed(text, changed)
     return changed(text)
+
+
+def _data(found: re.Match[str], base: Path) -> str:
+    """An option `data=FORMAT:PATH`, the format or the quotes perhaps absent, with its path relative to `base`."""
+    form, path = found["form"] or "", found["path"]
+    if path == "none" or path.startswith("~"):
+        return found[0]
+    text = form + _short(str(base / path))
+    quote = found["quote"] or ("" if _PLAIN.fullmatch(text) else "'")
+    return f"{found['key']}{quote}{text}{quote}"
 
 
 def _short(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -331,6 +332,27 @@ def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
     assert space.ancestors()[-1].defaults == {"lr": 0.2, "floor": 0.1}
     assert space.tasks.search == ("spaces/own.py:Task",)
     assert space.weights == {"spaces/own.py:Task": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("gpt(data=shards, size=100k)", "gpt(data={}/shards, size=100k)"),
+        ("gpt(data='shards/part_*_00[1-9].bin')", "gpt(data='{}/shards/part_*_00[1-9].bin')"),
+        ("gpt(data=./a/../shards)", "gpt(data={}/shards)"),
+        ("mnist_vit(size=base, data=cifar10:photos)", "mnist_vit(size=base, data=cifar10:{}/photos)"),
+        ("gpt(data=/elsewhere)", "gpt(data=/elsewhere)"),
+        ("gpt(data=~/shards)", "gpt(data=~/shards)"),
+        ("gpt(data=none)", "gpt(data=none)"),
+        ("gpt(size=1m)", "gpt(size=1m)"),
+    ],
+)
+def test_data_of_a_task_are_relative_to_the_file_that_names_them(written: str, read: str, tmp_path: Path) -> None:
+    """In every set, so that a promotion reads them from there too, wherever it is started."""
+    sets = f"tasks: {{search: [quadratic], final: [{json.dumps(written)}]}}"
+    (tmp_path / "own.yaml").write_text(f"operators: [add]\n{sets}\nrungs: [{{tasks: [quadratic]}}]\n")
+    assert Space.load(str(tmp_path / "own.yaml")).tasks.final == (read.format(tmp_path),)
+    assert Space.load(str(tmp_path / "own.yaml")).absolute().tasks.final == (read.format(tmp_path),)
 
 
 def test_own_tasks_take_the_place_of_the_search_tasks() -> None:
