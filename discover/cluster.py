@@ -12,7 +12,7 @@ A unit whose worker dies is trained again; one that kills, hangs or bursts its w
 nothing waits for ever and no other unit is touched. An actor that is gone is replaced; on a cluster, nodes that come
 are used, nodes that go are noted. A node on which a worker was lost is given nothing until it is known whether it is
 still there: all its workers may be dead, and one unit is not to be lost under several of them. One whose disk is full,
-or that lacks a file or a package, is given nothing more, as long as there are others. Where the cluster itself
+or that lacks a package, is given nothing more, as long as there are workers elsewhere. Where the cluster itself
 is gone the search ends in one line, and can be resumed.
 """
 
@@ -31,7 +31,7 @@ from typing import Any
 
 from discover.actor import Actor
 from discover.connection import Head, RestartedError, abandon, alive, connect
-from discover.errors import ClusterError, LostClusterError, UserError, first_line
+from discover.errors import ClusterError, LostClusterError, first_line
 from discover.placement import fit
 from discover.pools import AHEAD, Job, Pool, Worker
 from discover.records import Incident, IncidentKind
@@ -98,7 +98,9 @@ class RayWorkers:
         self._nodes: dict[str, str] = {}
         """The cluster's nodes: id -> a name for people."""
         self._doubted: dict[str, float] = {}
-        """Nodes on which a worker was lost, and when; those that failed at what others can do, and infinity."""
+        """Nodes on which a worker was lost, and when."""
+        self._failed: dict[str, BaseException] = {}
+        """Nodes that cannot do what others may, and what their workers met."""
         self._pools = {request: Pool(request, crew.count or 0) for request in crew.requests}
         self.room: dict[Request, int] = {}
         """How many workers of each kind the nodes that are there could hold."""
@@ -188,7 +190,7 @@ class RayWorkers:
         """Changes a worker's jobs, and puts it where one with so many belongs."""
         worker.pool.loads[len(worker.jobs)].pop(worker, None)
         change()
-        if worker.ready and not worker.gone and worker.node not in self._doubted:
+        if worker.ready and not worker.gone and worker.node not in self._doubted.keys() | self._failed.keys():
             worker.pool.loads[len(worker.jobs)][worker] = None
 
     def _when_done(self, reference: Any, act: Callable[[Any, BaseException | None], None]) -> None:
@@ -209,14 +211,9 @@ class RayWorkers:
         if error is not None and not isinstance(error, errors.RayError):
             raise error
         if isinstance(error, errors.RayTaskError):
-            cause: Exception = error.cause
-            if not isinstance(cause, OSError | ImportError | UserError) or not self._others(worker.node):
+            if not isinstance(error.cause, OSError | ImportError):
                 raise error  # of our own code: a bug, and the same on every worker
-            what = self._on(worker, first_line(cause))
-            self.notes.append(f"{what}; nothing more is trained on that node")
-            self._note("node failed", what, worker.jobs[0][1])
-            self._doubt(worker.node, math.inf)
-            self._replace(worker, WORKER_LOST)
+            self._fail(worker, error)
             return
         if error is not None and not isinstance(error, errors.TaskCancelledError):
             # the actor, its node or its result is gone; Ray has a dozen words for it
@@ -293,6 +290,7 @@ class RayWorkers:
             self._replace(worker, WORKER_LOST)
         for node in removed:
             self._doubted.pop(node, None)
+            self._failed.pop(node, None)
         self._nodes = {node: name for node, (name, _) in nodes.items()}
         for pool in self._pools.values():
             if not self.room[pool.request] and before.get(pool.request) != 0:
@@ -334,14 +332,14 @@ class RayWorkers:
         pool.workers[worker] = None
         self._when_done(actor.hello.remote(), partial(self._on_ready, worker))
 
-    def _replace(self, worker: Worker, reason: str) -> None:
+    def _replace(self, worker: Worker, reason: str, *, blamed: bool = True) -> None:
         """A new actor for one that hangs or is gone, or may be. The unit it was at goes first to another while it has
-        attempts left; those that waited inside the actor had no part in it."""
+        attempts left, where it may be to blame; those that waited inside the actor had no part in it."""
         self._ray.kill(worker.actor)
         self._remove(worker)
         for place, (_, job) in enumerate(worker.jobs):
             job.running -= 1
-            job.attempts += place == 0
+            job.attempts += blamed and place == 0
             if job.over or job.running:
                 continue
             if place == 0:
@@ -355,16 +353,27 @@ class RayWorkers:
         self._hire()
         self._dispatch(worker.pool)
 
-    def _others(self, node: str) -> bool:
-        """Whether there are nodes beside this one, and those that failed, that may do what it cannot: it lacks a file
-        or a package, or its disk is full."""
-        return any(each != node and self._doubted.get(each) != math.inf for each in self._nodes)
+    def _fail(self, worker: Worker, error: BaseException) -> None:
+        """Gives nothing more to a node that cannot do what others may: its disk is full, or it lacks a package. Its
+        units had no part in it. Raises the error where no other worker of the kind is there."""
+        if worker.node not in self._failed:
+            what = self._on(worker, first_line(error.cause))  # type: ignore[attr-defined]  # of a RayTaskError
+            self.notes.append(f"{what}; nothing more is trained on that node")
+            self._note("node failed", what, worker.jobs[0][1])
+        self._failed[worker.node] = error
+        self._shun(worker.node)
+        if not any(each.ready and each.node not in self._failed for each in worker.pool.workers):
+            raise error
+        self._replace(worker, WORKER_LOST, blamed=False)
 
-    def _doubt(self, node: str, since: float = 0.0) -> None:
-        """Gives nothing more to a node for a while, or while it is there. That of a private Ray is this machine."""
-        if self.crew.address is None:
-            return
-        self._doubted[node] = max(since or time.monotonic(), self._doubted.get(node, 0.0))
+    def _doubt(self, node: str) -> None:
+        """Gives nothing more to a node for a while. The node of a private Ray is this one."""
+        if self.crew.address is not None:
+            self._doubted[node] = time.monotonic()
+            self._shun(node)
+
+    def _shun(self, node: str) -> None:
+        """Has no worker of the node among those that may be given something."""
         for pool in self._pools.values():
             for load in pool.loads:
                 for worker in [each for each in load if each.node == node]:
@@ -400,6 +409,13 @@ class RayWorkers:
         for node in [node for node, since in self._doubted.items() if now - since > DOUBT_SECONDS]:
             self._trust(node)
         for pool in self._pools.values():
+            if (
+                self._failed
+                and pool.waiting
+                and pool.workers
+                and all(each.node in self._failed for each in pool.workers)
+            ):
+                raise next(iter(self._failed.values()))
             for worker in pool.beyond(self.time_limit):
                 job = worker.jobs[0][1]
                 if not job.over:

@@ -130,9 +130,9 @@ class ClassContender(Contender):
             arguments["betas"] = tuple({**self.defaults, **given}[key] for key in betas)
         try:
             made = self.made(list(parameters), **arguments)
+            switch(made, "train")
         except Exception as error:
             raise UserError(f"{self.name}: cannot be made for {task.name}: {_in_words(error)}") from error
-        switch(made, "train")
         return made
 
 

@@ -40,7 +40,8 @@ def search(
         archive: of the run, open for writing; what it holds is absorbed first.
         asked: who is to train.
         budget: when it ends. What is in flight then is brought to its end.
-        stop: asked after each unit; the generations in flight are dropped, nothing absorbed is lost.
+        stop: asked after each unit, and each generation of the archive; the generations in flight are dropped, nothing
+            absorbed is lost.
 
     Yields:
         A GenerationDone for each generation that is in the archive, a Notice for each thing worth knowing, Finished.
@@ -61,12 +62,12 @@ def search(
             flight.launch(number)
         for generation in archive.generations():
             progress.absorb(generation)
+            if not flight:  # to know what was known takes time that is not searching
+                began = time.monotonic()
+                crew.present()
             flight.launch(generation.record.number + lag)
             if interrupted := stop():
                 break
-        if before.generations:  # to know what was known takes time that is not searching
-            began = time.monotonic()
-            clock.take()
         while flight and not interrupted:
             if not flight.front.done:
                 with clock("training" if asked.count == 0 else "idle"):

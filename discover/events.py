@@ -79,6 +79,7 @@ class Finished:
 
     @property
     def interrupted(self) -> bool:
+        """Whether it was asked to stop before a limit was reached."""
         return not self.ended
 
 

@@ -17,6 +17,7 @@ from discover.errors import SpaceError
 from discover.mutate import Mutation, mutate, random_program
 from discover.plan import genotype
 from discover.proposers import Context, Proposal, Told
+from discover.records import believed
 from discover.templates import RandomChoices
 from dsl import Program, properties
 
@@ -183,8 +184,10 @@ class Evolution:
         leader = next(iter(self._leaders(1)), None)
         if leader is None:
             return
-        if self._record is None or self._fitness(leader) > self._record[0]:
-            self._record = self._fitness(leader), self._told
+        scores = self.context.confirmed[leader.candidate]
+        best = believed(math.fsum(scores) / len(scores), len(scores))
+        if self._record is None or best > self._record[0]:
+            self._record = best, self._told
         elif self._told - self._record[1] >= self.settings.restart_after:
             self._record = self._record[0], self._told
             for island in self.islands:

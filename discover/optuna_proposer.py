@@ -15,10 +15,11 @@ from typing import Any
 
 import optuna
 from numpy.random import Generator, default_rng
-from optuna.samplers import BaseSampler
-from optuna.trial import Trial, TrialState
+from optuna.samplers import BaseGASampler, BaseSampler, NSGAIISampler
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from discover.errors import UserError
+from discover.front import undominated
 from discover.proposers import Context, Proposal, Told
 from discover.templates import Answer, Answers, of_space, read, written
 from dsl import properties
@@ -32,8 +33,12 @@ STARTS = 0.5
 """Share of the proposals that are rules to start from, until something has been told."""
 
 RECENT, BEST = 400, 100
-"""What is kept when trials are forgotten: the last, and the best of the others. TPE compares its 25 best to the rest,
-so that it loses nothing but a part of the rest; of NSGA-II's generations it breeds from the last, two of which stay."""
+"""What is kept when trials are forgotten: the last, and the best of the others, first those that no other beats in all
+objectives. TPE compares the best it knows to the rest, and loses a part of the rest; NSGA-II loses none of the elite
+that it breeds from. Of both it keeps a whole population of NSGA-II at least."""
+
+_GENERATION = ":generation"
+"""How the names of the attributes end in which samplers that have generations keep a trial's."""
 
 
 class OptunaProposer:
@@ -80,6 +85,8 @@ class OptunaProposer:
         self.study.sampler = self._sampler(self._told)
         self.study.enqueue_trial(answers)
         trial = self.study.ask()
+        if isinstance(self.study.sampler, BaseGASampler):  # which is not asked where all answers are known
+            self.study.sampler.get_trial_generation(self.study, self.study.get_trials(deepcopy=False)[trial.number])
         self.template.build(_Asked(trial))
         self.study.tell(trial, [fitness, *costs])
         self._told += 1
@@ -95,11 +102,15 @@ class OptunaProposer:
         """Goes on with what is kept in a study of its own, in the order of telling. When it is done follows from how
         many were told, so that a resumed search does it at the same times."""
         told = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        last = max(RECENT, 2 * int(self.settings.options.get("population_size", 0)))
-        older, recent = told[:-last], told[-last:]
-        best = sorted(older, key=lambda trial: (-trial.values[0], trial.number))[:BEST]
+        population = int(self.settings.options.get("population_size", 0))
+        recent, older = told[-max(RECENT, population) :], told[: -max(RECENT, population)]
+        front = set(undominated({trial.number: tuple(trial.values) for trial in older}))
+        order = sorted(older, key=lambda trial: (trial.number not in front, -trial.values[0], trial.number))
+        best = sorted(order[: max(BEST, population)], key=lambda trial: trial.number)
+        first = min((generation(trial) for trial in recent), default=0)
         self.study = self._study()
-        self.study.add_trials([*sorted(best, key=lambda trial: trial.number), *recent])
+        self.study.add_trials([_in_generation(trial, 0) for trial in best])
+        self.study.add_trials([_in_generation(trial, 1 + generation(trial) - first) for trial in recent])
 
     def _sampler(self, seed: int) -> BaseSampler:
         settings = self.settings
@@ -109,13 +120,33 @@ class OptunaProposer:
                 f"{self.context.space.name}: optuna.sampler: '{settings.sampler}' is none of {', '.join(SAMPLERS)};"
                 " with another a search could not be resumed to the same results"
             )
-        kind: type[BaseSampler] = getattr(optuna.samplers, name)
+        kind: type[BaseSampler] = _Steady if name == "NSGAIISampler" else getattr(optuna.samplers, name)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return kind(**{"seed": int(default_rng(seed).integers(2**31)), **settings.options})
         except (TypeError, ValueError, ImportError) as error:
             raise UserError(f"{self.context.space.name}: optuna: {name}: {error}") from None
+
+
+class _Steady(NSGAIISampler):
+    """Gives the parents of a generation in the same order when they are chosen as when they are looked up again."""
+
+    def select_parent(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
+
+
+def generation(trial: FrozenTrial) -> int:
+    """Of a sampler that has generations; 0 of others."""
+    return next((value for name, value in trial.system_attrs.items() if name.endswith(_GENERATION)), 0)
+
+
+def _in_generation(trial: FrozenTrial, number: int) -> FrozenTrial:
+    """The trial in another one: what a sampler knows of generations it looks up back to the first, by recursion."""
+    attributes = {name: number if name.endswith(_GENERATION) else value for name, value in trial.system_attrs.items()}
+    return optuna.trial.create_trial(
+        params=trial.params, distributions=trial.distributions, values=trial.values, system_attrs=attributes
+    )
 
 
 class _Asked:

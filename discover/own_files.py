@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,12 +16,6 @@ from typing import Any
 from discover.errors import UserError
 from dsl.program import RuleError
 from dsl.spelling import renamed
-
-_VARIANT = re.compile(r"[\w.-]+\(.*\)", re.DOTALL)
-"""A task with options."""
-
-_DATA = re.compile(r"(?P<key>\bdata\s*=\s*)(?P<quote>['\"]?)(?P<form>\w{2,}:)?(?P<path>[^'\",()]+)(?P=quote)")
-_PLAIN = re.compile(r"[\w.:/*\[\]+-]+")
 
 PROSE = "description"
 """The key whose text is for people: no path, whatever it looks like."""
@@ -47,16 +40,15 @@ def absolute(name: str) -> str:
 
 
 def anchored(data: Any, base: Path) -> Any:
-    """Plain data with the paths of files in it, keys included, relative to `base`; absolute ones stay. Of a task's
-    option `data` too: `gpt(data=shards)`."""
+    """Plain data with the paths of files in it, keys included, relative to `base`; absolute ones stay. That
+    of a built-in task's data too: `gpt(data=shards)`."""
     if isinstance(data, dict):
         return {anchored(key, base): value if key == PROSE else anchored(value, base) for key, value in data.items()}
     if isinstance(data, list):
         return [anchored(value, base) for value in data]
     if not isinstance(data, str):
         return data
-    text = _with_files(data, lambda path: _short(str(base / path)))
-    return _DATA.sub(lambda found: _data(found, base), text) if _VARIANT.fullmatch(text) else text
+    return _with_data(_with_files(data, lambda path: _short(str(base / path))), base)
 
 
 def named(data: Any) -> Iterator[str]:
@@ -125,14 +117,19 @@ def _with_files(text: str, change: Callable[[str], str]) -> str:
     return changed(text)
 
 
-def _data(found: re.Match[str], base: Path) -> str:
-    """An option `data=FORMAT:PATH`, the format or the quotes perhaps absent, with its path relative to `base`."""
-    form, path = found["form"] or "", found["path"]
+def _with_data(task: str, base: Path) -> str:
+    """A built-in task's name with the path in its option `data` relative to `base`."""
+    if "data" not in task.partition("(")[2] or file_of(task):
+        return task
+    from tasks import options  # and with it torch, which other spaces do not wait for
+
+    try:
+        form, path = options.form_and_path(options.parse(task)[1].get("data", "none"))
+    except ValueError:  # refused where the task is made
+        return task
     if path == "none" or path.startswith("~"):
-        return found[0]
-    text = form + _short(str(base / path))
-    quote = found["quote"] or ("" if _PLAIN.fullmatch(text) else "'")
-    return f"{found['key']}{quote}{text}{quote}"
+        return task
+    return options.with_options(task, data=form + _short(str(base / path)))
 
 
 def _short(path: str) -> str:

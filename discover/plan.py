@@ -125,10 +125,9 @@ class Plan:
         return {name: self.space.weights.get(name, 1.0) for name in self.task_names}
 
     @cached_property
-    def shares(self) -> tuple[float, ...]:
-        """For each rung, how much of a fitness it and those before it decide."""
-        weight = [rung.seeds * math.fsum(self.weights[name] for name in rung.tasks) for rung in self.space.rungs]
-        return tuple(math.fsum(weight[: rung + 1]) / math.fsum(weight) for rung in range(len(weight)))
+    def weight(self) -> float:
+        """Of all instances that a candidate may be trained on."""
+        return math.fsum(rung.seeds * self.weights[name] for rung in self.space.rungs for name in rung.tasks)
 
     @property
     def grid(self) -> Grid:

@@ -19,7 +19,8 @@ from discover.plan import Plan
 from discover.probes import runner
 from discover.proposers import Attentive, Context, Told
 from discover.proposers import load as load_proposer
-from discover.records import Candidate, Generation, believed, expected
+from discover.records import Candidate, Generation, believed
+from discover.standing import Standing
 from dsl import properties
 
 Timed = Callable[[str], AbstractContextManager[None]]
@@ -28,7 +29,7 @@ DRIFT = 0.1
 """How fast the level of a generation's scores is taken to change. What changes faster is the luck of its instances."""
 
 PATIENCE = 2
-"""So many failures to be scored again may be the workers' fault; each may have cost a time limit."""
+"""After so many failures in a row an elite is not scored again: each may have cost a time limit."""
 
 
 class Progress:
@@ -51,7 +52,7 @@ class Progress:
         self.trained_at_best = 0
         space = plan.space
         self._gate = Gate(space.require, space.probes, runner(plan.native), space.weight_decay)
-        self._fitness: dict[int, float] = {-1 - index: 0.0 for index in range(len(plan.ancestors))}
+        self._fitness = Standing({-1 - index: 0.0 for index in range(len(plan.ancestors))})
         self._pace = Pace()
         self._recent = [deque[list[float]](maxlen=rung.recent) for rung in space.rungs[:-1]]
         """For each rung but the last, how far above the middle candidates were, in each of its recent generations."""
@@ -59,12 +60,14 @@ class Progress:
         """For each rung, what the middle of a generation has lately come to there."""
         self._elite: dict[int, str] = {}
         self._fresh: defaultdict[int, list[float]] = defaultdict(list)
+        self._luckless: defaultdict[int, list[float]] = defaultdict(list)
+        """The same scores without what they owe to the luck of their generation."""
         self._programs: dict[int, dsl.Program] = {}
         """Of proposals in flight: reading them again from their text would give the same."""
         self._scored_now: set[int] = set()
         """Elites that a generation in flight scores again: another one would not know of its scores."""
         self._failures: Counter[int] = Counter()
-        """How many trainings of an elite timed out or took their workers along when it was scored again."""
+        """How often in a row an elite timed out or took its workers along when it was scored again."""
         self._costs: dict[int, tuple[float, ...]] = {}
         """Of elites: what the objectives beside fitness come to."""
         context = Context(plan.space, plan.ancestors, plan.grammar, self._fitness, self._fresh, self._elite)
@@ -193,54 +196,64 @@ class Progress:
         self.trained += generation.record.trained
         self.model_steps += generation.record.model_steps
         self.barren = 0 if generation.record.trained else self.barren + 1
-        fresh: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
-        for each in generation.evaluations:
-            if each.kind == "confirm" and each.candidate is not None:
-                if each.score is not None:
-                    fresh[each.candidate].append((each.score, self.plan.weights[each.task]))
-                elif not each.learning_rates:
-                    self._failures[each.candidate] += 1
-        self._scored_now -= _scored_again(generation)
-        luck = self._note_rungs(generation)
+        luck, whole = self._note_rungs(generation)
         for candidate in generation.candidates:
-            self._absorb_candidate(candidate, luck)
-        for id, values in fresh.items():
-            self._fresh[id].append(weighted_mean(values))
-            mean, count = math.fsum(self._fresh[id]) / len(self._fresh[id]), len(self._fresh[id])
-            self._fitness[id] = expected(mean, count, self._usual)
-            if self.best is None or believed(mean, count) > self.best:
-                self.best, self.trained_at_best = believed(mean, count), self.trained
-        if fresh and isinstance(self._proposer, Attentive):
-            self._proposer.confirm(sorted(fresh))
+            self._absorb_candidate(candidate, luck.get(candidate.id, 0.0))
+        self._absorb_confirmations(generation, whole)
 
-    def _note_rungs(self, generation: Generation) -> list[float]:
-        """Keeps what candidates came to on each rung, but for those that failed. Gives the luck on each: what all that
-        were there have in common beyond the level of those before, which is how AdamW did on these instances."""
+    def _note_rungs(self, generation: Generation) -> tuple[dict[int, float], float]:
+        """Keeps what candidates came to on each rung, but for those that failed.
+
+        Returns:
+            What of each one's fitness is luck, and what of a score on all rungs is: what all that were there have in
+            common beyond the level of those before, which is how AdamW did on these instances.
+        """
         judged = {each.id for each in generation.candidates if each.status in ("trained", "diverged")}
         scores: defaultdict[int, list[tuple[int, float, float]]] = defaultdict(list)
         for each in generation.evaluations:
             if each.kind == "search" and each.candidate in judged and each.score is not None:
                 scores[each.candidate].append((each.rung, each.score, self.plan.weights[each.task]))
-        luck = []
+        luck = [0.0]
         for rung, level in enumerate(self._levels):
             reached = [mine for mine in scores.values() if any(at == rung for at, _, _ in mine)]
             means = [weighted_mean([(score, weight) for at, score, weight in mine if at <= rung]) for mine in reached]
             if not means:
-                luck.append(0.0)
+                luck.append(luck[-1])
                 continue
             here = middle(means, level)
             luck.append(0.0 if level is None else here - level)
             self._levels[rung] = here if level is None else level + DRIFT * (here - level)
             if rung < len(self._recent) and self._recent[rung].maxlen:
                 self._recent[rung].append([mean - here for mean in means])
-        return luck
+        self._fitness.usual = self._levels[-1] or 0.0
+        shares = {id: math.fsum(weight for _, _, weight in mine) / self.plan.weight for id, mine in scores.items()}
+        return {id: luck[1 + max(at for at, _, _ in mine)] * shares[id] for id, mine in scores.items()}, luck[-1]
 
-    @property
-    def _usual(self) -> float:
-        """What the middle of those that are trained on all rungs comes to."""
-        return self._levels[-1] or 0.0
+    def _absorb_confirmations(self, generation: Generation, luck: float) -> None:
+        fresh: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+        failed = set()
+        for each in generation.evaluations:
+            if each.kind == "confirm" and each.candidate is not None:
+                if each.score is not None:
+                    fresh[each.candidate].append((each.score, self.plan.weights[each.task]))
+                elif not each.learning_rates:
+                    failed.add(each.candidate)
+        self._failures.update(failed)
+        self._scored_now -= _scored_again(generation)
+        for id, values in fresh.items():
+            score = weighted_mean(values)
+            self._fresh[id].append(score)
+            self._luckless[id].append(score - luck)
+            self._failures.pop(id, None)
+            count = len(self._fresh[id])
+            self._fitness.note(id, math.fsum(self._luckless[id]) / count, count)
+            best = believed(math.fsum(self._fresh[id]) / count, count)
+            if self.best is None or best > self.best:
+                self.best, self.trained_at_best = best, self.trained
+        if fresh and isinstance(self._proposer, Attentive):
+            self._proposer.confirm(sorted(fresh))
 
-    def _absorb_candidate(self, candidate: Candidate, luck: Sequence[float]) -> None:
+    def _absorb_candidate(self, candidate: Candidate, luck: float) -> None:
         program = self._programs.pop(candidate.id, None)
         faulty = candidate.reason.startswith(FAULT)
         if candidate.status in ("timed_out", "worker_lost") and not faulty:
@@ -250,9 +263,7 @@ class Progress:
             self.fault = "" if self._sound else candidate.reason
         original = candidate.id if candidate.duplicate_of is None else candidate.duplicate_of
         if candidate.status == "trained" and candidate.fitness is not None:
-            rung = candidate.rung or 0
-            fitness = candidate.fitness - luck[rung] * self.plan.shares[rung]
-            self._fitness[candidate.id] = expected(fitness, 1, self._usual)
+            self._fitness.note(candidate.id, candidate.fitness - luck, 1)
             if candidate.rung == len(self.plan.space.rungs) - 1:
                 self._elite[candidate.id] = candidate.text
                 if others := self.plan.space.objectives[1:]:

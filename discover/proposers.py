@@ -65,8 +65,9 @@ class Context:
         space: the search space; `space.proposer` holds settings for a proposer of one's own.
         ancestors: the rules to start from, flat, hyperparameters other than lr and weight_decay as literals.
         grammar: how programs may change, for `discover.mutate`.
-        fitness: candidate -> fitness, higher is better, 0 is tuned AdamW; the ancestors are -1, -2, ... It changes when
-            a candidate is scored again.
+        fitness: candidate -> what its scores let one expect, higher is better, 0 is tuned AdamW; the ancestors are -1,
+            -2, ... One score is drawn towards the usual one of today (`discover.standing`), so it changes, and most
+            when a candidate is scored again; compare candidates by it, at the same time.
         confirmed: candidate -> its scores on fresh instances, which had no part in choosing it.
         elites: candidate -> text of its program, for those that reached the last rung.
     """

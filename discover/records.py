@@ -179,19 +179,14 @@ class Incident:
 
 
 DOUBT = 1.5
-"""How many fresh scores of 0 a candidate is given beside its own: about the variance of a fresh score between instances
+"""How many fresh scores of 0 a candidate is given beside its own, or, while a search goes on, of the usual score
+(`discover.standing`): about the variance of a fresh score between instances
 over that of true fitness between elites, so that one lucky score does not lead."""
 
 
 def believed(fitness: float, count: int) -> float:
     """What a mean over `count` fresh scores lets one expect: a gain is doubted, a loss is taken at its word."""
     return min(fitness, fitness * count / (count + DOUBT))
-
-
-def expected(fitness: float, count: int, usual: float) -> float:
-    """What a mean over `count` scores lets one expect of a candidate where the usual one is known: what candidates are
-    compared by while a search goes on, so that neither one lucky score nor much doubt decides who breeds."""
-    return usual + (fitness - usual) * count / (count + DOUBT)
 
 
 def in_order(confirmations: Iterable[Confirmation]) -> list[Confirmation]:

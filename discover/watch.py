@@ -132,6 +132,7 @@ def _summary(run: Run, finished: Finished) -> dict[str, Any]:
         "time": totals.time,
         "incidents": finished.incidents,
         "interrupted": finished.interrupted,
+        "ended": finished.ended,
         "best": best
         and {"rule": dsl.format(program_of(best, run.name)), "file": str(run.best_path), **_standing(best)},
         "leaderboard": [{"rank": each.rank, **_standing(each)} for each in finished.leaderboard],

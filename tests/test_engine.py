@@ -201,6 +201,10 @@ def test_to_absorb_an_archive_anew_is_no_searching_and_can_be_stopped(
     assert last.interrupted
     assert absorbed == [*range(stored), 0]
     assert len(generations(tmp_path / "out")) == stored
+    with runs.resume(str(tmp_path / "out"), budget=Budget(time="0.6s", candidates=80)) as run:
+        *_, last = session.search(run)
+    assert isinstance(last, Finished)
+    assert last.trained > 0
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ from discover.cluster import ATTEMPTS, RayWorkers
 from discover.environment import read_environment
 from discover.errors import ClusterError, SpaceError, UserError
 from discover.evaluate import Entry, Grid, Instance, Unit, UnitResult, evaluate
-from discover.pools import AHEAD
+from discover.pools import AHEAD, Pool
 from discover.records import Incident
 from discover.space import Space
 from discover.workers import Crew, Done, InProcess
@@ -276,39 +276,84 @@ def test_whatever_ray_says_of_an_actor_that_is_gone_its_units_are_done_by_anothe
     assert [each.kind for each in crew.incidents] == ["worker lost", "unit retried"]
 
 
+@pytest.fixture
+def on_nodes(ray: _Ray, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], RayWorkers]:
+    """A crew on a cluster: of each actor in turn, on which node it is."""
+
+    def made(places: str) -> RayWorkers:
+        nodes = [
+            {"NodeID": name, "NodeManagerAddress": name, "Resources": {"CPU": 1.0}, "Alive": True}
+            for name in sorted(set(places))
+        ]
+        monkeypatch.setattr("discover.cluster.RayWorkers._watch", lambda *_: None)
+        monkeypatch.setattr("discover.cluster.Head", lambda ray: None)
+        monkeypatch.setattr(ray, "nodes", lambda: nodes)
+        ray.place = lambda actor: places[min(actor, len(places)) - 1]
+        crew = RayWorkers(Crew(min(2, len(places)), address="here:1"))
+        settle(crew)
+        return crew
+
+    return made
+
+
+def full_disk(ray: _Ray) -> Exception:
+    error = ray.exceptions.RayTaskError("evaluate", "OSError: No space left", OSError(28, "No space left"))
+    return cast(Exception, error.as_instanceof_cause())
+
+
 def test_a_node_that_cannot_train_is_given_nothing_more_and_others_do_its_units(
-    ray: _Ray, monkeypatch: pytest.MonkeyPatch
+    ray: _Ray, on_nodes: Callable[[str], RayWorkers]
 ) -> None:
-    """Its disk is full, say. Where no other is left, it is everybody's trouble."""
-    monkeypatch.setattr("discover.cluster.RayWorkers._watch", lambda *_: None)
-    monkeypatch.setattr("discover.cluster.Head", lambda ray: None)
-    nodes = [{"NodeID": name, "NodeManagerAddress": name, "Resources": {"CPU": 1.0}, "Alive": True} for name in "ab"]
-    monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    ray.place = lambda actor: "b" if actor == 2 else "a"
-    full = ray.exceptions.RayTaskError(
-        "evaluate", "OSError: No space left", OSError(28, "No space left")
-    ).as_instanceof_cause()
-    crew = RayWorkers(Crew(2, address="here:1"))
-    settle(crew)
+    """Its disk is full, say. Actors that come after the first there get nothing, and no unit is charged with it."""
+    crew = on_nodes("aba")
     for name in "stuv":
         crew.submit(name, named(name))
     assert (ray.has(1), ray.has(2)) == (["s", "u"], ["t", "v"])
-    ray.finish(1, full)
+    ray.finish(1, full_disk(ray))
     assert settle(crew) == []
     assert ray.killed == [1]
     assert len(ray.actors) == 3
-    assert ray.has(3) == []
+    done = []
     for _ in "stuv":
+        assert ray.has(3) == []
+        assert all(job.attempts == 0 for worker in pool_of(crew).workers for _, job in worker.jobs)
         ray.finish(2)
-        settle(crew)
-    assert not crew._pools[crew.crew.requests[0]].waiting
+        done += settle(crew)
+    assert sorted(str(each.key) for each in done if each.result) == list("stuv")
     assert [each.kind for each in crew.incidents] == ["node failed", "unit retried"]
     assert "No space left" in crew.incidents[0].text
     assert crew.notes[0].startswith("process 1 on a (a): OSError: ")
-    crew.submit("w", named("w"))
-    ray.finish(2, full)
+
+
+@pytest.mark.parametrize("places", ["aab", "a"], ids=["the other node has no worker", "there is no other node"])
+def test_where_no_worker_is_left_elsewhere_a_node_that_fails_ends_the_search(
+    places: str, ray: _Ray, on_nodes: Callable[[str], RayWorkers]
+) -> None:
+    crew = on_nodes(places)
+    crew.submit("s", named("s"))
+    ray.finish(1, full_disk(ray))
     with pytest.raises(OSError, match="No space left"):
         settle(crew)
+
+
+def test_when_the_last_good_node_leaves_nobody_waits_for_one_that_failed(
+    ray: _Ray, on_nodes: Callable[[str], RayWorkers]
+) -> None:
+    crew = on_nodes("abaa")
+    for name in "st":
+        crew.submit(name, named(name))
+    ray.finish(1, full_disk(ray))
+    assert settle(crew) == []
+    crew._on_nodes({"a": ("a", {"CPU": 1.0})})
+    settle(crew)
+    crew._looked = 0.0  # long ago
+    with pytest.raises(OSError, match="No space left"):
+        crew.next(wait=False)
+
+
+def pool_of(crew: RayWorkers) -> Pool:
+    (pool,) = crew._pools.values()
+    return pool
 
 
 def test_units_of_an_earlier_generation_go_first(ray: _Ray) -> None:
