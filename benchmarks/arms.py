@@ -204,7 +204,8 @@ def run(
         console.print(f"{title}: mean score on the {what_for} tasks ({', '.join(where)}), {instances} fresh instances")
         console.print(f"each, {seeds} seeds; 95% intervals over seeds; AdamW, tuned on the same learning rates, is 0")
         console.print(each)
-    console.print(f"{time.monotonic() - total:.0f} s in all")
+    for line in (*done.said(), f"{time.monotonic() - total:.0f} s in all"):
+        console.print(line, highlight=False)
 
 
 def _intervals(rows: Sequence[Sequence[float]]) -> list[str]:

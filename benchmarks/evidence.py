@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,28 @@ def search(
 
 
 class Evidence:
-    """The lines of a file, or none; what is kept is there for good."""
+    """The lines of a file, or none; what is kept is there for good.
+
+    Attributes:
+        taken: commit -> how many searches were found in the file, and so were not run now.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         lines = path.read_text().splitlines() if path is not None and path.exists() else []
         self._lines = {_key(line["search"]): line for line in map(_read, lines) if line is not None}
+        self.taken: Counter[str] = Counter()
 
     def find(self, search: Mapping[str, Any]) -> dict[str, Any] | None:
-        return self._lines.get(_key(search))
+        line = self._lines.get(_key(search))
+        if line is not None:
+            self.taken[str(line["commit"])] += 1
+        return line
+
+    def said(self) -> Iterator[str]:
+        """By which commits searches were run that were not run now: the engine may do otherwise since."""
+        for commit, count in self.taken.items():
+            yield f"{count} of these searches were kept, and run by commit {commit}"
 
     def keep(self, search: Mapping[str, Any], **found: Any) -> dict[str, Any]:
         """Adds a line, and gives it."""

@@ -224,6 +224,8 @@ def main() -> None:
             " best tuned rule outside of it",
             highlight=False,
         )
+    for line in done.said():
+        console.print(line, highlight=False)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from dsl.properties import Properties
 
 COMPANY = 5
 """Of about how many candidates the median varies as much by which they are as by AdamW's luck on instances. On the
-three rungs of `lion_like` it is 12, 3 to 6 and 1 to 6 (docs/log.md)."""
+three rungs of `lion_like` it is 7 to 12, 3 to 6 and 1 to 6 (docs/log.md)."""
 
 
 @dataclass(frozen=True, slots=True)

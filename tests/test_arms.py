@@ -90,6 +90,7 @@ def test_what_is_kept_is_known_by_what_decides_a_search_alone(change: str, space
     evidence.Evidence(tmp_path / "kept.jsonl").keep(line_of(space), scores=[1.0])
     again = evidence.Evidence(tmp_path / "kept.jsonl")
     assert again.find(line_of(space))
+    assert [line.partition(", ")[0] for line in again.said()] == ["1 of these searches were kept"]
     assert bool(again.find(line_of(space.changed(what)))) is known
     assert again.find(line_of(space, instances=2)) is None
 
