@@ -31,7 +31,7 @@ from discover.incumbents import Leader
 from discover.keeper import Keeper
 from discover.manifest import MANIFEST, Configuration, Manifest, read_manifest
 from discover.pieces import CORE
-from discover.promotion import ASKED, Promotion, judged_by, program_of, settings_of
+from discover.promotion import ASKED, Promotion, judged_by, settings_of
 from discover.records import Candidate
 from discover.runs import ARCHIVE
 from discover.space import Space
@@ -156,7 +156,7 @@ class Rehearsal(Promotion):
             name = f"candidate_{point['candidate']}"
             if name not in rules:
                 raise MissingError(f"curve: {name} was not among the incumbents")
-            program = program_of(point["candidate"], rules[name]["text"])
+            program = dsl.check(dsl.parse(rules[name]["text"]))  # as it was lifted: to lift it again may tidy it again
             found.append((Leader(point["generation"], point["candidate"]), point["fitness"], program))
         return found
 

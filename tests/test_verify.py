@@ -21,7 +21,7 @@ from discover.contest import Contest, plain_tuned
 from discover.keeper import Keeper
 from discover.manifest import host, read_manifest
 from discover.pieces import Site, Trained, TrainRuns
-from discover.promotion import PROMOTION
+from discover.promotion import PROMOTION, program_of
 from discover.records import Generation, GenerationRecord
 from discover.storage import Store
 from discover.trainers import Run
@@ -753,6 +753,20 @@ def test_what_was_trained_elsewhere_than_asked_pruned_and_by_a_class_of_torch_ho
     assert (code, json.loads(out)["unchecked"]) == (0, [])
     stage(certified, "rung 1")["place"] = ""
     assert any('contests: rung 1.place is ""' in line for line in checked(certified, folder).problems)
+
+
+def test_without_the_run_leaders_are_read_as_they_were_lifted(data: Data) -> None:
+    """To lift a rule that was lifted may tidy it again: its tunings would not be found under what comes of that."""
+    rules = stage(data, "incumbents")["rules"]
+    for point in data["curve"]:
+        spelling = rules[f"candidate_{point['candidate']}"]
+        head, *body = spelling["text"].splitlines()
+        spelling["text"] = "\n".join([head, "    x1 = 1 - lr", "    x2 = x1 * g", "    g = x2 / x1", *body]) + "\n"
+        assert dsl.format(program_of(point["candidate"], spelling["text"])) != spelling["text"]
+    led = rehearsal.Rehearsal(data, None).led()
+    assert [dsl.format(program) for *_, program in led] == [
+        rules[f"candidate_{leader.candidate}"]["text"] for leader, *_ in led
+    ]
 
 
 def test_what_another_space_and_a_further_rung_asked_for_holds(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
