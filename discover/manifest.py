@@ -97,13 +97,17 @@ class Manifest:
         return json.dumps({"format": FORMAT, **data, "configuration": self.configuration.plain()}, indent=2) + "\n"
 
 
+class OtherFormatError(RunError):
+    """The manifest is of another version."""
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """Raises RunError where the manifest is of another version, or damaged."""
+    """Raises OtherFormatError, or RunError where the manifest is damaged."""
     path = folder / MANIFEST
     data = read_json(path)
     if data.get("format") != FORMAT:
         ours = data.get("versions", {}).get("optimizer-discovery", "another version")
-        raise RunError(
+        raise OtherFormatError(
             f"{folder}: is a run of format {data.get('format')}, and this version reads format {FORMAT};"
             f" it was made with optimizer-discovery {ours}"
         )

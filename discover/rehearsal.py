@@ -29,7 +29,7 @@ from discover.contest import tuned_of
 from discover.errors import SpaceError, UserError
 from discover.incumbents import Leader
 from discover.keeper import Keeper
-from discover.manifest import MANIFEST, Configuration, Manifest, read_manifest
+from discover.manifest import MANIFEST, Configuration, Manifest, OtherFormatError, read_manifest
 from discover.pieces import CORE
 from discover.promotion import ASKED, Promotion, judged_by, settings_of
 from discover.records import Candidate
@@ -188,6 +188,14 @@ def compare(data: Mapping[str, Any], folder: Path | None, recorded: Recorded) ->
         recorded: made of it.
     """
     at_hand = folder if folder and (folder / MANIFEST).is_file() and (folder / ARCHIVE).is_file() else None
+    why = "its folder is elsewhere"
+    try:
+        if at_hand is not None:
+            read_manifest(at_hand)
+    except OtherFormatError as error:
+        at_hand, why = None, str(error)
+    except UserError:
+        pass  # a problem, which is met below
     try:
         found = rehearsed(data, at_hand, recorded)
     except MissingError as error:
@@ -198,9 +206,7 @@ def compare(data: Mapping[str, Any], folder: Path | None, recorded: Recorded) ->
             problems.append(_in_words(where, data))
     known, unknown = _baselines(data)
     unchecked = (
-        []
-        if at_hand
-        else ["the run's space, sessions, spend, archive, standing, leaders and lineage, since its folder is elsewhere"]
+        [] if at_hand else [f"the run's space, sessions, spend, archive, standing, leaders and lineage, since {why}"]
     )
     return [*problems, *known], [*unchecked, *unknown]
 

@@ -755,6 +755,17 @@ def test_what_was_trained_elsewhere_than_asked_pruned_and_by_a_class_of_torch_ho
     assert any('contests: rung 1.place is ""' in line for line in checked(certified, folder).problems)
 
 
+def test_a_run_of_another_version_is_not_read_and_the_certificate_holds_without_it(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "found"
+    shutil.copytree(run, folder)
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 2', 1))
+    report = checked(read(folder), folder)
+    assert not report.problems
+    (line,) = [line for line in report.unchecked if line.startswith("the run's space")]
+    assert "is a run of format 2, and this version reads format 3" in line
+
+
 def test_without_the_run_leaders_are_read_as_they_were_lifted(data: Data) -> None:
     """To lift a rule that was lifted may tidy it again: its tunings would not be found under what comes of that."""
     rules = stage(data, "incumbents")["rules"]
