@@ -190,7 +190,8 @@ class RayWorkers:
         """Changes a worker's jobs, and puts it where one with so many belongs."""
         worker.pool.loads[len(worker.jobs)].pop(worker, None)
         change()
-        if worker.ready and not worker.gone and worker.node not in self._doubted.keys() | self._failed.keys():
+        shunned = worker.node in self._doubted or worker.node in self._failed
+        if worker.ready and not worker.gone and not shunned:
             worker.pool.loads[len(worker.jobs)][worker] = None
 
     def _when_done(self, reference: Any, act: Callable[[Any, BaseException | None], None]) -> None:

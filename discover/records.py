@@ -180,8 +180,8 @@ class Incident:
 
 DOUBT = 1.5
 """How many fresh scores of 0 a candidate is given beside its own, or, while a search goes on, of the usual score
-(`discover.standing`): about the variance of a fresh score between instances
-over that of true fitness between elites, so that one lucky score does not lead."""
+(`discover.standing`): about the variance of a fresh score between instances over that of true fitness between elites,
+so that one lucky score does not lead."""
 
 
 def believed(fitness: float, count: int) -> float:

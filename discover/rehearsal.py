@@ -187,15 +187,7 @@ def compare(data: Mapping[str, Any], folder: Path | None, recorded: Recorded) ->
         folder: where it lies; what is there of the run is read.
         recorded: made of it.
     """
-    at_hand = folder if folder and (folder / MANIFEST).is_file() and (folder / ARCHIVE).is_file() else None
-    why = "its folder is elsewhere"
-    try:
-        if at_hand is not None:
-            read_manifest(at_hand)
-    except OtherFormatError as error:
-        at_hand, why = None, str(error)
-    except UserError:
-        pass  # a problem, which is met below
+    at_hand, why = _at_hand(folder)
     try:
         found = rehearsed(data, at_hand, recorded)
     except MissingError as error:
@@ -209,6 +201,19 @@ def compare(data: Mapping[str, Any], folder: Path | None, recorded: Recorded) ->
         [] if at_hand else [f"the run's space, sessions, spend, archive, standing, leaders and lineage, since {why}"]
     )
     return [*problems, *known], [*unchecked, *unknown]
+
+
+def _at_hand(folder: Path | None) -> tuple[Path | None, str]:
+    """The folder if a run is there that this version reads; if none is, why not."""
+    if folder is None or not (folder / MANIFEST).is_file() or not (folder / ARCHIVE).is_file():
+        return None, "its folder is elsewhere"
+    try:
+        read_manifest(folder)
+    except OtherFormatError as error:
+        return None, str(error)
+    except UserError:
+        pass  # it is damaged, which is a problem: whoever reads it meets it
+    return folder, ""
 
 
 def rehearsed(data: Mapping[str, Any], folder: Path | None, recorded: Recorded) -> dict[str, Any]:
