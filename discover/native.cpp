@@ -52,6 +52,67 @@ inline float get(Operand a, int64_t i) { return a.number ? *a.at : a.at[i]; }
 
 inline float smaller(float a, float b) { return (a < b || a != a) ? a : b; }
 inline float larger(float a, float b) { return (a > b || a != a) ? a : b; }
+
+// Transcendental functions without branches, calls or tables, so that a loop over them is vector code, and with the same
+// bits on every CPU. The intervals and polynomials are those of the Cephes library (Moshier 1984 to 1992, single
+// precision); each is within two units in the last place of the true value, and NaN and infinities are as usual.
+
+inline int32_t bits(float x) { int32_t i; std::memcpy(&i, &x, sizeof i); return i; }
+inline float from_bits(int32_t i) { float x; std::memcpy(&x, &i, sizeof x); return x; }
+inline float power_of_two(int32_t n) { return from_bits((n + 127) << 23); }  // n from -126 to 127
+
+// exp(x) = 2^n exp(r), |r| <= ln(2) / 2. What is beyond the limits is 0 or infinity without them too.
+inline float exponential(float x) {
+    constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: a number below 2^22 added to it is rounded to a whole one
+    const float kept = x > 89.0f ? 89.0f : x < -104.0f ? -104.0f : x;
+    const float shifted = kept * 1.44269504088896341f + kRounder;
+    const float n = shifted - kRounder;
+    const float r = (kept - n * 0.693359375f) - n * -2.12194440e-4f;  // ln(2) in two parts, of which n times the first is exact
+    float y = 1.9875691500e-4f;
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = (y * (r * r) + r) + 1.0f;
+    const int32_t whole = std::min(std::max(bits(shifted) - bits(kRounder), -150), 128);  // of NaN anything: y is NaN
+    const int32_t half = whole >> 1;
+    return y * power_of_two(half) * power_of_two(whole - half);  // 2^128 is no float
+}
+
+// log(x) = e ln(2) + log(1 + m), sqrt(1/2) <= 1 + m < sqrt(2).
+inline float logarithm(float x) {
+    const bool tiny = x < 1.17549435e-38f;  // a denormal number, which has no exponent of its own
+    const int32_t i = bits(tiny ? x * 33554432.0f : x) - bits(0.70710678118654752f);
+    const float e = static_cast<float>((i >> 23) - (tiny ? 25 : 0));
+    const float m = from_bits((i & 0x7fffff) + bits(0.70710678118654752f)) - 1.0f;
+    float y = 7.0376836292e-2f;
+    y = y * m - 1.1514610310e-1f;
+    y = y * m + 1.1676998740e-1f;
+    y = y * m - 1.2420140846e-1f;
+    y = y * m + 1.4249322787e-1f;
+    y = y * m - 1.6668057665e-1f;
+    y = y * m + 2.0000714765e-1f;
+    y = y * m - 2.4999993993e-1f;
+    y = y * m + 3.3333331174e-1f;
+    const float square = m * m;
+    y = y * (m * square) + e * -2.12194440e-4f - 0.5f * square;
+    const float found = (m + y) + e * 0.693359375f;
+    const float special = x == 0.0f ? -INFINITY : x > 0.0f ? x : NAN;  // infinity and NaN are x > 0, and neither
+    return x > 0.0f && x < INFINITY ? found : special;
+}
+
+inline float hyperbolic_tangent(float x) {
+    const float size = std::fabs(x), square = x * x;
+    float y = -5.70498872745e-3f;
+    y = y * square + 2.06390887954e-2f;
+    y = y * square - 5.37397155531e-2f;
+    y = y * square + 1.33314422036e-1f;
+    y = y * square - 3.33332819422e-1f;
+    const float near = y * square * x + x;
+    const float far = 1.0f - 2.0f / (exponential(size + size) + 1.0f);
+    return size < 0.625f ? near : std::copysign(far, x);
+}
 inline float lerp(float a, float b, float w) { return std::fabs(w) < 0.5f ? a + w * (b - a) : b - (b - a) * (1.0f - w); }
 
 // The operations, in the order of `OPERATIONS` in discover/native_code.py.
@@ -83,10 +144,10 @@ void run(const int32_t* word, float* __restrict out, Operand a, Operand b, Opera
         case kSqrt: return unary(out, a, n, [](float x) { return std::sqrt(x); });
         case kRsqrt: return unary(out, a, n, [](float x) { return 1.0f / std::sqrt(x); });
         case kReciprocal: return unary(out, a, n, [](float x) { return 1.0f / x; });
-        case kExp: return unary(out, a, n, [](float x) { return std::exp(x); });
-        case kLog: return unary(out, a, n, [](float x) { return std::log(x); });
-        case kTanh: return unary(out, a, n, [](float x) { return std::tanh(x); });
-        case kSigmoid: return unary(out, a, n, [](float x) { return 1.0f / (1.0f + std::exp(-x)); });
+        case kExp: return unary(out, a, n, exponential);
+        case kLog: return unary(out, a, n, logarithm);
+        case kTanh: return unary(out, a, n, hyperbolic_tangent);
+        case kSigmoid: return unary(out, a, n, [](float x) { return 1.0f / (1.0f + exponential(-x)); });
         case kNumber: return unary(out, a, n, [](float x) { return x; });
         case kLerp:
             if (c.number) {
@@ -99,7 +160,9 @@ void run(const int32_t* word, float* __restrict out, Operand a, Operand b, Opera
         case kClip:
             if (b.number && c.number) {
                 const float low = *b.at, high = *c.at;
-                return unary(out, a, n, [low, high](float x) { return smaller(larger(x, low), high); });
+                unary(out, a, n, [low](float x) { return larger(x, low); });  // both in one are not made vector code
+                for (int64_t i = 0; i < n; ++i) out[i] = smaller(out[i], high);
+                return;
             }
             for (int64_t i = 0; i < n; ++i) out[i] = smaller(larger(get(a, i), get(b, i)), get(c, i));
             return;

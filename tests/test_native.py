@@ -150,6 +150,27 @@ def test_operation_agrees_with_reference_on_special_values(op: str) -> None:
     np.testing.assert_allclose(found[~known], expected[~known], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("op", "units"), [("exp", 1.0), ("log", 1.0), ("tanh", 1.5), ("sigmoid", 3.0)])
+def test_transcendental_functions_are_right_to_the_last_places(op: str, units: float) -> None:
+    rng = np.random.default_rng(0)
+    any_bits = rng.integers(0, 2**32, 300_000, np.uint64).astype(np.uint32).view(np.float32)
+    usual = [rng.uniform(low, high, 100_000).astype(np.float32) for low, high in ((-1, 1), (-104, 89), (0.5, 2))]
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan], np.float32)
+    x = np.concatenate([any_bits, *usual, special])
+    code = encode(dsl.parse(f"def r(p, g, *, lr=1.0):\n p = p - lr * {op}(g)"))
+    assert code is not None
+    buffer = torch.zeros(1, len(x))
+    NativeRules([code], [0], [{"lr": 1.0}], buffer, (len(x),), [1.0]).step(buffer, torch.from_numpy(x).unsqueeze(0), 1)
+    found = -buffer[0].numpy()
+    with np.errstate(all="ignore"):
+        true = OPS[op].ref(x.astype(np.float64))  # type: ignore[misc]
+        expected = true.astype(np.float32)
+    ordinary = np.isfinite(expected) & (np.abs(expected) > np.finfo(np.float32).tiny)
+    unit = np.spacing(np.abs(expected[ordinary])).astype(np.float64)
+    assert np.max(np.abs(found[ordinary] - true[ordinary]) / unit) < units
+    np.testing.assert_allclose(found[~ordinary], expected[~ordinary], rtol=0, atol=np.finfo(np.float32).tiny)
+
+
 def test_a_lane_minds_its_own_rows() -> None:
     programs = [dsl.load("adamw"), program_of("global"), program_of("nested"), dsl.load("lion")]
     codes = [code for code in map(encode, programs) if code is not None]
