@@ -31,11 +31,13 @@ def _stripped(program: Program, hypers: bool) -> Program:
     names = {slot.name for slot in program.slots}
     needed: set[str] = set()
     while True:
-        body, live = _live(program.body, outputs | needed)
+        dropped: set[str] = set()
+        body, live = _live(program.body, outputs | needed, dropped)
         grown = needed | (live & names)
-        if grown == needed:
-            break
+        settled = grown == needed or grown.isdisjoint(dropped)  # else a slot may need what was dropped
         needed = grown
+        if settled:
+            break
     kept = program.hypers
     if hypers:
         used = {name for statement in assignments(body) for name in reads(statement)} | {"lr"}
@@ -47,14 +49,15 @@ def _stripped(program: Program, hypers: bool) -> Program:
     return replace(stripped, hypers=kept) if hypers else stripped
 
 
-def _live(body: tuple[Statement, ...], after: set[str]) -> tuple[tuple[Statement, ...], set[str]]:
-    """The statements that matter to the names in `after`, and the names whose values before them matter."""
+def _live(body: tuple[Statement, ...], after: set[str], dropped: set[str]) -> tuple[tuple[Statement, ...], set[str]]:
+    """The statements that matter to the names in `after`, and the names whose values before them matter. The names that
+    others assign are added to `dropped`."""
     kept: list[Statement] = []
     live = set(after)
     for statement in reversed(body):
         if isinstance(statement, If):
-            then, live_then = _live(statement.body, live)
-            orelse, live_else = _live(statement.orelse, live)
+            then, live_then = _live(statement.body, live, dropped)
+            orelse, live_else = _live(statement.orelse, live, dropped)
             live = live_then | live_else
             if then:
                 kept.append(replace(statement, body=then, orelse=orelse))
@@ -64,4 +67,7 @@ def _live(body: tuple[Statement, ...], after: set[str]) -> tuple[tuple[Statement
             kept.append(statement)
             live.discard(statement.target)
             live |= reads(statement)
-    return tuple(reversed(kept)), live
+        else:
+            dropped.add(statement.target)
+    kept.reverse()
+    return tuple(kept), live

@@ -298,6 +298,20 @@ def test_without_dead_statements_a_rule_does_the_same(program: Program) -> None:
     assert dsl.strip_dead(stripped) == stripped
 
 
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        ("m = v\n v = g\n p = p - lr * m", (0, 1, 2)),  # v is seen to matter only where it is read, before it is set
+        ("m = g\n m = 2 * g\n p = p - lr * m", (1, 2)),
+        ("m = 2 * g\n p = p - lr * v\n v = m\n m = g", (0, 1, 2)),
+        ("m = m + g\n v = v + m\n p = p - lr * g", (2,)),
+    ],
+)
+def test_a_statement_stays_where_its_value_reaches_p_in_some_step(body: str, kept: tuple[int, ...]) -> None:
+    program = dsl.parse(f"def r(p, g, m: zeros, v: zeros, *, lr=1):\n {body}")
+    assert dsl.strip_dead(program).body == tuple(program.body[index] for index in kept)
+
+
 @settings(max_examples=100, deadline=None)
 @given(rules())
 def test_flat_statements_are_one_operator_and_do_the_same(program: Program) -> None:
