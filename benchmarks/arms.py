@@ -1,7 +1,7 @@
 """Searches side by side: the same space and compute, one thing changed; what each had found after how much compute.
 
 An *arm* is a search with something changed. Its *incumbent* at some compute is the candidate that fresh scores let one
-believe most in by then. Incumbents are scored on instances of tasks that no search has seen; nothing is chosen by
+expect most of by then. Incumbents are scored on instances of tasks that no search has seen; nothing is chosen by
 those scores.
 """
 
@@ -87,7 +87,7 @@ def search(space: Space, arm: Arm, *, model_steps: int, seed: int, shares: Seque
 
 
 def _incumbent(archive: Archive, model_steps: float) -> str | None:
-    """The candidate that was believed to be best when so many steps had been trained."""
+    """The candidate that most was expected of when so many steps had been trained."""
     standing: dict[int, Confirmation] = {}
     spent = 0
     for generation in archive.generations():

@@ -24,7 +24,6 @@ from discover import plain
 from discover.errors import ArchiveError
 from discover.front import COSTS, Front, costs_of
 from discover.records import (
-    DOUBT,
     Candidate,
     Confirmation,
     Evaluation,
@@ -35,25 +34,15 @@ from discover.records import (
     Totals,
 )
 
-FORMAT = 2
-"""Version of the layout below. An archive of the first is read as if it were of this one, and made so when a search
-goes on with it; any other is refused, not guessed at."""
-
-_FIRST = "1"
-_FIRST_AS_THIS = """
-create temp view evaluations as select *, '[]' as tensor_scales, null as batch_size from main.evaluations;
-"""
-_FIRST_MADE_THIS = """
-alter table evaluations add column tensor_scales json not null default '[]';
-alter table evaluations add column batch_size integer;
-update meta set value = '2' where key = 'format';
-"""
+FORMAT = 3
+"""Version of the layout below; any other is refused, not guessed at."""
 
 _SCHEMA = """
 create table meta (key text primary key, value text not null);
 create table generations (
     number integer primary key, proposed integer not null, rejected json not null, duplicates integer not null,
-    trained integer not null, hurdles json not null, model_steps integer not null, best_fitness real);
+    trained integer not null, hurdles json not null, model_steps integer not null, best_fitness real,
+    levels json not null, middles json not null);
 create table candidates (
     id integer primary key, generation integer not null references generations, origin text not null,
     parents json not null, text text not null, structure text not null, behaviour text not null,
@@ -72,7 +61,8 @@ create index evaluations_generation on evaluations (generation);
 create index evaluations_candidate on evaluations (candidate);
 create table confirmations (
     candidate integer not null references candidates, generation integer not null references generations,
-    fitness real, error real, count integer not null, primary key (candidate, generation));
+    fitness real, error real, count integer not null, luckless real, expected real,
+    primary key (candidate, generation));
 create table timings (
     generation integer primary key references generations, ended text not null, seconds json not null);
 """
@@ -128,7 +118,9 @@ def _table(
     return _Table(name, record, columns, frozenset(json.split()), generation, order)
 
 
-_GENERATIONS = _table("generations", GenerationRecord, "rejected hurdles", lambda g: (g.number,), "number")
+_GENERATIONS = _table(
+    "generations", GenerationRecord, "rejected hurdles levels middles", lambda g: (g.number,), "number"
+)
 _CANDIDATES = _table("candidates", Candidate, "parents properties", lambda c: (c.id,))
 _EVALUATIONS = _table(
     "evaluations",
@@ -193,7 +185,7 @@ class Archive:
     def open(cls, path: Path) -> Archive:
         """An existing archive, to go on writing. Whoever calls this holds the run's lock."""
         with _in_words(path):
-            archive = cls(path, _connect(f"{_uri(path)}?mode=rw"))._checked(_FIRST_MADE_THIS)
+            archive = cls(path, _connect(f"{_uri(path)}?mode=rw"))._checked()
             archive._connection.execute("pragma journal_mode = wal")
             archive._connection.execute(_INCIDENTS)
             archive._connection.execute(_SESSIONS)
@@ -203,21 +195,17 @@ class Archive:
     def read(cls, path: Path) -> Archive:
         """An existing archive, to look at, also while a search writes to it."""
         with _in_words(path):
-            return cls(path, _connect(f"{_uri(path)}?mode=ro"))._checked(_FIRST_AS_THIS)
+            return cls(path, _connect(f"{_uri(path)}?mode=ro"))._checked()
 
-    def _checked(self, of_the_first: str) -> Self:
-        """Refuses what this cannot read; statements are what makes an archive of the first format readable."""
+    def _checked(self) -> Self:
+        """Refuses what this cannot read."""
         try:
             found = self.meta().get("format")
         except sqlite3.OperationalError as error:
             if "no such table" not in str(error):
                 raise
             found = None
-        if found == _FIRST:
-            with self._transaction():
-                for statement in filter(str.strip, of_the_first.split(";")):
-                    self._connection.execute(statement)
-        elif found != str(FORMAT):
+        if found != str(FORMAT):
             self._connection.close()
             made_by = f"is of format {found}" if found else "is not an archive of discover"
             raise ArchiveError(f"{self.path}: {made_by}; this version reads format {FORMAT}")
@@ -270,7 +258,7 @@ class Archive:
                 front.add(each.id, each.fitness, costs_of(each.properties))
         for row in generation.confirmations:
             found = self.candidate(row.candidate)
-            front.confirm(row.candidate, row.fitness, row.count, costs_of(found.properties if found else {}))
+            front.confirm(row.candidate, row.expected, costs_of(found.properties if found else {}))
 
     def log(self, incidents: Sequence[Incident]) -> None:
         """Notes what befell the workers, at once, so that it is known whatever comes next."""
@@ -381,7 +369,7 @@ class Archive:
         return {generation: _from_json(text) for generation, text in rows}
 
     def leaderboard(self, count: int = 10) -> tuple[Ranked, ...]:
-        """The first places: confirmed candidates by what is believed of them, then those not confirmed by their own.
+        """The first places: confirmed candidates by what is expected of them, then those not confirmed by their own.
 
         A candidate that failed on fresh instances has no place.
         """
@@ -398,13 +386,12 @@ class Archive:
         return tuple(Ranked(rank, *place) for rank, place in enumerate(places, start=1))
 
     def _confirmed(self, count: int = -1) -> Iterator[Confirmation]:
-        """The latest that is known of each, by what it lets one believe; all of them for -1."""
+        """The latest that is known of each, by what it lets one expect; all of them for -1."""
         return self._records(
             _CONFIRMATIONS,
-            "where fitness is not null and (candidate, generation) in"
+            "where expected is not null and (candidate, generation) in"
             " (select candidate, max(generation) from confirmations group by candidate)"
-            " order by min(fitness, fitness * count / (count + ?)) desc, candidate limit ?",
-            DOUBT,
+            " order by expected desc, candidate limit ?",
             count,
         )
 
@@ -422,11 +409,11 @@ class Archive:
                 if fitness is not None:
                     front.add(id, fitness, costs_of(dict(zip(COSTS, own, strict=True))))
             rows = self._rows(
-                f"select candidate, c.fitness, count, {costs} from confirmations c join candidates on id = candidate"
+                f"select candidate, expected, {costs} from confirmations c join candidates on id = candidate"
                 " order by c.generation"
             )
-            for id, fitness, count, *own in rows:
-                front.confirm(id, fitness, count, costs_of(dict(zip(COSTS, own, strict=True))))
+            for id, expected, *own in rows:
+                front.confirm(id, expected, costs_of(dict(zip(COSTS, own, strict=True))))
         return self._front
 
     def front(self) -> tuple[Ranked, ...]:

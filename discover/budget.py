@@ -28,7 +28,7 @@ class Budget(Keys):
         time: of searching, of one session.
         candidates: trained, all sessions together, as for what follows.
         model_steps: training steps of one model, references and confirmations included.
-        target: a fitness that fresh scores let one believe of a candidate.
+        target: a fitness that fresh scores let one expect of a candidate.
         plateau: so many candidates trained since the best of these was last bettered, from the first that is confirmed
             on: before, there is nothing to better.
     """
@@ -72,7 +72,7 @@ class Budget(Keys):
         """Why there may be no other generation, `elapsed` seconds after the session began; empty where there may."""
         best, trained = progress.best, progress.trained
         if self.target is not None and best is not None and best >= self.target:
-            return f"fresh scores let one believe {best:+.3f} of a candidate, and {self.target:+g} was the target"
+            return f"fresh scores let one expect {best:+.3f} of a candidate, and {self.target:+g} was the target"
         if self.candidates is not None and trained >= self.candidates:
             return f"{trained} candidates are trained, and {self.candidates} were to be"
         if self.model_steps is not None and progress.model_steps >= self.model_steps:

@@ -1,6 +1,6 @@
 """The Pareto front of a run: rules that no other beats in fitness, state and operations at once.
 
-Fitness is what fresh scores let one believe, so the front is of those that were confirmed: of thousands of single
+Fitness is what fresh scores let one expect, so the front is of those that were confirmed: of thousands of single
 scores some are always lucky. Beside it stand those that were not confirmed and would enter it nevertheless, their own
 score counted as one fresh score: what to confirm next, and all that there is as long as nobody is confirmed.
 """
@@ -20,7 +20,7 @@ Costs = tuple[float, ...]
 
 
 class Front:
-    """Kept up as generations come: of the confirmed what is believed of them, and of the others, for each price, the
+    """Kept up as generations come: of the confirmed what is expected of them, and of the others, for each price, the
     scores. Where one more was confirmed, all that are confirmed are looked through: 20 ms for 2,000 of them."""
 
     def __init__(self) -> None:
@@ -35,12 +35,12 @@ class Front:
         """A candidate with a score of its own."""
         heapq.heappush(self._alone[costs], (-fitness, candidate))
 
-    def confirm(self, candidate: int, fitness: float | None, count: int, costs: Costs) -> None:
-        """The mean of a candidate's fresh scores, in place of what it was; None where it failed."""
+    def confirm(self, candidate: int, expected: float | None, costs: Costs) -> None:
+        """What a candidate's fresh scores let one expect, in place of what it was; None where it failed."""
         self._met.add(candidate)
         self._fresh.pop(candidate, None)
-        if fitness is not None:
-            self._fresh[candidate] = (believed(fitness, count), *costs)
+        if expected is not None:
+            self._fresh[candidate] = (expected, *costs)
         self._confirmed = None
 
     def confirmed(self) -> Sequence[int]:

@@ -26,6 +26,7 @@ from discover.records import (
     Kind,
     Status,
 )
+from discover.standing import expected
 from discover.workers import TIMED_OUT, Done, Request
 from dsl import Program
 from dsl.properties import Properties
@@ -52,10 +53,12 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Rescored:
-    """A candidate to be scored again on fresh instances, with the scores it has from earlier ones."""
+    """A candidate to be scored again on fresh instances, with the scores it has from earlier ones, and these without
+    the luck of their generations."""
 
     entry: Entry
     scores: tuple[float, ...]
+    luckless: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class Terms:
         instances: for each rung, what its candidates are trained on.
         keep: for each rung but the last, the share of its candidates that goes on.
         bars: for each of these, None, or how far above the middle of its generation a candidate goes on instead.
-        levels: for each of these, where the middle of a generation has lately been; None before the first.
+        levels: for each rung, where the middle of a generation has lately been; None before the first.
         reference: AdamW, trained on every instance beside the candidates; `reference_scale` is the RMS of its step.
         weights: task -> how much its score counts in a fitness.
         unit: about how many seconds of work a unit is, and how many programs it holds at most.
@@ -132,6 +135,7 @@ class Live:
         self._rung = -1
         """The rung that is open; as many as there are rungs when all is done."""
         self._least: list[float | None] = []
+        self._middles: list[float | None] = [None for _ in terms.instances]
         self._entries = {
             each.id: Entry(
                 each.id, each.text, each.properties.scale / terms.reference_scale, each.properties.degree or 0.0
@@ -185,7 +189,6 @@ class Live:
             for candidate in sorted(outcomes, key=lambda each: -1 if each is None else each)
         ]
         candidates = tuple(self._candidate(each) for each in self.admitted)
-        confirmations = tuple(self._confirmation(again) for again in self.rescored)
         record = GenerationRecord(
             number=self.number,
             proposed=self.proposed,
@@ -195,7 +198,10 @@ class Live:
             hurdles=tuple(self._least),
             model_steps=sum(evaluation.model_steps for evaluation in evaluations),
             best_fitness=max((f for c, f in self.fitness.items() if c not in self.failures), default=None),
+            levels=self.terms.levels,
+            middles=tuple(self._middles),
         )
+        confirmations = (self._confirmation(again, record.luck[-1]) for again in self.rescored)
         return Generation(record, candidates, tuple(evaluations), tuple(c for c in confirmations if c is not None))
 
     def _cut(self, rung: int, candidates: Sequence[int]) -> Iterator[tuple[Key, Unit]]:
@@ -243,15 +249,16 @@ class Live:
                 continue
             scored[candidate] = weighted_mean(scores)
             self.fitness[candidate] = math.fsum(score * weight for score, weight in scores) / self._weight
+        here = middle(list(scored.values()), self.terms.levels[rung]) if scored else None
+        self._middles[rung] = here
         if rung + 1 == len(self.terms.instances):
             return []
         bar = self.terms.bars[rung]
-        if bar is None or not scored:
+        if bar is None or here is None:
             count = math.ceil(self.terms.keep[rung] * len(scored))
             going_on = sorted(sorted(scored, key=lambda candidate: (-scored[candidate], candidate))[:count])
         else:
-            least = middle(list(scored.values()), self.terms.levels[rung]) + bar
-            going_on = [candidate for candidate in scored if scored[candidate] >= least]
+            going_on = [candidate for candidate in scored if scored[candidate] >= here + bar]
         self._least.append(min((scored[candidate] for candidate in going_on), default=None))
         self.rung_of |= dict.fromkeys(going_on, rung + 1)
         return going_on
@@ -331,17 +338,19 @@ class Live:
             properties={} if each.properties is None else each.properties.plain(),
         )
 
-    def _confirmation(self, again: Rescored) -> Confirmation | None:
+    def _confirmation(self, again: Rescored, luck: float) -> Confirmation | None:
         candidate = again.entry.candidate
         assert candidate is not None
         fresh = [s for rung in range(len(self.terms.instances)) for s in self._scores(rung, candidate)]
         if not fresh:
             return None
         scores = (*again.scores, weighted_mean(fresh))
-        middle = math.fsum(scores) / len(scores)
-        spread = math.fsum((s - middle) ** 2 for s in scores)
-        error = math.sqrt(spread / (len(scores) - 1) / len(scores)) if len(scores) > 1 else None
-        return Confirmation(candidate, self.number, middle, error, len(scores))
+        luckless = math.fsum((*again.luckless, scores[-1] - luck)) / len(scores)
+        mean, count = math.fsum(scores) / len(scores), len(scores)
+        spread = math.fsum((s - mean) ** 2 for s in scores)
+        error = math.sqrt(spread / (count - 1) / count) if count > 1 else None
+        usual = self.terms.levels[-1] or 0.0
+        return Confirmation(candidate, self.number, mean, error, count, luckless, expected(luckless, count, usual))
 
 
 def weighted_mean(scores: Sequence[tuple[float, float]]) -> float:

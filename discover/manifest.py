@@ -19,7 +19,7 @@ from discover.own_files import digests, named
 from discover.space import Space
 from discover.space_errors import in_words
 
-FORMAT = 3
+FORMAT = 4
 """Version of a run folder's layout and of its manifest; another one is refused."""
 
 MANIFEST = "manifest.json"

@@ -14,12 +14,12 @@ from discover.costs import Pace
 from discover.evaluate import FAULT, Entry
 from discover.front import undominated
 from discover.gate import Duplicate, Gate, Rejected
-from discover.generation import Admitted, Live, Rescored, Terms, middle, weighted_mean
+from discover.generation import Admitted, Live, Rescored, Terms, weighted_mean
 from discover.plan import Plan
 from discover.probes import runner
 from discover.proposers import Attentive, Context, Told
 from discover.proposers import load as load_proposer
-from discover.records import Candidate, Generation, believed
+from discover.records import Candidate, Generation
 from discover.standing import Standing
 from dsl import properties
 
@@ -47,7 +47,7 @@ class Progress:
         self._sound = False
         """Whether there was one that it did not stumble over."""
         self.best: float | None = None
-        """The best fitness so far that fresh scores let one believe, and how many had been trained by then; None before
+        """The best fitness so far that fresh scores let one expect, and how many had been trained by then; None before
         anything was confirmed."""
         self.trained_at_best = 0
         space = plan.space
@@ -122,7 +122,7 @@ class Progress:
             instances=plan.instances(number),
             keep=tuple(rung.keep for rung in space.rungs[:-1]),
             bars=self._bars(),
-            levels=tuple(self._levels[:-1]),
+            levels=tuple(self._levels),
             reference=plan.reference,
             reference_scale=plan.reference_scale,
             grid=plan.grid,
@@ -155,7 +155,7 @@ class Progress:
             met = dict.fromkeys(each for each in met_again if each in self._elite and each not in best)
             best += [each for each in met if self._may_be_scored(each)]
         self._scored_now.update(best)
-        return [Rescored(self._entry(candidate), tuple(self._fresh.get(candidate, ()))) for candidate in best]
+        return [Rescored(self._entry(id), tuple(self._fresh.get(id, ())), tuple(self._luckless[id])) for id in best]
 
     def _to_confirm(self) -> list[int]:
         confirm = self.plan.space.confirm
@@ -196,40 +196,38 @@ class Progress:
         self.trained += generation.record.trained
         self.model_steps += generation.record.model_steps
         self.barren = 0 if generation.record.trained else self.barren + 1
-        luck, whole = self._note_rungs(generation)
+        luck = self._note_rungs(generation)
         for candidate in generation.candidates:
             self._absorb_candidate(candidate, luck.get(candidate.id, 0.0))
-        self._absorb_confirmations(generation, whole)
+        self._absorb_confirmations(generation)
 
-    def _note_rungs(self, generation: Generation) -> tuple[dict[int, float], float]:
-        """Keeps what candidates came to on each rung, but for those that failed.
-
-        Returns:
-            What of each one's fitness is luck, and what of a score on all rungs is: what all that were there have in
-            common beyond the level of those before, which is how AdamW did on these instances.
-        """
+    def _note_rungs(self, generation: Generation) -> dict[int, float]:
+        """Keeps what candidates came to on each rung, but for those that failed. Gives what of each one's fitness is
+        the luck of its generation."""
         judged = {each.id for each in generation.candidates if each.status in ("trained", "diverged")}
         scores: defaultdict[int, list[tuple[int, float, float]]] = defaultdict(list)
         for each in generation.evaluations:
             if each.kind == "search" and each.candidate in judged and each.score is not None:
                 scores[each.candidate].append((each.rung, each.score, self.plan.weights[each.task]))
-        luck = [0.0]
-        for rung, level in enumerate(self._levels):
-            reached = [mine for mine in scores.values() if any(at == rung for at, _, _ in mine)]
-            means = [weighted_mean([(score, weight) for at, score, weight in mine if at <= rung]) for mine in reached]
-            if not means:
-                luck.append(luck[-1])
+        for rung, here in enumerate(generation.record.middles):
+            if here is None:
                 continue
-            here = middle(means, level)
-            luck.append(0.0 if level is None else here - level)
+            level = self._levels[rung]
             self._levels[rung] = here if level is None else level + DRIFT * (here - level)
             if rung < len(self._recent) and self._recent[rung].maxlen:
+                reached = [mine for mine in scores.values() if any(at == rung for at, _, _ in mine)]
+                means = [
+                    weighted_mean([(score, weight) for at, score, weight in mine if at <= rung]) for mine in reached
+                ]
                 self._recent[rung].append([mean - here for mean in means])
         self._fitness.usual = self._levels[-1] or 0.0
-        shares = {id: math.fsum(weight for _, _, weight in mine) / self.plan.weight for id, mine in scores.items()}
-        return {id: luck[1 + max(at for at, _, _ in mine)] * shares[id] for id, mine in scores.items()}, luck[-1]
+        luck, whole = generation.record.luck, self.plan.weight
+        return {
+            id: luck[max(at for at, _, _ in mine)] * math.fsum(weight for _, _, weight in mine) / whole
+            for id, mine in scores.items()
+        }
 
-    def _absorb_confirmations(self, generation: Generation, luck: float) -> None:
+    def _absorb_confirmations(self, generation: Generation) -> None:
         fresh: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         failed = set()
         for each in generation.evaluations:
@@ -243,13 +241,13 @@ class Progress:
         for id, values in fresh.items():
             score = weighted_mean(values)
             self._fresh[id].append(score)
-            self._luckless[id].append(score - luck)
+            self._luckless[id].append(score - generation.record.luck[-1])
             self._failures.pop(id, None)
             count = len(self._fresh[id])
             self._fitness.note(id, math.fsum(self._luckless[id]) / count, count)
-            best = believed(math.fsum(self._fresh[id]) / count, count)
-            if self.best is None or best > self.best:
-                self.best, self.trained_at_best = best, self.trained
+        best = max((each.expected for each in generation.confirmations if each.expected is not None), default=None)
+        if best is not None and (self.best is None or best > self.best):
+            self.best, self.trained_at_best = best, self.trained
         if fresh and isinstance(self._proposer, Attentive):
             self._proposer.confirm(sorted(fresh))
 

@@ -116,6 +116,8 @@ class Confirmation:
         fitness: the mean score over fresh instances; the scores that got it chosen are not among them.
         error: the standard error of that mean; None with fewer than two.
         count: how many fresh evaluations.
+        luckless: the mean without the luck of the generations that the scores are of, see `GenerationRecord.luck`.
+        expected: what that lets one expect of further scores (`discover.standing.expected`): the leaderboard's order.
     """
 
     candidate: int
@@ -123,6 +125,8 @@ class Confirmation:
     fitness: float | None
     error: float | None
     count: int
+    luckless: float | None = None
+    expected: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,9 @@ class GenerationRecord:
         model_steps: training steps of one model, references and confirmations included.
         best_fitness: the best fitness of this generation's own candidates, as the search scored them (not confirmed);
             None for none.
+        levels: for each rung, where the middle of a generation had lately been there when this one was proposed; None
+            before the first.
+        middles: for each rung, where the middle of this one was (`discover.generation.middle`); None where nobody was.
     """
 
     number: int
@@ -149,6 +156,17 @@ class GenerationRecord:
     hurdles: tuple[float | None, ...]
     model_steps: int
     best_fitness: float | None
+    levels: tuple[float | None, ...] = ()
+    middles: tuple[float | None, ...] = ()
+
+    @property
+    def luck(self) -> tuple[float, ...]:
+        """Of a score up to each rung, what all that were there have in common beyond the level of those before: how
+        AdamW did on these instances. On a rung where nobody was, as on the one before it."""
+        found = [0.0]
+        for middle, level in zip(self.middles, self.levels, strict=True):
+            found.append(found[-1] if middle is None else 0.0 if level is None else middle - level)
+        return tuple(found[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +197,9 @@ class Incident:
 
 
 DOUBT = 1.5
-"""How many fresh scores of 0 a candidate is given beside its own, or, while a search goes on, of the usual score
-(`discover.standing`): about the variance of a fresh score between instances over that of true fitness between elites,
-so that one lucky score does not lead."""
+"""How many fresh scores of the usual size a candidate is given beside its own (`discover.standing`), or of 0 where that
+is not known: about the variance of a fresh score between instances over that of true fitness between elites, so that
+one lucky score does not lead."""
 
 
 def believed(fitness: float, count: int) -> float:
@@ -190,14 +208,14 @@ def believed(fitness: float, count: int) -> float:
 
 
 def in_order(confirmations: Iterable[Confirmation]) -> list[Confirmation]:
-    """Those that have a fitness, most believed in first. Of each candidate the latest is to be given."""
-    known = [each for each in confirmations if each.fitness is not None]
-    return sorted(known, key=lambda each: (-believed(each.fitness or 0.0, each.count), each.candidate))
+    """Those that something is expected of, most first. Of each candidate the latest is to be given."""
+    known = [(-each.expected, each.candidate, each) for each in confirmations if each.expected is not None]
+    return [each for *_, each in sorted(known, key=lambda row: row[:2])]
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A place on the leaderboard, from 1: confirmed candidates by what their confirmations let one believe, then the
+    """A place on the leaderboard, from 1: confirmed candidates by what their confirmations let one expect, then the
     others by their own fitness."""
 
     rank: int

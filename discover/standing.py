@@ -7,11 +7,19 @@ from collections.abc import Iterator, Mapping
 from discover.records import DOUBT
 
 
-class Standing(Mapping[int, float]):
-    """Candidate -> expected fitness: its mean score, drawn towards the usual score the more the fewer scores it is of.
+def share(count: int) -> float:
+    """How much of a mean's distance from the usual score is believed, of so many scores."""
+    return count / (count + DOUBT)
 
-    So neither one lucky score decides who breeds nor the doubt about few. Two that were scored at different times are
-    drawn towards the same number, today's.
+
+def expected(mean: float, count: int, usual: float) -> float:
+    """A candidate's expected fitness: its mean score, drawn towards the usual score the more the fewer scores it is of.
+    So neither one lucky score decides nor the doubt about few."""
+    return usual + (mean - usual) * share(count)
+
+
+class Standing(Mapping[int, float]):
+    """Candidate -> expected fitness. Two that were scored at different times are drawn towards today's usual score.
 
     Attributes:
         usual: what the middle of those that are trained on all rungs comes to.
@@ -25,7 +33,7 @@ class Standing(Mapping[int, float]):
 
     def note(self, candidate: int, mean: float, count: int) -> None:
         """The mean of so many scores, in place of what was known of the candidate."""
-        self._means[candidate] = mean, count / (count + DOUBT)
+        self._means[candidate] = mean, share(count)
 
     def __getitem__(self, candidate: int) -> float:
         mean, share = self._means[candidate]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
@@ -21,9 +20,10 @@ from discover.records import (
     Evaluation,
     Generation,
     GenerationRecord,
-    believed,
     in_order,
 )
+from discover.standing import expected
+from tests.fresh import confirmed
 
 
 def candidate(id: int, generation: int = 0, **facts: Any) -> Candidate:
@@ -62,9 +62,11 @@ def evaluation(id: int | None, generation: int = 0, **facts: Any) -> Evaluation:
 
 def generation(number: int, ids: range | None = None, **facts: Any) -> Generation:
     ids = ids if ids is not None else range(10 * number, 10 * number + 3)
-    record = GenerationRecord(number, 10, {"not odd": 4, "ill typed": 1}, 2, len(ids), (0.5, None), 1234, 0.2)
+    record = GenerationRecord(
+        number, 10, {"not odd": 4, "ill typed": 1}, 2, len(ids), (0.5, None), 1234, 0.2, (None, 0.1), (0.3, None)
+    )
     evaluations = (evaluation(None, number), *(evaluation(id, number) for id in ids))
-    confirmations = tuple(Confirmation(id, number, 0.05, 0.01, 3) for id in ids[:1])
+    confirmations = tuple(confirmed(id, number, 0.05, 0.01, 3) for id in ids[:1])
     made = Generation(record, tuple(candidate(id, number) for id in ids), evaluations, confirmations)
     return replace(made, **facts)
 
@@ -91,7 +93,7 @@ def test_generations_read_are_the_generations_written(archive: Archive, path: Pa
     archive.close()
     with Archive.read(path) as again:
         assert list(again.generations()) == written
-        assert again.meta() == {"format": "2", "space": "lion_like", "seed": "0"}
+        assert again.meta() == {"format": "3", "space": "lion_like", "seed": "0"}
         assert again.candidate(11) == written[1].candidates[1]
         assert again.candidate(9) is None
         assert again.evaluations_of(11) == (written[1].evaluations[2],)
@@ -273,9 +275,9 @@ def test_leaderboard_ranks_confirmed_candidates_first_and_drops_those_that_faile
             (5, 0.8, "trained"),  # never confirmed, later
         ]
     )
-    first = (Confirmation(0, 0, 0.9, None, 1), Confirmation(1, 0, 0.05, None, 1), Confirmation(3, 0, None, None, 1))
+    first = (confirmed(0, 0, 0.9, None, 1), confirmed(1, 0, 0.05, None, 1), confirmed(3, 0, None, None, 1))
     archive.commit_generation(generation(0, range(0), candidates=rows, confirmations=first))
-    later = (Confirmation(0, 1, 0.01, 0.002, 2), Confirmation(1, 1, 0.06, 0.001, 2))
+    later = (confirmed(0, 1, 0.01, 0.002, 2), confirmed(1, 1, 0.06, 0.001, 2))
     archive.commit_generation(generation(1, range(0), confirmations=later))
     board = archive.leaderboard(10)
     assert [ranked.candidate.id for ranked in board] == [1, 0, 2, 5]
@@ -287,43 +289,21 @@ def test_leaderboard_ranks_confirmed_candidates_first_and_drops_those_that_faile
     assert archive.best() == board[0]
 
 
-def test_few_fresh_scores_are_no_advantage_to_those_that_are_behind(archive: Archive) -> None:
-    """A gain is doubted; a loss that was doubted alike would come nearer to 0 the less is known of it."""
+def test_few_fresh_scores_are_no_advantage_and_no_handicap(archive: Archive) -> None:
+    """What others usually come to is expected of who has few: one score of 0.3 is neither 0.3 nor next to nothing."""
     rows = tuple(candidate(id) for id in range(4))
-    fresh = tuple(
-        Confirmation(id, 0, *each) for id, each in enumerate([(-0.4, None, 1), (-0.25, 0.1, 8), (0.1, None, 1)])
-    )
+    given = [(-0.4, None, 1), (0.12, 0.01, 8), (0.13, None, 1), (0.3, None, 1)]
+    fresh = tuple(confirmed(id, 0, *each, usual=0.1) for id, each in enumerate(given))
     archive.commit_generation(generation(0, range(0), candidates=rows, confirmations=fresh))
-    assert [ranked.candidate.id for ranked in archive.leaderboard(3)] == [2, 1, 0]
-    assert [each.candidate for each in in_order(fresh)] == [2, 1, 0]
-    assert believed(-0.4, 1) == -0.4
-    assert 0.0 < believed(0.1, 1) < believed(0.1, 8) < 0.1
+    assert [ranked.candidate.id for ranked in archive.leaderboard(4)] == [3, 1, 2, 0]
+    assert [each.candidate for each in in_order(fresh)] == [3, 1, 2, 0]
+    assert 0.1 < expected(0.13, 1, 0.1) < expected(0.13, 8, 0.1) < 0.13
+    assert expected(-0.4, 1, 0.1) == pytest.approx(-0.1)
 
 
 def test_an_empty_archive_has_no_leaderboard(archive: Archive) -> None:
     assert archive.leaderboard() == ()
     assert archive.best() is None
-
-
-@pytest.mark.parametrize("how", [Archive.read, Archive.open])
-def test_an_archive_of_the_first_format_reads_as_one_of_this(how: Any, archive: Archive, path: Path) -> None:
-    written = [generation(number) for number in range(3)]
-    for each in written:
-        archive.commit_generation(each)
-    digest = archive.digest()
-    archive.close()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.executescript(
-            "alter table evaluations drop column tensor_scales; alter table evaluations drop column batch_size;"
-            "update meta set value = '1' where key = 'format'"
-        )
-    before = path.read_bytes()
-    with how(path) as again:
-        assert list(again.generations()) == written
-        assert again.digest() == digest
-    assert (path.read_bytes() == before) == (how == Archive.read)
-    with Archive.read(path) as later:
-        assert later.meta()["format"] == ("1" if how == Archive.read else "2")
 
 
 # Files that are not right ----------------------------------------------------------------------------------------
@@ -349,8 +329,8 @@ def other_format(path: Path) -> None:
     [
         (lambda path: None, "cannot be opened"),
         (not_sqlite, "not an SQLite file"),
-        (other_sqlite, "is not an archive of discover; this version reads format 2"),
-        (other_format, "is of format 7; this version reads format 2"),
+        (other_sqlite, "is not an archive of discover; this version reads format 3"),
+        (other_format, "is of format 7; this version reads format 3"),
     ],
 )
 @pytest.mark.parametrize("how", [Archive.read, Archive.open])

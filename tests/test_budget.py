@@ -38,7 +38,7 @@ LIMITS: dict[str, tuple[Budget, Budget, str]] = {
     "target": (
         Budget(target=0.25),
         Budget(target=0.26),
-        "fresh scores let one believe +0.250 of a candidate, and +0.25 was the target",
+        "fresh scores let one expect +0.250 of a candidate, and +0.25 was the target",
     ),
     "plateau": (Budget(plateau=20), Budget(plateau=21), "the last 20 candidates brought nothing better"),
 }

@@ -15,6 +15,7 @@ from discover.console import front_lines
 from discover.events import Finished
 from discover.front import COSTS, costs, undominated
 from discover.records import Candidate, Confirmation, Generation, GenerationRecord, Ranked, Totals, believed
+from tests.fresh import confirmed
 
 RULE = "def rule(p, g, *, lr=0.1, weight_decay=0.0):\n    p = p - lr * sign(g)\n"
 
@@ -42,7 +43,8 @@ def expected(archive: Archive) -> list[Ranked]:
     for rank, each in places.items():
         assert each.fitness is not None
         if each.confirmation:
-            fresh[rank] = (believed(each.fitness, each.confirmation.count), *costs(each))
+            assert each.confirmation.expected is not None
+            fresh[rank] = (each.confirmation.expected, *costs(each))
         else:
             alone[rank] = (believed(each.fitness, 1), *costs(each))
     front = undominated(fresh)
@@ -67,7 +69,7 @@ def test_the_front_that_is_kept_is_that_of_the_whole_archive(
                 for pick, fitness, count in scores
                 if trained
             }
-            confirmations = [Confirmation(id, number, fitness, None, n) for id, (fitness, n) in fresh.items()]
+            confirmations = [confirmed(id, number, fitness, None, n) for id, (fitness, n) in fresh.items()]
             done = generation(number, rows, confirmations)
             archive.commit_generation(done)
             trained += [each.id for each in done.candidates if each.status == "trained"]
@@ -91,11 +93,11 @@ def test_who_is_not_confirmed_stands_beside_the_front_and_is_marked(tmp_path: Pa
     with Archive.create(tmp_path / "a.sqlite") as archive:
         archive.commit_generation(generation(0, rows, []))
         assert [each.candidate.id for each in archive.front()] == [lucky, cheaper, 3, 4]
-        fresh = [Confirmation(fitter, 1, 0.25, 0.01, 4), Confirmation(3, 1, 0.2, 0.01, 2)]
+        fresh = [confirmed(fitter, 1, 0.25, 0.01, 4), confirmed(3, 1, 0.2, 0.01, 2)]
         archive.commit_generation(generation(1, [], fresh))
         front = archive.front()
         assert len(archive.pareto().confirmed()) == 2
-    # what is lucky and no cheaper does not enter: one fresh score of 0.3 is believed less than four of 0.25
+    # what is lucky and no cheaper does not enter: less is expected of one score of 0.3 than of four fresh ones of 0.25
     assert [(each.candidate.id, each.confirmation is not None) for each in front] == [
         (fitter, True),
         (3, True),

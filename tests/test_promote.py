@@ -33,7 +33,7 @@ from discover.keeper import Keeper, StoppedError
 from discover.manifest import Configuration
 from discover.promotion_keys import Promote, least_tunings
 from discover.ranges import dimensions
-from discover.records import Candidate, Confirmation, Generation, GenerationRecord
+from discover.records import Candidate, Generation, GenerationRecord
 from discover.space import Space
 from discover.storage import Store
 from discover.studies import Tuned, fresh_seeds
@@ -43,6 +43,7 @@ from dsl import properties
 from dsl.behaviour import behaviour_hash
 from dsl.flatten import flatten, with_literals
 from dsl.lift import lift
+from tests.fresh import confirmed
 from tests.test_compare import made
 
 ROOT = Path(__file__).parent.parent
@@ -485,7 +486,7 @@ def test_the_last_standing_is_the_leaderboard_and_leaders_are_in_order(tmp_path:
             )
             old = sorted(rng.choice(5 * number, size=min(3, 5 * number), replace=False).tolist()) if number else []
             fresh = tuple(
-                Confirmation(i, number, None if rng.random() < 0.2 else float(rng.normal()), 0.1, number) for i in old
+                confirmed(i, number, None if rng.random() < 0.2 else float(rng.normal()), 0.1, number) for i in old
             )
             record = GenerationRecord(number, 5, {}, 0, 5, (), 0, None)
             archive.commit_generation(Generation(record, made, (), fresh))

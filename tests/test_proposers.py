@@ -384,23 +384,27 @@ def test_what_a_generation_owes_to_the_luck_of_adamw_is_taken_off() -> None:
 
 
 def test_fresh_scores_owe_nothing_to_the_luck_of_their_generation() -> None:
-    """Elites that are scored again where AdamW does badly are not the ones that breed by that."""
+    """Elites that are scored again where AdamW does badly are not the ones that breed by that, nor that lead."""
     once: dict[int, int] = {}
+    leads_by: dict[int, float] = {}
     searched = list(breeding(lambda number: 0.2 * (number % 8 == 4), proposals=84))
     for _, generation in searched:
         for each in generation.confirmations:
             if each.count == 1 and generation.record.number > LAG:
                 once[each.candidate] = int(generation.record.number % 8 == 4)
+            assert each.expected is not None
+            leads_by[each.candidate] = each.expected
     context = searched[-1][0].context
     expected, fresh = context.fitness, context.confirmed
     lucky, others = ([id for id, luck in once.items() if luck == which and len(fresh[id]) == 1] for which in (1, 0))
     assert min(len(lucky), len(others)) >= 4
-    apart, left = (
+    apart, breeding_left, leading_left = (
         np.mean([float(np.mean(of[id])) for id in lucky]) - np.mean([float(np.mean(of[id])) for id in others])
-        for of in (fresh, expected)
+        for of in (fresh, expected, leads_by)
     )
     assert apart > 0.15
-    assert abs(left) < 0.6 * apart / 2.5
+    assert abs(breeding_left) < 0.6 * apart / 2.5
+    assert abs(leading_left) < 0.6 * apart / 2.5
 
 
 def test_a_candidate_alone_in_its_generation_is_not_taken_for_luck() -> None:

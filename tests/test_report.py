@@ -20,7 +20,6 @@ from discover.manifest import Configuration
 from discover.records import (
     REFERENCE_LOST,
     Candidate,
-    Confirmation,
     Evaluation,
     Generation,
     GenerationRecord,
@@ -31,6 +30,7 @@ from discover.report_page import page
 from discover.report_runs import at_steps, compared, grouped
 from discover.report_svg import Series, bars, plot, short, ticks
 from discover.space import Space
+from tests.fresh import confirmed
 
 RULE = "def rule_{0}(p, g, m: zeros, *, lr=0.1):\n    m = lerp(m, g, 0.{0})\n    p = p - lr * sign(m)\n"
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -71,7 +71,7 @@ def generation(number: int) -> Generation:
         first, number, "confirm", 0, "digits_mlp", 7, 1.0, 1.0, (0.1,), ((0.5,),), 0.1, 0.5, 0.6, 0.1 * number, 40
     )
     record = GenerationRecord(number, 10, {"not odd": 5, "<&>": 2}, 1, 2, (0.01,), 1000, 0.02 * number)
-    confirmation = Confirmation(first, number, 0.1 * number, 0.01, 4)
+    confirmation = confirmed(first, number, 0.1 * number, 0.01, 4)
     return Generation(record, (good, same, lost), (scored,), (confirmation,))
 
 

@@ -17,9 +17,10 @@ from discover.archive import Archive
 from discover.budget import Budget
 from discover.errors import RunError, UserError
 from discover.manifest import Configuration, read_manifest
-from discover.records import Candidate, Confirmation, Generation, GenerationRecord, Ranked
+from discover.records import Candidate, Generation, GenerationRecord, Ranked
 from discover.sessions import searched
 from discover.space import Space
+from tests.fresh import confirmed
 
 ROOT = Path(__file__).parent.parent
 TEN = Budget(candidates=10)
@@ -54,7 +55,7 @@ def made(out: str, trained: int = 0) -> Path:
             for id in range(trained)
         )
         record = GenerationRecord(0, trained, {}, 0, trained, (), 0, None)
-        confirmations = (Confirmation(1, 0, 0.25, 0.0123, 4),) if trained > 1 else ()
+        confirmations = (confirmed(1, 0, 0.25, 0.0123, 4),) if trained > 1 else ()
         archive.commit_generation(Generation(record, candidates, (), confirmations))
     return Path(out)
 
@@ -81,7 +82,7 @@ def test_limits_stand_in_a_manifest_by_their_names_and_those_that_came_later_may
     path = Path("out/manifest.json")
     data = json.loads(path.read_text())
     limits = {"seconds": 90.0, "candidates": 10, "model_steps": None, "target": None, "plateau": 7}
-    assert data["format"] == 3
+    assert data["format"] == 4
     assert data["configuration"] | limits == data["configuration"]
     assert "budget" not in data["configuration"]
     for later in ("model_steps", "target", "plateau"):
@@ -191,8 +192,8 @@ DAMAGED = {
         "manifest.json: is damaged: candidates: expected at least 1, not 0",
     ),
     "other version": (
-        lambda text: text.replace('"format": 3', '"format": 9'),
-        "is a run of format 9, and this version reads format 3",
+        lambda text: text.replace('"format": 4', '"format": 9'),
+        "is a run of format 9, and this version reads format 4",
     ),
     "a space of another version": (
         lambda text: text.replace('"tournament"', '"contest"'),
@@ -395,4 +396,4 @@ def test_a_rule_that_is_not_well_formed_is_not_registered(tmp_path: Path) -> Non
 
 def test_an_archive_written_by_a_run_has_its_seed(tmp_path: Path) -> None:
     with Archive.read(made("out") / "archive.sqlite") as archive:
-        assert archive.meta() == {"format": "2", "seed": "3", "space": "lion_like"}
+        assert archive.meta() == {"format": "3", "seed": "3", "space": "lion_like"}

@@ -24,7 +24,7 @@ from discover.front import costs, undominated
 from discover.manifest import read_manifest
 from discover.plan import Plan
 from discover.progress import Progress
-from discover.records import Generation, believed
+from discover.records import Generation
 from discover.space import Space
 
 TINY: dict[str, Any] = {
@@ -81,17 +81,17 @@ NOTHING = -1e9
 
 
 def best_so_far(found: list[Generation]) -> list[float]:
-    """The best that fresh scores let one believe, after each generation."""
+    """The best that fresh scores let one expect, after each generation."""
     best, curve = NOTHING, []
     for generation in found:
         for each in generation.confirmations:
-            if each.fitness is not None:
-                best = max(best, believed(each.fitness, each.count))
+            assert each.expected is not None
+            best = max(best, each.expected)
         curve.append(best)
     return curve
 
 
-def test_a_target_ends_a_search_when_it_is_believed(tmp_path: Path) -> None:
+def test_a_target_ends_a_search_when_it_is_expected(tmp_path: Path) -> None:
     name = tiny(tmp_path)
     _, whole = searched(name, tmp_path / "whole", budget=Budget(candidates=30))
     curve = best_so_far(whole)
@@ -313,22 +313,19 @@ def test_a_rolling_hurdle_is_what_recent_candidates_came_to(tmp_path: Path) -> N
         scores = {e.candidate: e.score for e in generation.evaluations if e.kind == "search" and e.rung == 0}
         known = max(0, generation.record.number - 1)  # so many of them were when it was proposed
         assert scores
-        median, count = statistics.median(scores.values()), len(scores)
-
-        def middle(level: float, median: float = median, count: int = count) -> float:
-            return level + (median - level) * count / (count + 5)
-
-        now = levels[-1] if levels else median
-        above.append({candidate: score - middle(now) for candidate, score in scores.items()})
-        levels.append(now + 0.1 * (middle(now) - now))
+        here = statistics.median(scores.values())
+        if known:
+            here = levels[known - 1] + (here - levels[known - 1]) * len(scores) / (len(scores) + 5)
+        above.append({candidate: score - here for candidate, score in scores.items()})
+        now = levels[-1] if levels else here
+        levels.append(now + 0.1 * (here - now))
         went_on = {each.id for each in generation.candidates if each.rung == 1}
         recent = above[:known][-window:]
         if not recent:
             assert len(went_on) == math.ceil(keep * len(scores))
             continue
         bar = np.quantile(sorted({value for each in recent for value in each.values()}), 1 - keep)
-        least = middle(levels[known - 1]) + bar
-        assert went_on == {candidate for candidate, score in scores.items() if score >= least}
+        assert went_on == {candidate for candidate, score in scores.items() if score >= here + bar}
         shares.add(round(len(went_on) / len(scores), 3))
     assert len(shares) > 2
 
