@@ -117,6 +117,25 @@ class Keeper:
         return self.folder / f"{key}.pt"
 
 
+class Notebook(Keeper):
+    """Keeps on disk what trainings came to as well, until all that they are for is stored: then they are
+    struck out."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._met: list[str] = []
+
+    def done(self, key: str, result: Callable[[], object]) -> None:
+        self.forget(key)
+        self.keep(key, result)
+        self._met.append(key)
+
+    def strike_out(self) -> None:
+        """Forgets all trainings that it was told of."""
+        while self._met:
+            self.forget(self._met.pop())
+
+
 class Luggage(Keeper):
     """Keeps trainings in memory where no folder is shared: they travel back with a piece of work, and to whoever goes
     on with it. Stops when a leg of the way is over.

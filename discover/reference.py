@@ -30,10 +30,12 @@ from discover.compare import check_device
 from discover.console import Rows
 from discover.contenders import RuleContender
 from discover.durations import format_duration
-from discover.errors import UserError, first_line, is_shortage
+from discover.errors import UnwritableError, UserError, first_line, is_shortage
 from discover.evaluate import LOSS_FLOOR
 from discover.files import refused, write_whole
+from discover.keeper import Keeper, Notebook
 from discover.trainers import Ground, Run, model_steps, train
+from dsl.library import registered_directory
 from tasks import Reference, Task, references
 
 RULE = "adamw"
@@ -92,7 +94,12 @@ class GridBudget:
 
 
 def calibrate(
-    ground: Ground, budget: GridBudget, *, name: str | None = None, tell: Told = lambda done, planned: None
+    ground: Ground,
+    budget: GridBudget,
+    *,
+    name: str | None = None,
+    tell: Told = lambda done, planned: None,
+    keeper: Keeper | None = None,
 ) -> Reference:
     """Tunes AdamW on a task at its full horizon, and scores the best setting on fresh seeds.
 
@@ -101,13 +108,14 @@ def calibrate(
         budget: how many settings and seeds.
         name: what the reference says its task is called; by default the task's own spelling.
         tell: is called now and then with the model steps done and planned.
+        keeper: keeps trainings; the same call with what it kept goes on from there.
 
     Raises:
         UserError: AdamW is lost (not finite, or rising) at every setting, or on a fresh seed.
     """
     task = ground.task
     name = name or task.spelling
-    trials = _Trials(ground, budget, tell)
+    trials = _Trials(ground, budget, tell, keeper)
     rates: tuple[float, ...] = budget.learning_rates(task)
     decays: tuple[float, ...] = WEIGHT_DECAYS
     extensions = 0
@@ -160,8 +168,8 @@ class _Trials:
         done, planned: model steps.
     """
 
-    def __init__(self, ground: Ground, budget: GridBudget, tell: Told) -> None:
-        self.ground, self.tell = ground, tell
+    def __init__(self, ground: Ground, budget: GridBudget, tell: Told, keeper: Keeper | None) -> None:
+        self.ground, self.tell, self.keeper = ground, tell, keeper
         self.adamw = RuleContender(RULE, dsl.load(RULE))
         self.tuning_seeds = range(budget.tuning_seeds)
         self.fresh_seeds = range(_FIRST_FRESH_SEED, _FIRST_FRESH_SEED + budget.fresh_seeds)
@@ -182,7 +190,7 @@ class _Trials:
     def train(self, settings: Sequence[Setting], seeds: Sequence[int]) -> list[float]:
         """The losses of all settings on all seeds, as many at once as fit into memory."""
         runs = [Run({"lr": rate, "weight_decay": decay}, seed) for rate, decay in settings for seed in seeds]
-        traces = train(self.adamw, self.ground, runs)
+        traces = train(self.adamw, self.ground, runs, keeper=self.keeper)
         self.done += model_steps(traces)
         self.tell(self.done, self.planned)
         return [trace.loss for trace in traces]
@@ -237,7 +245,8 @@ def _rounded(value: float) -> float:
 
 def run(names: Sequence[str], budget: GridBudget, *, device: str, out: Path | None, as_json: bool) -> None:
     """Calibrates tasks one after the other, and stores each when it is done. Those that are done are kept and shown
-    whatever becomes of the next.
+    whatever becomes of the next, and the trainings of one that was stopped or killed are there when it is asked for
+    again.
 
     Args:
         names: built-in tasks or "FILE.py:NAME"; none for all that are built in.
@@ -260,18 +269,25 @@ def run(names: Sequence[str], budget: GridBudget, *, device: str, out: Path | No
     found: list[Reference] = []
     seconds: list[float] = []
     stored: dict[str, Path | None] = {}
+    notebook = Notebook(registered_directory().parent / "references.trainings")
     try:
         with Progress(
             TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
         ) as progress:
             for name, task in loaded.items():
                 began = time.perf_counter()
-                found.append(_calibrate_with(progress, name, task, budget, device))
+                try:
+                    found.append(_calibrate_with(progress, name, task, budget, device, notebook))
+                except UserError as error:
+                    if not isinstance(error, UnwritableError):  # again it would come to the same
+                        notebook.strike_out()
+                    raise
                 seconds.append(time.perf_counter() - began)
                 stored[name] = None
                 if file := files[name]:
                     _store(found[-1], file)
                     stored[name] = file
+                notebook.strike_out()
     finally:
         if as_json and found:
             print(json.dumps({each.task: each.plain() for each in found}, indent=2))
@@ -279,7 +295,9 @@ def run(names: Sequence[str], budget: GridBudget, *, device: str, out: Path | No
             _show(found, seconds, stored, console)
 
 
-def _calibrate_with(progress: Progress, name: str, task: Task, budget: GridBudget, device: str) -> Reference:
+def _calibrate_with(
+    progress: Progress, name: str, task: Task, budget: GridBudget, device: str, keeper: Keeper
+) -> Reference:
     """Shows a bar while it runs; where bars cannot be drawn, a line when it is done."""
     console, bar = progress.console, progress.add_task(name, total=None)
 
@@ -290,7 +308,7 @@ def _calibrate_with(progress: Progress, name: str, task: Task, budget: GridBudge
         ground = Ground(task, device=device)
         if note := ground.gradient.note:
             console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
-        reference = calibrate(ground, budget, name=name, tell=tell)
+        reference = calibrate(ground, budget, name=name, tell=tell, keeper=keeper)
     except (MemoryError, RuntimeError) as error:
         if not is_shortage(error):
             raise

@@ -8,6 +8,7 @@ import re
 import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("DISCOVER_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setattr(references, "PATH", tmp_path / "package.json")
     return tmp_path
 
@@ -310,7 +312,7 @@ def test_a_built_in_task_is_stored_and_the_others_keep_their_entries(
     assert stored["quadratic"] == other
     assert str(stored["breast_cancer"]) in out
     assert stored["breast_cancer"].command == f"discover reference breast_cancer {FEW}"
-    assert sorted(home.iterdir()) == [home / "cwd", references.PATH]
+    assert sorted(home.iterdir()) == [home / "cwd", home / "data", references.PATH]
 
 
 def test_a_task_of_ones_own_is_printed_and_stored_only_where_asked(
@@ -342,6 +344,38 @@ def test_what_is_done_is_stored_and_shown_whatever_becomes_of_the_next(
         assert json.loads(out).keys() == {"own.py:Mine", "breast_cancer"}
     else:
         assert f"stored in {references.PATH}\nnot stored: own.py:Mine; --out FILE keeps it\n" in out
+
+
+@pytest.mark.parametrize("trainings", [0, 1, 4])
+def test_a_task_that_was_killed_goes_on_and_comes_to_the_same(
+    trainings: int, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "reference quadratic --trials 9 --tuning-seeds 2 --seeds 2"
+    train, calls = lanes.train, 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == trainings + 1 and dying:
+            raise KeyboardInterrupt  # as a kill: nothing of ours comes after it
+        return train(*args, **options)
+
+    dying = False
+    monkeypatch.setattr(lanes, "train", counted)
+    assert run(capsys, line)[0] == 0
+    undisturbed, whole = references.PATH.read_text(), calls
+    assert not list((home / "data").glob("*/*.pt"))
+    references.PATH.unlink()
+    dying, calls = True, 0
+    with suppress(KeyboardInterrupt):
+        run(capsys, line)
+    assert not references.PATH.exists()
+    assert len(list((home / "data").glob("*/*.pt"))) == trainings
+    dying, calls = False, 0
+    assert run(capsys, line)[0] == 0
+    assert calls == whole - trainings
+    assert references.PATH.read_text() == undisturbed
+    assert not list((home / "data").glob("*/*.pt"))
 
 
 def test_it_trains_on_the_device_that_was_asked_for_and_the_command_says_so(
