@@ -28,8 +28,8 @@ from discover import artefact, native, runs, session
 from discover.archive import Archive
 from discover.budget import Budget
 from discover.evaluate import Entry, Grid, Unit, draw_instance, evaluate, interpolated_best, score
-from discover.records import Confirmation, in_order
 from discover.space import Space
+from discover.standing import Confirmed
 from discover.statistics import mean_interval
 from dsl import properties
 
@@ -88,14 +88,14 @@ def search(space: Space, arm: Arm, *, model_steps: int, seed: int, shares: Seque
 
 def _incumbent(archive: Archive, model_steps: float) -> str | None:
     """The candidate that most was expected of when so many steps had been trained."""
-    standing: dict[int, Confirmation] = {}
+    confirmed = Confirmed()
     spent = 0
     for generation in archive.generations():
         spent += generation.record.model_steps
         if spent > model_steps:
             break
-        standing |= {each.candidate: each for each in generation.confirmations}
-    if not (ordered := in_order(standing.values())):
+        confirmed.add(generation)
+    if not (ordered := confirmed.in_order()):
         return None
     candidate = archive.candidate(ordered[0].candidate)
     assert candidate is not None

@@ -33,6 +33,7 @@ from discover.records import (
     Ranked,
     Totals,
 )
+from discover.standing import DOUBT, expected
 
 FORMAT = 3
 """Version of the layout below; any other is refused, not guessed at."""
@@ -61,8 +62,7 @@ create index evaluations_generation on evaluations (generation);
 create index evaluations_candidate on evaluations (candidate);
 create table confirmations (
     candidate integer not null references candidates, generation integer not null references generations,
-    fitness real, error real, count integer not null, luckless real, expected real,
-    primary key (candidate, generation));
+    fitness real, error real, count integer not null, luckless real, primary key (candidate, generation));
 create table timings (
     generation integer primary key references generations, ended text not null, seconds json not null);
 """
@@ -148,6 +148,13 @@ def _to_json(value: Any) -> str:
 
 def _from_json(text: str) -> Any:
     return _frozen(json.loads(text))
+
+
+def _ranked(rank: int, candidate: Candidate, fresh: Confirmation | None, usual: float) -> Ranked:
+    hoped = None
+    if fresh is not None and fresh.luckless is not None:
+        hoped = expected(fresh.luckless, fresh.count, usual)
+    return Ranked(rank, candidate, fresh, hoped)
 
 
 def _frozen(value: Any) -> Any:
@@ -258,7 +265,8 @@ class Archive:
                 front.add(each.id, each.fitness, costs_of(each.properties))
         for row in generation.confirmations:
             found = self.candidate(row.candidate)
-            front.confirm(row.candidate, row.expected, costs_of(found.properties if found else {}))
+            front.usual = generation.record.usual
+            front.confirm(row.candidate, row.luckless, row.count, costs_of(found.properties if found else {}))
 
     def log(self, incidents: Sequence[Incident]) -> None:
         """Notes what befell the workers, at once, so that it is known whatever comes next."""
@@ -383,17 +391,24 @@ class Archive:
             count - len(places),
         )
         places += [(candidate, None) for candidate in others]
-        return tuple(Ranked(rank, *place) for rank, place in enumerate(places, start=1))
+        usual = self._usual()
+        return tuple(_ranked(rank, *place, usual) for rank, place in enumerate(places, start=1))
 
     def _confirmed(self, count: int = -1) -> Iterator[Confirmation]:
-        """The latest that is known of each, by what it lets one expect; all of them for -1."""
+        """The latest that is known of each, by what it lets one expect; all of them for -1. In the order of
+        `discover.standing.Confirmed`."""
         return self._records(
             _CONFIRMATIONS,
-            "where expected is not null and (candidate, generation) in"
+            "where luckless is not null and (candidate, generation) in"
             " (select candidate, max(generation) from confirmations group by candidate)"
-            " order by expected desc, candidate limit ?",
-            count,
+            " order by ?1 + (luckless - ?1) * (count / (count + ?2)) desc, candidate limit ?3",
+            *(self._usual(), DOUBT, count),
         )
+
+    def _usual(self) -> float:
+        """The usual score when the last confirmed were scored."""
+        last = self._records(_GENERATIONS, "where number = (select max(generation) from confirmations)")
+        return next((record.usual for record in last), 0.0)
 
     def best(self) -> Ranked | None:
         """The head of the leaderboard."""
@@ -403,17 +418,18 @@ class Archive:
         """Who is on the Pareto front; grows with each generation."""
         if self._front is None:
             self._front = front = Front()
+            front.usual = self._usual()
             costs = ", ".join(f"json_extract(properties, '$.{name}')" for name in COSTS)
             rows = self._rows(f"select id, fitness, {costs} from candidates where status = 'trained'")
             for id, fitness, *own in rows:
                 if fitness is not None:
                     front.add(id, fitness, costs_of(dict(zip(COSTS, own, strict=True))))
             rows = self._rows(
-                f"select candidate, expected, {costs} from confirmations c join candidates on id = candidate"
+                f"select candidate, luckless, count, {costs} from confirmations c join candidates on id = candidate"
                 " order by c.generation"
             )
-            for id, expected, *own in rows:
-                front.confirm(id, expected, costs_of(dict(zip(COSTS, own, strict=True))))
+            for id, luckless, count, *own in rows:
+                front.confirm(id, luckless, count, costs_of(dict(zip(COSTS, own, strict=True))))
         return self._front
 
     def front(self) -> tuple[Ranked, ...]:
@@ -434,7 +450,7 @@ class Archive:
     def _ranked(self, id: int, rank: int) -> Ranked:
         candidate, fresh = self.candidate(id), self.confirmations_of(id)
         assert candidate is not None
-        return Ranked(rank, candidate, fresh[-1] if fresh else None)
+        return _ranked(rank, candidate, fresh[-1] if fresh else None, self._usual())
 
     def totals(self, generations: int | None = None) -> Totals:
         """The counts of the whole run.

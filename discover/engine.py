@@ -79,7 +79,7 @@ def search(
                     break
                 continue
             with clock("absorb"):
-                generation = flight.land().result()
+                generation = flight.land().result(progress.levels)
                 progress.absorb(generation)
             clock.add("present", crew.present())
             best = _stored(archive, generation, clock)

@@ -17,7 +17,7 @@ from discover.errors import SpaceError
 from discover.mutate import Mutation, mutate, random_program
 from discover.plan import genotype
 from discover.proposers import Context, Proposal, Told
-from discover.records import believed
+from discover.standing import expected
 from discover.templates import RandomChoices
 from dsl import Program, properties
 
@@ -70,7 +70,7 @@ class Evolution:
         self.objectives = context.space.objectives
         self._told = 0
         self._record: tuple[float, int] | None = None
-        """The best fitness that fresh scores let one believe so far, and how many had been told then."""
+        """The best fitness so far of those that led, and how many had been told then."""
         self._costs: dict[int, tuple[float, ...]] = {}
         self._homes: dict[int, int] = {}
         """The island that each candidate was made for."""
@@ -185,7 +185,7 @@ class Evolution:
         if leader is None:
             return
         scores = self.context.confirmed[leader.candidate]
-        best = believed(math.fsum(scores) / len(scores), len(scores))
+        best = expected(math.fsum(scores) / len(scores), len(scores), usual=0.0)  # not today's, which goes up by itself
         if self._record is None or best > self._record[0]:
             self._record = best, self._told
         elif self._told - self._record[1] >= self.settings.restart_after:

@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from discover.records import Ranked, believed
+from discover.records import Ranked
+from discover.standing import expected
 
 COSTS = ("state_bytes", "operations")
 
@@ -20,33 +21,46 @@ Costs = tuple[float, ...]
 
 
 class Front:
-    """Kept up as generations come: of the confirmed what is expected of them, and of the others, for each price, the
-    scores. Where one more was confirmed, all that are confirmed are looked through: 20 ms for 2,000 of them."""
+    """Kept up as generations come: of the confirmed what is known of them, and of the others, for each price, the
+    scores. Where one more was confirmed, all that are confirmed are looked through: 20 ms for 2,000 of them.
+
+    Attributes:
+        usual: the usual score when the last of them were scored (`discover.standing.Confirmed`).
+    """
 
     def __init__(self) -> None:
-        self._fresh: dict[int, tuple[float, ...]] = {}
+        self.usual = 0.0
+        self._fresh: dict[int, tuple[float, int, Costs]] = {}
+        """Of the confirmed: the mean of their scores, without luck, how many, and the price."""
         self._met: set[int] = set()
         """Who was scored on fresh instances, failures there included."""
         self._alone: defaultdict[Costs, list[tuple[float, int]]] = defaultdict(list)
         """Heaps, the best first, who was met since included."""
-        self._confirmed: list[int] | None = []
+        self._confirmed: dict[int, tuple[float, ...]] | None = {}
 
     def add(self, candidate: int, fitness: float, costs: Costs) -> None:
         """A candidate with a score of its own."""
         heapq.heappush(self._alone[costs], (-fitness, candidate))
 
-    def confirm(self, candidate: int, expected: float | None, costs: Costs) -> None:
-        """What a candidate's fresh scores let one expect, in place of what it was; None where it failed."""
+    def confirm(self, candidate: int, luckless: float | None, count: int, costs: Costs) -> None:
+        """A candidate's fresh scores, in place of what it was; None where it failed."""
         self._met.add(candidate)
         self._fresh.pop(candidate, None)
-        if expected is not None:
-            self._fresh[candidate] = (expected, *costs)
+        if luckless is not None:
+            self._fresh[candidate] = luckless, count, costs
         self._confirmed = None
 
     def confirmed(self) -> Sequence[int]:
         """Those of the confirmed that no other of them beats, the fittest first."""
+        return list(self._front())
+
+    def _front(self) -> dict[int, tuple[float, ...]]:
         if self._confirmed is None:
-            self._confirmed = undominated(self._fresh)
+            values = {
+                candidate: (expected(mean, count, self.usual), *costs)
+                for candidate, (mean, count, costs) in self._fresh.items()
+            }
+            self._confirmed = {candidate: values[candidate] for candidate in undominated(values)}
         return self._confirmed
 
     def others(self) -> Sequence[int]:
@@ -57,8 +71,8 @@ class Front:
                 heapq.heappop(heap)
             if heap:
                 fitness = -heap[0][0]
-                values[heap[0][1]] = (believed(fitness, 1), *costs)
-        front = [self._fresh[each] for each in self.confirmed()]
+                values[heap[0][1]] = (expected(fitness, 1, self.usual), *costs)
+        front = self._front().values()
         return [each for each in undominated(values) if not any(_beats(other, values[each]) for other in front)]
 
 

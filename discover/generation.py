@@ -26,7 +26,6 @@ from discover.records import (
     Kind,
     Status,
 )
-from discover.standing import expected
 from discover.workers import TIMED_OUT, Done, Request
 from dsl import Program
 from dsl.properties import Properties
@@ -135,7 +134,8 @@ class Live:
         self._rung = -1
         """The rung that is open; as many as there are rungs when all is done."""
         self._least: list[float | None] = []
-        self._middles: list[float | None] = [None for _ in terms.instances]
+        self._reached: list[dict[int, float]] = [{} for _ in terms.instances]
+        """For each rung, what those came to that were scored there."""
         self._entries = {
             each.id: Entry(
                 each.id, each.text, each.properties.scale / terms.reference_scale, each.properties.degree or 0.0
@@ -181,8 +181,12 @@ class Live:
             if not self.done and (candidates or self.rescored):
                 yield from self._cut(self._rung, candidates)
 
-    def result(self) -> Generation:
-        """What it all came to, in order of proposal."""
+    def result(self, levels: Sequence[float | None]) -> Generation:
+        """What it all came to, in order of proposal.
+
+        Args:
+            levels: as in `Terms`, when all generations before this one have been absorbed.
+        """
         evaluations = [
             self._evaluation(rung, index, candidate)
             for (rung, index), outcomes in sorted(self._outcomes.items())
@@ -198,8 +202,8 @@ class Live:
             hurdles=tuple(self._least),
             model_steps=sum(evaluation.model_steps for evaluation in evaluations),
             best_fitness=max((f for c, f in self.fitness.items() if c not in self.failures), default=None),
-            levels=self.terms.levels,
-            middles=tuple(self._middles),
+            levels=tuple(levels),
+            middles=tuple(self._middle(rung, level) for rung, level in enumerate(levels)),
         )
         confirmations = (self._confirmation(again, record.luck[-1]) for again in self.rescored)
         return Generation(record, candidates, tuple(evaluations), tuple(c for c in confirmations if c is not None))
@@ -243,25 +247,31 @@ class Live:
         was above its own generation says something here."""
         scored: dict[int, float] = {}
         for candidate in [c for c, reached in self.rung_of.items() if reached == rung and c not in self.failures]:
-            scores = [s for r in range(rung + 1) for s in self._scores(r, candidate)]
+            here = self._scores(rung, candidate)
+            scores = [s for r in range(rung) for s in self._scores(r, candidate)] + here
             if not scores:
                 self.failures[candidate] = REFERENCE_LOST
                 continue
             scored[candidate] = weighted_mean(scores)
+            if here:
+                self._reached[rung][candidate] = scored[candidate]
             self.fitness[candidate] = math.fsum(score * weight for score, weight in scores) / self._weight
-        here = middle(list(scored.values()), self.terms.levels[rung]) if scored else None
-        self._middles[rung] = here
         if rung + 1 == len(self.terms.instances):
             return []
         bar = self.terms.bars[rung]
-        if bar is None or here is None:
+        if bar is None or not scored:
             count = math.ceil(self.terms.keep[rung] * len(scored))
             going_on = sorted(sorted(scored, key=lambda candidate: (-scored[candidate], candidate))[:count])
         else:
-            going_on = [candidate for candidate in scored if scored[candidate] >= here + bar]
+            least = middle(list(scored.values()), self.terms.levels[rung]) + bar
+            going_on = [candidate for candidate in scored if scored[candidate] >= least]
         self._least.append(min((scored[candidate] for candidate in going_on), default=None))
         self.rung_of |= dict.fromkeys(going_on, rung + 1)
         return going_on
+
+    def _middle(self, rung: int, level: float | None) -> float | None:
+        came_to = [mean for candidate, mean in self._reached[rung].items() if candidate not in self.failures]
+        return middle(came_to, level) if came_to else None
 
     @property
     def _weight(self) -> float:
@@ -349,8 +359,7 @@ class Live:
         mean, count = math.fsum(scores) / len(scores), len(scores)
         spread = math.fsum((s - mean) ** 2 for s in scores)
         error = math.sqrt(spread / (count - 1) / count) if count > 1 else None
-        usual = self.terms.levels[-1] or 0.0
-        return Confirmation(candidate, self.number, mean, error, count, luckless, expected(luckless, count, usual))
+        return Confirmation(candidate, self.number, mean, error, count, luckless)
 
 
 def weighted_mean(scores: Sequence[tuple[float, float]]) -> float:

@@ -15,7 +15,8 @@ import numpy as np
 
 from discover.archive import Archive
 from discover.contest import Contest, differences
-from discover.records import Candidate, Confirmation, Generation, in_order
+from discover.records import Candidate, Generation
+from discover.standing import Confirmed
 from discover.statistics import Array
 
 SURE = 2.0
@@ -37,7 +38,7 @@ class Point:
     Attributes:
         generation: from whose end on it led.
         candidate: who.
-        fitness: what the search believed of it then.
+        fitness: its fitness in the search then.
         score: on select tasks: log loss of the baseline less its own, tuned alike on a small budget; higher is better.
         error: standard error of the score, over tunings.
         apart: standard error of how far it is below the best leader, tuning against tuning on the same seeds: what the
@@ -57,21 +58,21 @@ class Standing:
 
     def __init__(self) -> None:
         self.candidates: dict[int, Candidate] = {}
-        self.confirmations: dict[int, Confirmation] = {}
+        self.confirmed = Confirmed()
 
     def add(self, generation: Generation) -> None:
         self.candidates |= {each.id: each for each in generation.candidates if each.status == "trained"}
-        self.confirmations |= {each.candidate: each for each in generation.confirmations}
+        self.confirmed.add(generation)
 
     def places(self) -> list[int]:
         """All candidates with a place, the first first."""
-        first = in_order(self.confirmations.values())
-        others = [c for c in self.candidates.values() if c.fitness is not None and c.id not in self.confirmations]
+        first, met = self.confirmed.in_order(), self.confirmed.latest
+        others = [c for c in self.candidates.values() if c.fitness is not None and c.id not in met]
         second = sorted(others, key=lambda each: (-(each.fitness or 0.0), each.id))
         return [each.candidate for each in first] + [each.id for each in second]
 
     def fitness(self, candidate: int) -> float | None:
-        confirmation = self.confirmations.get(candidate)
+        confirmation = self.confirmed.latest.get(candidate)
         return self.candidates[candidate].fitness if confirmation is None else confirmation.fitness
 
 
@@ -84,8 +85,8 @@ def standings(archive: Archive, generations: int | None = None) -> Iterator[tupl
 
 
 def leaders(archive: Archive, generations: int | None = None) -> list[tuple[Leader, float | None]]:
-    """Each candidate that took the lead in the first so many generations (None: all), with what the search believed of
-    it then; of one that led twice the first."""
+    """Each candidate that took the lead in the first so many generations (None: all), with its fitness in the search
+    then; of one that led twice the first."""
     found: list[tuple[Leader, float | None]] = []
     seen: set[int] = set()
     for number, standing in standings(archive, generations):

@@ -83,7 +83,8 @@ inline float exponential(float x) {
 // log(x) = e ln(2) + log(1 + m), sqrt(1/2) <= 1 + m < sqrt(2).
 inline float logarithm(float x) {
     const bool tiny = x < 1.17549435e-38f;  // a denormal number, which has no exponent of its own
-    const int32_t i = bits(tiny ? x * 33554432.0f : x) - bits(0.70710678118654752f);
+    const uint32_t above = static_cast<uint32_t>(bits(tiny ? x * 33554432.0f : x)) - bits(0.70710678118654752f);
+    const int32_t i = static_cast<int32_t>(above);  // of a negative number anything: it has no logarithm
     const float e = static_cast<float>((i >> 23) - (tiny ? 25 : 0));
     const float m = from_bits((i & 0x7fffff) + bits(0.70710678118654752f)) - 1.0f;
     float y = 7.0376836292e-2f;
@@ -111,7 +112,7 @@ inline float hyperbolic_tangent(float x) {
     y = y * square - 3.33332819422e-1f;
     const float near = y * square * x + x;
     const float far = 1.0f - 2.0f / (exponential(size + size) + 1.0f);
-    return size < 0.625f ? near : std::copysign(far, x);
+    return std::copysign(size < 0.625f ? near : far, x);  // of -0 too
 }
 inline float lerp(float a, float b, float w) { return std::fabs(w) < 0.5f ? a + w * (b - a) : b - (b - a) * (1.0f - w); }
 
@@ -144,9 +145,9 @@ void run(const int32_t* word, float* __restrict out, Operand a, Operand b, Opera
         case kSqrt: return unary(out, a, n, [](float x) { return std::sqrt(x); });
         case kRsqrt: return unary(out, a, n, [](float x) { return 1.0f / std::sqrt(x); });
         case kReciprocal: return unary(out, a, n, [](float x) { return 1.0f / x; });
-        case kExp: return unary(out, a, n, exponential);
-        case kLog: return unary(out, a, n, logarithm);
-        case kTanh: return unary(out, a, n, hyperbolic_tangent);
+        case kExp: return unary(out, a, n, [](float x) { return exponential(x); });
+        case kLog: return unary(out, a, n, [](float x) { return logarithm(x); });
+        case kTanh: return unary(out, a, n, [](float x) { return hyperbolic_tangent(x); });
         case kSigmoid: return unary(out, a, n, [](float x) { return 1.0f / (1.0f + exponential(-x)); });
         case kNumber: return unary(out, a, n, [](float x) { return x; });
         case kLerp:

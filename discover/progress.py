@@ -73,6 +73,11 @@ class Progress:
         context = Context(plan.space, plan.ancestors, plan.grammar, self._fitness, self._fresh, self._elite)
         self._proposer = load_proposer(plan.algorithm)(context)
 
+    @property
+    def levels(self) -> tuple[float | None, ...]:
+        """For each rung, where the middle of a generation has lately been; None before the first."""
+        return tuple(self._levels)
+
     # Proposing ----------------------------------------------------------------------------------------------------
 
     def propose(
@@ -122,7 +127,7 @@ class Progress:
             instances=plan.instances(number),
             keep=tuple(rung.keep for rung in space.rungs[:-1]),
             bars=self._bars(),
-            levels=tuple(self._levels),
+            levels=self.levels,
             reference=plan.reference,
             reference_scale=plan.reference_scale,
             grid=plan.grid,
@@ -155,7 +160,8 @@ class Progress:
             met = dict.fromkeys(each for each in met_again if each in self._elite and each not in best)
             best += [each for each in met if self._may_be_scored(each)]
         self._scored_now.update(best)
-        return [Rescored(self._entry(id), tuple(self._fresh.get(id, ())), tuple(self._luckless[id])) for id in best]
+        scores = [[tuple(of.get(candidate, ())) for of in (self._fresh, self._luckless)] for candidate in best]
+        return [Rescored(self._entry(candidate), *own) for candidate, own in zip(best, scores, strict=True)]
 
     def _to_confirm(self) -> list[int]:
         confirm = self.plan.space.confirm
@@ -243,11 +249,12 @@ class Progress:
             self._fresh[id].append(score)
             self._luckless[id].append(score - generation.record.luck[-1])
             self._failures.pop(id, None)
-            count = len(self._fresh[id])
-            self._fitness.note(id, math.fsum(self._luckless[id]) / count, count)
-        best = max((each.expected for each in generation.confirmations if each.expected is not None), default=None)
-        if best is not None and (self.best is None or best > self.best):
-            self.best, self.trained_at_best = best, self.trained
+        for now in generation.confirmations:
+            if now.luckless is not None:
+                self._fitness.note(now.candidate, now.luckless, now.count)
+                best = self._fitness[now.candidate]
+                if self.best is None or best > self.best:
+                    self.best, self.trained_at_best = best, self.trained
         if fresh and isinstance(self._proposer, Attentive):
             self._proposer.confirm(sorted(fresh))
 

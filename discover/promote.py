@@ -118,10 +118,10 @@ def _choose_checkpoint(promotion: Promotion, workshop: Workshop) -> None:
 def _curve_lines(points: Sequence[incumbents.Point], chosen: incumbents.Point) -> Iterator[str]:
     yield "meta-overfitting: leaders of the run on select tasks (nats below the baseline's loss; higher is better)"
     for point in points:
-        believed = "none" if point.fitness is None else f"{point.fitness:+.4f}"
+        found = "none" if point.fitness is None else f"{point.fitness:+.4f}"
         mark = " <- the checkpoint" if point == chosen else ""
         yield (
-            f"  from generation {point.generation:>4}: candidate {point.candidate:>6}, in the search {believed},"
+            f"  from generation {point.generation:>4}: candidate {point.candidate:>6}, in the search {found},"
             f" on select tasks {point.score:+.4f} +- {point.error:.4f}{mark}"
         )
 

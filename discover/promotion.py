@@ -95,7 +95,7 @@ class Promotion:
         return workshop.place(request)
 
     def led(self) -> list[tuple[Leader, float | None, Program]]:
-        """The run's leaders that are scored, with what the search believed of each; none where it has trained
+        """The run's leaders that are scored, with the fitness of each in the search; none where it has trained
         nothing."""
         with Archive.read(self.folder / ARCHIVE) as archive:
             count = self.state.setdefault("generations", archive.totals().generations)

@@ -6,7 +6,7 @@ apart (the `seconds` of `Archive.commit_generation`). A number that is not finit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -117,7 +117,6 @@ class Confirmation:
         error: the standard error of that mean; None with fewer than two.
         count: how many fresh evaluations.
         luckless: the mean without the luck of the generations that the scores are of, see `GenerationRecord.luck`.
-        expected: what that lets one expect of further scores (`discover.standing.expected`): the leaderboard's order.
     """
 
     candidate: int
@@ -125,8 +124,7 @@ class Confirmation:
     fitness: float | None
     error: float | None
     count: int
-    luckless: float | None = None
-    expected: float | None = None
+    luckless: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +141,10 @@ class GenerationRecord:
         model_steps: training steps of one model, references and confirmations included.
         best_fitness: the best fitness of this generation's own candidates, as the search scored them (not confirmed);
             None for none.
-        levels: for each rung, where the middle of a generation had lately been there when this one was proposed; None
-            before the first.
-        middles: for each rung, where the middle of this one was (`discover.generation.middle`); None where nobody was.
+        levels: for each rung, where the middles of the generations before this one had lately been; None before the
+            first.
+        middles: for each rung, where the middle of this one was (`discover.generation.middle`); None where nobody was
+            scored there.
     """
 
     number: int
@@ -156,17 +155,22 @@ class GenerationRecord:
     hurdles: tuple[float | None, ...]
     model_steps: int
     best_fitness: float | None
-    levels: tuple[float | None, ...] = ()
-    middles: tuple[float | None, ...] = ()
+    levels: tuple[float | None, ...]
+    middles: tuple[float | None, ...]
 
     @property
     def luck(self) -> tuple[float, ...]:
         """Of a score up to each rung, what all that were there have in common beyond the level of those before: how
-        AdamW did on these instances. On a rung where nobody was, as on the one before it."""
+        AdamW did on these instances. On a rung where nobody was scored, as on the one before it."""
         found = [0.0]
         for middle, level in zip(self.middles, self.levels, strict=True):
             found.append(found[-1] if middle is None else 0.0 if level is None else middle - level)
         return tuple(found[1:])
+
+    @property
+    def usual(self) -> float:
+        """What a candidate that is trained on all rungs usually comes to."""
+        return (self.levels[-1] if self.levels else None) or 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,31 +200,19 @@ class Incident:
     at: str = ""
 
 
-DOUBT = 1.5
-"""How many fresh scores of the usual size a candidate is given beside its own (`discover.standing`), or of 0 where that
-is not known: about the variance of a fresh score between instances over that of true fitness between elites, so that
-one lucky score does not lead."""
-
-
-def believed(fitness: float, count: int) -> float:
-    """What a mean over `count` fresh scores lets one expect: a gain is doubted, a loss is taken at its word."""
-    return min(fitness, fitness * count / (count + DOUBT))
-
-
-def in_order(confirmations: Iterable[Confirmation]) -> list[Confirmation]:
-    """Those that something is expected of, most first. Of each candidate the latest is to be given."""
-    known = [(-each.expected, each.candidate, each) for each in confirmations if each.expected is not None]
-    return [each for *_, each in sorted(known, key=lambda row: row[:2])]
-
-
 @dataclass(frozen=True, slots=True)
 class Ranked:
     """A place on the leaderboard, from 1: confirmed candidates by what their confirmations let one expect, then the
-    others by their own fitness."""
+    others by their own fitness.
+
+    Attributes:
+        expected: of the confirmed, their expected fitness (`discover.standing.expected`).
+    """
 
     rank: int
     candidate: Candidate
     confirmation: Confirmation | None
+    expected: float | None = None
 
     @property
     def fitness(self) -> float | None:

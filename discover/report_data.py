@@ -16,15 +16,14 @@ from discover.records import (
     OF_WORKERS,
     REFERENCE_LOST,
     Candidate,
-    Confirmation,
     Evaluation,
     Generation,
     Incident,
     Ranked,
     Totals,
-    in_order,
 )
 from discover.runs import ARCHIVE, CERTIFICATE, PROMOTION, READABLE, state_of
+from discover.standing import Confirmed
 
 PLACES = 10
 """Of the leaderboard."""
@@ -110,7 +109,7 @@ def gather(folder: Path, places: int = PLACES) -> Report:
             dots={rung: tuple(dots) for rung, dots in sorted(trace.dots.items())},
             statuses=dict(trace.statuses.most_common()),
             rungs=tuple(sum(n for at, n in trace.rungs.items() if at >= rung) for rung in sorted(trace.rungs)),
-            confirmed=len(trace.confirmations),
+            confirmed=len(trace.confirmed.latest),
             leaderboard=leaderboard,
             front=archive.front(),
             lineage=tuple(archive.lineage(best.id if best else None)),
@@ -143,7 +142,7 @@ class _Trace:
         self.dots: dict[int, list[tuple[int, float]]] = {}
         self.statuses: Counter[str] = Counter()
         self.rungs: Counter[int] = Counter()
-        self.confirmations: dict[int, Confirmation] = {}
+        self.confirmed = Confirmed()
         self._proposed = self._trained = self._steps = 0
         self._seconds = 0.0
         self._seen: float | None = None
@@ -161,8 +160,8 @@ class _Trace:
                 self.rungs[one.rung] += 1
                 if one.fitness is not None:
                     self.dots.setdefault(one.rung, []).append((one.id, one.fitness))
-        self.confirmations |= {each.candidate: each for each in generation.confirmations}
-        head = next(iter(in_order(self.confirmations.values())), None)
+        self.confirmed.add(generation)
+        head = next(iter(self.confirmed.in_order()), None)
         now = Moment(
             generation=record.number,
             proposed=self._proposed,

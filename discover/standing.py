@@ -1,13 +1,20 @@
-"""What candidates of a search are compared by while it goes on: what their scores let one expect."""
+"""What candidates are compared by: what their scores let one expect of further ones.
+
+The leaderboard orders the confirmed by it, and a search its parents while it goes on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from discover.records import DOUBT
+from discover.records import Confirmation, Generation
+
+DOUBT = 1.5
+"""How many scores of the usual size a candidate is given beside its own: about the variance of a fresh score between
+instances over that of true fitness between elites, so that one lucky score does not lead."""
 
 
-def share(count: int) -> float:
+def trust(count: int) -> float:
     """How much of a mean's distance from the usual score is believed, of so many scores."""
     return count / (count + DOUBT)
 
@@ -15,7 +22,7 @@ def share(count: int) -> float:
 def expected(mean: float, count: int, usual: float) -> float:
     """A candidate's expected fitness: its mean score, drawn towards the usual score the more the fewer scores it is of.
     So neither one lucky score decides nor the doubt about few."""
-    return usual + (mean - usual) * share(count)
+    return usual + (mean - usual) * trust(count)
 
 
 class Standing(Mapping[int, float]):
@@ -33,7 +40,7 @@ class Standing(Mapping[int, float]):
 
     def note(self, candidate: int, mean: float, count: int) -> None:
         """The mean of so many scores, in place of what was known of the candidate."""
-        self._means[candidate] = mean, share(count)
+        self._means[candidate] = mean, trust(count)
 
     def __getitem__(self, candidate: int) -> float:
         mean, share = self._means[candidate]
@@ -44,3 +51,30 @@ class Standing(Mapping[int, float]):
 
     def __len__(self) -> int:
         return len(self._means)
+
+
+class Confirmed:
+    """The candidates that were scored on fresh instances, as generations come.
+
+    Attributes:
+        latest: what is known of each.
+        usual: the usual score when the last of them were scored.
+    """
+
+    def __init__(self) -> None:
+        self.latest: dict[int, Confirmation] = {}
+        self.usual = 0.0
+
+    def add(self, generation: Generation) -> None:
+        self.latest |= {each.candidate: each for each in generation.confirmations}
+        if generation.confirmations:
+            self.usual = generation.record.usual
+
+    def in_order(self) -> list[Confirmation]:
+        """As on the leaderboard: those that did not fail, of whom most is expected first."""
+        known = [
+            (-expected(each.luckless, each.count, self.usual), each.candidate, each)
+            for each in self.latest.values()
+            if each.luckless is not None
+        ]
+        return [each for *_, each in sorted(known, key=lambda row: row[:2])]

@@ -148,6 +148,7 @@ def _standing(ranked: Ranked) -> dict[str, Any]:
     return {
         "candidate": ranked.candidate.id,
         "score": ranked.fitness,
+        "expected": ranked.expected,
         "confirmed": confirmation is not None,
         "error": confirmation and confirmation.error,
         "evaluations": confirmation.count if confirmation else 0,

@@ -20,9 +20,8 @@ from discover.records import (
     Evaluation,
     Generation,
     GenerationRecord,
-    in_order,
 )
-from discover.standing import expected
+from discover.standing import Confirmed, expected
 from tests.fresh import confirmed
 
 
@@ -293,12 +292,26 @@ def test_few_fresh_scores_are_no_advantage_and_no_handicap(archive: Archive) -> 
     """What others usually come to is expected of who has few: one score of 0.3 is neither 0.3 nor next to nothing."""
     rows = tuple(candidate(id) for id in range(4))
     given = [(-0.4, None, 1), (0.12, 0.01, 8), (0.13, None, 1), (0.3, None, 1)]
-    fresh = tuple(confirmed(id, 0, *each, usual=0.1) for id, each in enumerate(given))
-    archive.commit_generation(generation(0, range(0), candidates=rows, confirmations=fresh))
+    fresh = tuple(confirmed(id, 0, *each) for id, each in enumerate(given))
+    done = generation(0, range(0), candidates=rows, confirmations=fresh)
+    archive.commit_generation(done)
+    assert done.record.usual == 0.1
     assert [ranked.candidate.id for ranked in archive.leaderboard(4)] == [3, 1, 2, 0]
-    assert [each.candidate for each in in_order(fresh)] == [3, 1, 2, 0]
+    standing = Confirmed()
+    standing.add(done)
+    assert [each.candidate for each in standing.in_order()] == [3, 1, 2, 0]
     assert 0.1 < expected(0.13, 1, 0.1) < expected(0.13, 8, 0.1) < 0.13
     assert expected(-0.4, 1, 0.1) == pytest.approx(-0.1)
+
+
+def test_the_luck_of_a_generation_is_how_far_its_middles_are_above_the_levels() -> None:
+    """On a rung where nobody was scored as on the one before it; before there is a level there is none."""
+    levels, middles = (0.1, None, 0.3, 0.2), (0.15, 0.4, None, 0.1)
+    record = GenerationRecord(0, 10, {}, 0, 5, (), 0, None, levels, middles)
+    assert record.luck == pytest.approx((0.05, 0.0, 0.0, -0.1))
+    assert replace(record, middles=(0.15, None, None, None)).luck == pytest.approx((0.05, 0.05, 0.05, 0.05))
+    assert record.usual == 0.2
+    assert replace(record, levels=(0.1, None), middles=(None, None)).usual == 0.0
 
 
 def test_an_empty_archive_has_no_leaderboard(archive: Archive) -> None:

@@ -499,7 +499,7 @@ def test_a_search_prints_its_counts_and_its_best_rule_as_json(capsys: pytest.Cap
     result = searched(capsys, "--out", "out")
     assert result.keys() >= KEYS
     assert result["proposed"] == sum(result["rejected"].values()) + result["duplicates"] + result["trained"]
-    assert result["best"].keys() >= {"rule", "score", "file"}
+    assert result["best"].keys() >= {"rule", "score", "expected", "file"}
     assert dsl.load(result["best"]["file"]) == dsl.parse(result["best"]["rule"])
     assert sorted(path.name for path in Path("out").iterdir()) == [
         "archive.sqlite",

@@ -14,13 +14,16 @@ from discover.archive import Archive
 from discover.console import front_lines
 from discover.events import Finished
 from discover.front import COSTS, costs, undominated
-from discover.records import Candidate, Confirmation, Generation, GenerationRecord, Ranked, Totals, believed
+from discover.records import Candidate, Confirmation, Generation, GenerationRecord, Ranked, Totals
+from discover.standing import expected
 from tests.fresh import confirmed
 
 RULE = "def rule(p, g, *, lr=0.1, weight_decay=0.0):\n    p = p - lr * sign(g)\n"
 
 
-def generation(number: int, rows: list[tuple[float | None, int, int]], fresh: list[Confirmation]) -> Generation:
+def generation(
+    number: int, rows: list[tuple[float | None, int, int]], fresh: list[Confirmation], usual: float = 0.0
+) -> Generation:
     """Of candidates with these fitnesses and costs, those without any being lost."""
     first = 100_000 * number
     candidates = [
@@ -33,20 +36,23 @@ def generation(number: int, rows: list[tuple[float | None, int, int]], fresh: li
         )
         for place, (fitness, *own) in enumerate(rows)
     ]
-    record = GenerationRecord(number, len(rows), {}, 0, len(rows), (), 1, None)
+    record = GenerationRecord(number, len(rows), {}, 0, len(rows), (), 1, None, (usual,), (usual,))
     return Generation(record, tuple(candidates), (), tuple(fresh))
 
 
-def expected(archive: Archive) -> list[Ranked]:
+def front_of(archive: Archive) -> list[Ranked]:
     places = {each.rank: each for each in archive.leaderboard(10**6)}
+    usual = 0.0
+    for each_generation in archive.generations():
+        usual = each_generation.record.usual if each_generation.confirmations else usual
     fresh, alone = {}, {}
     for rank, each in places.items():
         assert each.fitness is not None
         if each.confirmation:
-            assert each.confirmation.expected is not None
-            fresh[rank] = (each.confirmation.expected, *costs(each))
+            assert each.expected == expected(each.fitness, each.confirmation.count, usual)
+            fresh[rank] = (each.expected, *costs(each))
         else:
-            alone[rank] = (believed(each.fitness, 1), *costs(each))
+            alone[rank] = (expected(each.fitness, 1, usual), *costs(each))
     front = undominated(fresh)
     both = undominated({**{-rank: values for rank, values in fresh.items()}, **alone})  # of equals the confirmed
     return [places[rank] for rank in (*front, *(rank for rank in both if rank > 0))]
@@ -70,10 +76,10 @@ def test_the_front_that_is_kept_is_that_of_the_whole_archive(
                 if trained
             }
             confirmations = [confirmed(id, number, fitness, None, n) for id, (fitness, n) in fresh.items()]
-            done = generation(number, rows, confirmations)
+            done = generation(number, rows, confirmations, usual=0.1 * number)
             archive.commit_generation(done)
             trained += [each.id for each in done.candidates if each.status == "trained"]
-            assert list(archive.front()) == expected(archive)
+            assert list(archive.front()) == front_of(archive)
         with Archive.read(Path(folder) / "a.sqlite") as reader:
             assert reader.front() == archive.front()
 

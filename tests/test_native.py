@@ -171,6 +171,14 @@ def test_transcendental_functions_are_right_to_the_last_places(op: str, units: f
     np.testing.assert_allclose(found[~ordinary], expected[~ordinary], rtol=0, atol=np.finfo(np.float32).tiny)
 
 
+def test_tanh_keeps_the_sign_of_zero() -> None:
+    code = encode(dsl.parse("def r(p, g, *, lr=1.0):\n p = p + lr / tanh(g)"))
+    assert code is not None
+    buffer = torch.zeros(1, 2)
+    NativeRules([code], [0], [{"lr": 1.0}], buffer, (2,), [1.0]).step(buffer, torch.tensor([[0.0, -0.0]]), 1)
+    assert buffer[0].tolist() == [np.inf, -np.inf]
+
+
 def test_a_lane_minds_its_own_rows() -> None:
     programs = [dsl.load("adamw"), program_of("global"), program_of("nested"), dsl.load("lion")]
     codes = [code for code in map(encode, programs) if code is not None]

@@ -123,7 +123,7 @@ def a_run(rules: Sequence[str], baseline: str = "crippled.rule", change: Callabl
                 fitness=0.1 * number,
             )
             archive.commit_generation(
-                Generation(GenerationRecord(number, 1, {}, 0, 1, (), 0, None), (candidate,), (), ())
+                Generation(GenerationRecord(number, 1, {}, 0, 1, (), 0, None, (), ()), (candidate,), (), ())
             )
     return Path("found")
 
@@ -488,7 +488,7 @@ def test_the_last_standing_is_the_leaderboard_and_leaders_are_in_order(tmp_path:
             fresh = tuple(
                 confirmed(i, number, None if rng.random() < 0.2 else float(rng.normal()), 0.1, number) for i in old
             )
-            record = GenerationRecord(number, 5, {}, 0, 5, (), 0, None)
+            record = GenerationRecord(number, 5, {}, 0, 5, (), 0, None, (), ())
             archive.commit_generation(Generation(record, made, (), fresh))
         board = [each.candidate.id for each in archive.leaderboard(30)]
         assert [each.id for each in incumbents.checkpoint(archive, None)] == board

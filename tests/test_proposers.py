@@ -7,7 +7,7 @@ import sys
 import textwrap
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ from discover.progress import Progress
 from discover.proposers import Told
 from discover.records import Generation
 from discover.space import Space
-from discover.standing import Standing
+from discover.standing import Standing, trust
 from discover.templates import BUILT_IN, Drawn, Given, load, read, written
 from discover.testing import ProposerContract, World
 from discover.workers import Done
@@ -337,19 +337,19 @@ def breeding(
     assert isinstance(evolution, Evolution)
     flight = deque(progress.propose(number) for number in range(LAG))
     for number in range(GENERATIONS):
-        generation = carried_out(flight.popleft(), luck(number))
+        generation = carried_out(flight.popleft(), progress.levels, luck(number))
         progress.absorb(generation)
         yield evolution, generation
         flight.append(progress.propose(number + LAG))
 
 
-def carried_out(live: Live, luck: float = 0.0) -> Generation:
+def carried_out(live: Live, levels: Sequence[float | None], luck: float = 0.0) -> Generation:
     open_units = deque(live.start())
     while open_units:
         key, unit = open_units.popleft()
         outcomes = tuple(drawn(unit, entry.candidate, luck) for entry in unit.entries)
         open_units.extend(live.record(Done(key, UnitResult(outcomes, 1.0))))
-    return live.result()
+    return live.result(levels)
 
 
 def drawn(unit: Unit, candidate: int | None, luck: float) -> Outcome:
@@ -392,8 +392,8 @@ def test_fresh_scores_owe_nothing_to_the_luck_of_their_generation() -> None:
         for each in generation.confirmations:
             if each.count == 1 and generation.record.number > LAG:
                 once[each.candidate] = int(generation.record.number % 8 == 4)
-            assert each.expected is not None
-            leads_by[each.candidate] = each.expected
+            assert each.luckless is not None
+            leads_by[each.candidate] = each.luckless * trust(1)
     context = searched[-1][0].context
     expected, fresh = context.fitness, context.confirmed
     lucky, others = ([id for id, luck in once.items() if luck == which and len(fresh[id]) == 1] for which in (1, 0))

@@ -70,7 +70,7 @@ def generation(number: int) -> Generation:
     scored = Evaluation(
         first, number, "confirm", 0, "digits_mlp", 7, 1.0, 1.0, (0.1,), ((0.5,),), 0.1, 0.5, 0.6, 0.1 * number, 40
     )
-    record = GenerationRecord(number, 10, {"not odd": 5, "<&>": 2}, 1, 2, (0.01,), 1000, 0.02 * number)
+    record = GenerationRecord(number, 10, {"not odd": 5, "<&>": 2}, 1, 2, (0.01,), 1000, 0.02 * number, (), ())
     confirmation = confirmed(first, number, 0.1 * number, 0.01, 4)
     return Generation(record, (good, same, lost), (scored,), (confirmation,))
 

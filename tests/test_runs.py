@@ -54,7 +54,7 @@ def made(out: str, trained: int = 0) -> Path:
             Candidate(id, 0, "x", (), RULE.replace("7", str(id)), f"s{id}", f"b{id}", "trained", fitness=0.1 * id)
             for id in range(trained)
         )
-        record = GenerationRecord(0, trained, {}, 0, trained, (), 0, None)
+        record = GenerationRecord(0, trained, {}, 0, trained, (), 0, None, (), ())
         confirmations = (confirmed(1, 0, 0.25, 0.0123, 4),) if trained > 1 else ()
         archive.commit_generation(Generation(record, candidates, (), confirmations))
     return Path(out)
@@ -267,7 +267,7 @@ os._exit(9)
 
 def test_resuming_keeps_the_configuration_and_takes_what_is_left_of_the_time() -> None:
     with runs.create(configuration(Budget(time="60s")), out=Path("out")) as run, run.archive() as archive:
-        record = GenerationRecord(0, 0, {}, 0, 0, (), 0, None)
+        record = GenerationRecord(0, 0, {}, 0, 0, (), 0, None, (), ())
         archive.commit_generation(Generation(record), {"idle": 15.0, "propose": 5.0, "train": 500.0})
     with runs.resume("out") as resumed:
         assert resumed.configuration.budget == Budget(time="40s")
@@ -311,7 +311,7 @@ def test_sessions_of_a_search_are_the_manifest_s_and_those_that_resumed(
     with runs.create(configuration(), out=Path("out")) as run, run.archive() as archive:
         for facts in noted:
             archive.begin_session(facts)
-        archive.commit_generation(Generation(GenerationRecord(0, 0, {}, 0, 0, (), 0, None)))
+        archive.commit_generation(Generation(GenerationRecord(0, 0, {}, 0, 0, (), 0, None, (), ())))
         found = searched(run.manifest, archive, 1)
     manifest = run.manifest
     assert [each["command"] for each in found] == commands

@@ -26,6 +26,7 @@ from discover.plan import Plan
 from discover.progress import Progress
 from discover.records import Generation
 from discover.space import Space
+from discover.standing import expected
 
 TINY: dict[str, Any] = {
     "operators": ["add", "sub", "mul", "div", "neg", "sign", "square", "sqrt", "lerp", "norm"],
@@ -84,9 +85,12 @@ def best_so_far(found: list[Generation]) -> list[float]:
     """The best that fresh scores let one expect, after each generation."""
     best, curve = NOTHING, []
     for generation in found:
+        level, middle = generation.record.levels[-1], generation.record.middles[-1]
+        assert middle is not None
+        usual = middle if level is None else level + 0.1 * (middle - level)
         for each in generation.confirmations:
-            assert each.expected is not None
-            best = max(best, each.expected)
+            assert each.luckless is not None
+            best = max(best, expected(each.luckless, each.count, usual))
         curve.append(best)
     return curve
 
@@ -313,19 +317,22 @@ def test_a_rolling_hurdle_is_what_recent_candidates_came_to(tmp_path: Path) -> N
         scores = {e.candidate: e.score for e in generation.evaluations if e.kind == "search" and e.rung == 0}
         known = max(0, generation.record.number - 1)  # so many of them were when it was proposed
         assert scores
-        here = statistics.median(scores.values())
-        if known:
-            here = levels[known - 1] + (here - levels[known - 1]) * len(scores) / (len(scores) + 5)
-        above.append({candidate: score - here for candidate, score in scores.items()})
-        now = levels[-1] if levels else here
-        levels.append(now + 0.1 * (here - now))
+        median, count = statistics.median(scores.values()), len(scores)
+
+        def middle(level: float, median: float = median, count: int = count) -> float:
+            return level + (median - level) * count / (count + 5)
+
+        now = levels[-1] if levels else median
+        above.append({candidate: score - middle(now) for candidate, score in scores.items()})
+        levels.append(now + 0.1 * (middle(now) - now))
         went_on = {each.id for each in generation.candidates if each.rung == 1}
         recent = above[:known][-window:]
         if not recent:
             assert len(went_on) == math.ceil(keep * len(scores))
             continue
         bar = np.quantile(sorted({value for each in recent for value in each.values()}), 1 - keep)
-        assert went_on == {candidate for candidate, score in scores.items() if score >= here + bar}
+        least = middle(levels[known - 1]) + bar
+        assert went_on == {candidate for candidate, score in scores.items() if score >= least}
         shares.add(round(len(went_on) / len(scores), 3))
     assert len(shares) > 2
 

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tasks
 from tasks import Task, data
+from tasks.layers import FEW_CLASSES, cross_entropy
 from tests import twins
 
 
@@ -222,6 +223,22 @@ def test_loss_is_that_of_the_same_network_in_torch_nn(case: Case, task: Task) ->
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
         torch.testing.assert_close(ours[k], loss, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(gradients[k], gradient, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("classes", [2, FEW_CLASSES, FEW_CLASSES + 1, 97])
+@pytest.mark.parametrize("outer", [True, False], ids=["classes first in memory", "examples first"])
+def test_cross_entropy_is_that_of_torch_for_few_classes_and_for_many(classes: int, outer: bool) -> None:
+    logits = 3 * torch.randn(3, 5, classes, generator=torch.Generator().manual_seed(0))
+    logits = (logits.mT.contiguous().mT if outer else logits).requires_grad_()
+    target = torch.arange(15).view(3, 5) % classes
+    found, exact = cross_entropy(logits, target), logits.detach().double().requires_grad_()
+    expected = torch.stack([nn.functional.cross_entropy(x, y) for x, y in zip(exact, target, strict=True)])
+    torch.testing.assert_close(found, expected.float())
+    torch.testing.assert_close(
+        torch.autograd.grad(found.sum(), logits)[0], torch.autograd.grad(expected.sum(), exact)[0].float()
+    )
+    for lane in range(3):
+        assert torch.equal(found[lane : lane + 1], cross_entropy(logits[lane : lane + 1], target[lane : lane + 1]))
 
 
 def test_quadratic_is_the_quadratic_form_it_claims_to_be() -> None:

@@ -70,7 +70,7 @@ def went_on(folder: Path) -> None:
     session = {"command": RESUMED.split(), "versions": {"torch": "2.0"}, "host": host}
     with archive.Archive.open(folder / "archive.sqlite") as further:
         further.begin_session(session)
-        record = GenerationRecord(further.totals().generations, 7, {"not odd": 7}, 0, 0, (), 1234, None)
+        record = GenerationRecord(further.totals().generations, 7, {"not odd": 7}, 0, 0, (), 1234, None, (), ())
         further.commit_generation(Generation(record), {"idle": 60.0, "store": 5.4, "train": 100.0})
 
 
@@ -686,7 +686,7 @@ def test_a_session_without_a_command_is_said_to_have_none(capsys: pytest.Capture
     with archive.Archive.open(folder / "archive.sqlite") as further:
         for facts in (None, None, {"command": [], "versions": {"torch": "2.0"}, "host": {"cpus": 4}}):
             further.begin_session(facts)
-        further.commit_generation(Generation(GenerationRecord(1, 0, {}, 0, 0, (), 0, None)))
+        further.commit_generation(Generation(GenerationRecord(1, 0, {}, 0, 0, (), 0, None, (), ())))
     assert command(capsys, "promote found")[0] == 0
     certified = read(folder)
     _, old, program = certified["provenance"]["sessions"]
