@@ -3,8 +3,8 @@
 Parts: the cache, hurdles, confirmed candidates that join anew, and what is off by default: islands, restarts, the
 aggregating cache, crossover, neutral drift, tuned elites, guarded quotients; and what is drawn for a task's instances:
 lengths, scales of single tensors, batch sizes, and, which are on, scales of loss and parameters. The scores are on
-select tasks as they are, so what an arm of these gains is transfer. "dead statements" has neutral drift too, and is to
-be compared with that arm. What shows no gain here stays off, and can go.
+select tasks with these two scales and no other, so what an arm of these gains is transfer. "dead statements" has
+neutral drift too, and is to be compared with that arm. What shows no gain here stays off, and can go.
 
     python -m benchmarks.ablation [--space lion_like] [--model-steps 20000000] [--seeds 5] [--arms "no cache" ...]
 

@@ -112,7 +112,7 @@ def scores(
 ) -> list[float]:
     """The mean score of each rule over fresh instances of tasks, each task as much as another; 0 for none: AdamW.
 
-    Tasks are as users meet them: their tensors and batches are not re-scaled, whatever the space asks of a search.
+    Their loss and parameters have scales as this space asks; tensors and batches are as users meet them.
     """
     distinct = list(dict.fromkeys(text for text in texts if text is not None))
     means: dict[str | None, list[float]] = {text: [] for text in distinct}

@@ -281,22 +281,26 @@ def test_a_node_that_goes_costs_nothing_and_one_that_comes_is_used_within_second
     extra = ground.add()
     ground.cluster.wait_for_nodes()
     times: dict[str, float] = {}
+    given: set[Any] = set()
 
-    def ready() -> list[str]:
-        return [each.node for pool in crews[0]._pools.values() for each in pool.workers if each.ready]
+    def at_work(node: str) -> set[Any]:
+        """The units that ready workers of a node have."""
+        there = [each for pool in crews[0]._pools.values() for each in pool.workers if each.ready and each.node == node]
+        return {key for each in there for key in each.jobs}
 
     def change() -> bool:
         now = time.monotonic()
-        if "removed" not in times and extra.node_id in ready() and stored(out):
+        if "removed" not in times and at_work(extra.node_id) and stored(out):
             ground.remove(extra)
             times["removed"] = now
         if "removed" in times and "added" not in times and "node removed" in kinds(out):
             times["added"] = now
             ground.new = ground.add()
-        if "added" in times and "used" not in times and ground.new.node_id in ready():
+        if "added" in times and "used" not in times and at_work(ground.new.node_id):
             times["used"] = now
             times["generations"] = len(stored(out))
-        return "used" in times and len(stored(out)) > times["generations"]
+            given.update(at_work(ground.new.node_id))
+        return "used" in times and len(stored(out)) > times["generations"] and not given & at_work(ground.new.node_id)
 
     search(folder / "slow.yaml", out, ground.address, stop=change, runtime_env=environment(pause=0.1))
     ground.remove(ground.new)
@@ -426,6 +430,31 @@ def test_a_candidate_that_hangs_or_hoards_or_diverges_takes_no_other_with_it(
     assert any(kind == "timed out" and "candidates 5 on" in text for kind, text in notes)
     assert any(kind == "out of memory" and "candidates 6 on" in text for kind, text in notes)
     assert ended.incidents["timed out"] >= 2  # the unit that it was in, and it alone
+
+
+def test_what_diverges_does_so_anywhere_and_the_archive_is_the_same(
+    ground: Ground, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dsl
+
+    body = RULES["is not a number"]
+    diverging = dsl.parse(f"def rule(p, g, *, lr=1e-3, weight_decay=0.0):\n    {body}\n")
+    propose, asked = Evolution.propose, iter(range(10**6))
+
+    def with_culprit(self: Evolution, rng: Any) -> Proposal:
+        proposal = propose(self, rng)
+        return Proposal(diverging, (), "a culprit") if next(asked) == 5 else proposal
+
+    monkeypatch.setattr(Evolution, "propose", with_culprit)
+    here, there = tmp_path / "here", tmp_path / "there"
+    few = Budget(candidates=40)
+    with runs.create(session.configure(str(folder / "trap.yaml"), workers=0, budget=few), out=here) as run:
+        finish(session.search(run))
+    asked = iter(range(10**6))
+    search(folder / "trap.yaml", there, ground.address, candidates=40)
+    assert candidate(there, 5).status == "diverged"
+    assert len(stored(there)) > 2
+    assert stored(there) == stored(here)
 
 
 def losses(out: Path) -> dict[tuple[int, int], list[Any]]:
