@@ -30,7 +30,7 @@ TUNINGS_APART = 0.25
 """Nats that a tuning done again may differ by where it cannot be the same: from the first rounding on it may try other
 settings."""
 
-BOUND = ("python", "torch", "numpy")
+BOUND = ("python", "code", "torch", "numpy")
 """Versions that the bits of a training depend on."""
 
 TUNED = (*BOUND, "optuna", "scipy")

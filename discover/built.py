@@ -7,11 +7,16 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import dsl
+import tasks
 from discover import artefact
+
+_SOURCES = (".py", ".cpp", ".rule")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,17 @@ class Built:
     def __str__(self) -> str:
         gradients, rules = ("compiled" if self.compiled else "eager"), ("native" if self.native else "generated")
         return f"{gradients} gradients, {rules} rules, on {self.on}"
+
+
+@cache
+def code() -> str:
+    """A digest of what is written in the packages `dsl`, `tasks` and `discover`: an edit may change last bits."""
+    found = hashlib.sha256()
+    for package in (dsl.__file__, tasks.__file__, __file__):
+        folder = Path(package).parent
+        for path in sorted(each for each in folder.rglob("*") if each.suffix in _SOURCES):
+            found.update(f"{folder.name}/{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def machine(device: torch.device) -> str:

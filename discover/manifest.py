@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from discover.budget import UNLIMITED, Budget
+from discover.built import code
 from discover.errors import RunError
 from discover.own_files import digests, named
 from discover.space import Space
@@ -139,8 +140,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Versions of what results depend on, of Ray, and of more packages."""
-    found = {"python": platform.python_version()}
+    """Versions of what results depend on, this project's `code` by its digest among them, of Ray, and of more
+    packages."""
+    found = {"python": platform.python_version(), "code": code()}
     for package in ("optimizer-discovery", "torch", "numpy", "ray", *more):
         try:
             found[package] = metadata.version(package)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 import dsl
 from discover import gradient, lanes, memory
-from discover.built import Built, machine
+from discover.built import Built, code, machine
 from discover.contenders import Contender, RuleContender, fresh
 from discover.errors import NoLogarithmError
 from discover.keeper import Keeper
@@ -34,9 +34,6 @@ from discover.native import available
 from discover.singles import Pulse, train_loop
 from discover.strides import STEPS
 from tasks import Task
-
-FORMAT = 2
-"""Of what is kept of a training half-way. 1: of an optimizer class, its attributes that are numbers and tensors."""
 
 _DIGITS = 3  # kept of a stride, so that two implementations of a rule have one range of learning rates
 _SMALLEST = 1e-12
@@ -299,7 +296,7 @@ def _tell_again(
 
 def _key(contender: Contender, ground: Ground, runs: Sequence[Run], curve: Sequence[int], pruned: bool) -> str:
     """Trainings of one key come to the same bits; whatever may change one is in it."""
-    versions = [platform.python_version(), torch.__version__, np.__version__, __name__, FORMAT]
+    versions = [platform.python_version(), code(), torch.__version__, np.__version__]
     built = [str(ground.built), ground.gradient.tile, str(ground.gradient.device)]
     asked = [[sorted(run.hypers.items()), run.seed] for run in runs]
     parts = [contender.fingerprint, ground.fingerprint, asked, list(curve), pruned, versions, built]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import dsl
-from discover import registry, rule_names, runs
+import tasks
+from discover import built, registry, rule_names, runs
 from discover.archive import Archive
 from discover.budget import Budget
 from discover.errors import RunError, UserError
@@ -73,7 +75,7 @@ def test_a_manifest_says_all_that_was_asked_for() -> None:
     assert manifest == run.manifest
     assert manifest.configuration == asked
     assert manifest.command == ("discover", "search")
-    assert {"python", "torch", "numpy", "optimizer-discovery"} <= set(manifest.versions)
+    assert {"python", "code", "torch", "numpy", "optimizer-discovery"} <= set(manifest.versions)
 
 
 def test_limits_stand_in_a_manifest_by_their_names_and_those_that_came_later_may_be_absent() -> None:
@@ -284,6 +286,22 @@ def test_a_run_whose_budget_is_used_says_how_to_go_on() -> None:
         runs.resume("out")
     assert not runs.is_running(Path("out"))
     runs.resume("out", budget=Budget(time="5s")).close()
+
+
+def test_an_edit_of_any_package_is_another_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in (dsl, tasks):
+        folder = Path(package.__file__).parent
+        shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+        monkeypatch.setattr(package, "__file__", str(tmp_path / folder.name / "__init__.py"))
+    before = built.code.__wrapped__()
+    assert before == built.code()
+    for edited in ("dsl/rules/lion.rule", "tasks/layers.py"):
+        with (tmp_path / edited).open("a") as file:
+            file.write("\n")
+        assert built.code.__wrapped__() != before
+        before = built.code.__wrapped__()
+    (tmp_path / "tasks" / "references.json").write_text("{}")
+    assert built.code.__wrapped__() == before
 
 
 def test_other_versions_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from discover import ablate, archive, built, certificate, certify, cli, pieces, 
 from discover.contenders import RuleContender
 from discover.contest import Contest, plain_tuned
 from discover.keeper import Keeper
-from discover.manifest import host, read_manifest
+from discover.manifest import FORMAT, host, read_manifest
 from discover.pieces import Site, Trained, TrainRuns
 from discover.promotion import PROMOTION, program_of
 from discover.records import Generation, GenerationRecord
@@ -759,11 +759,11 @@ def test_a_run_of_another_version_is_not_read_and_the_certificate_holds_without_
     folder = tmp_path / "found"
     shutil.copytree(run, folder)
     manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 2', 1))
+    manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 2', 1))
     report = checked(read(folder), folder)
     assert not report.problems
     (line,) = [line for line in report.unchecked if line.startswith("the run's space")]
-    assert "is a run of format 2, and this version reads format 3" in line
+    assert f"is a run of format 2, and this version reads format {FORMAT}" in line
 
 
 def test_without_the_run_leaders_are_read_as_they_were_lifted(data: Data) -> None:
