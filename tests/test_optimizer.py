@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import dsl
 from discover import optim
 from discover.optimizer import RuleOptimizer
+from dsl.graph import needs
 from dsl.program import RESERVED
 from tests.zoo.closures import closure_of
 
@@ -343,3 +344,16 @@ def test_numbers_of_a_question_must_be_the_same_in_all_groups() -> None:
 
     with pytest.raises(ValueError, match="must be the same in all groups"):
         opt.step(closure, examples=4)
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if not needs(dsl.load(name)).closure])
+def test_all_that_a_rule_computes_with_is_where_the_parameters_are(name: str) -> None:
+    """On torch's `meta`, which has shapes, places and no numbers: what is made elsewhere does not go with these."""
+    params = [torch.empty(shape, device="meta", requires_grad=True) for shape in ((6, 4), (5,), (3, 2, 2))]
+    opt = optim.create(name, params, lr=0.1)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.empty_like(param)
+        opt.step()
+    places = {x.device.type for state in opt.state.values() for x in state.values() if isinstance(x, Tensor)}
+    assert places <= {"meta"}
