@@ -660,6 +660,23 @@ def test_a_tuning_by_workers_of_two_kinds_is_held_to_a_tolerance_and_the_rest_to
     assert report.why_not == f"it was trained on another kind, and this is {built.cpu()}"
 
 
+def test_on_another_kind_of_cpu_a_rule_may_have_stepped_some_times_as_far(data: Data) -> None:
+    tuned = stage(data, "final")["results"]["diabetes_regression"]["candidate_1"][0]
+
+    def outside(rate: float) -> list[str]:
+        tuned["hypers"]["lr"] = rate
+        problems = verify.verify(fit_all(data), sample=1, tune=0).problems
+        return [line for line in problems if "no study proposes it" in line]
+
+    (line,) = outside(1e9)
+    highest = float(line.rpartition(" to ")[2])
+    assert outside(5 * highest)
+    other = {**tuned["fresh_built"], "on": "another kind"}
+    tuned["built"], tuned["fresh_built"] = [other], other
+    assert not outside(5 * highest)
+    assert outside(20 * highest)
+
+
 # What a certificate has -----------------------------------------------------------------------------------------------
 
 
