@@ -44,6 +44,8 @@ class Properties:
         moves: it is finite and not zero.
         cosine: mean cosine of the update and the gradient, on gradients half of whose variance stays the same from
             step to step.
+        tiny_cosine: the same of gradients 1e-10 as large: below an eps, which keeps a quotient finite there and, taken
+            off in place of added, turns the step round. 1 where such gradients give no step.
         scale: root mean square of the update at lr = 1 on gradients of mean square 1, over the first ten steps.
         state: extent -> how many slots of it the rule keeps per parameter, for a matrix.
         state_bytes: bytes of state per element of a float32 matrix of 4096 x 4096, to three decimals: 8 for Adam.
@@ -58,6 +60,7 @@ class Properties:
     finite: bool
     moves: bool
     cosine: float
+    tiny_cosine: float
     scale: float
     state: Mapping[str, int]
     state_bytes: float
@@ -119,6 +122,7 @@ def of(program: Program, held: Held | None = None) -> Properties:
         finite=all(math.isfinite(each.scale) for each in measured),
         moves=facts.moves,
         cosine=facts.cosine,
+        tiny_cosine=facts.tiny_cosine,
         scale=facts.scale,
         state=_state(kept),
         state_bytes=_state_bytes(program, kept),
@@ -191,9 +195,9 @@ def _state_bytes(program: Program, kept: Sequence[Slot]) -> float:
 
 # Probing ------------------------------------------------------------------------------------------------------------
 
-PLAIN, NEGATED, SMALL, BIG, ZERO, SHUFFLED, DESCENT = range(SITUATIONS := 7)
+PLAIN, NEGATED, SMALL, BIG, ZERO, SHUFFLED, DESCENT, TINY = range(SITUATIONS := 8)
 """Situations that run side by side: the gradients as they are, negated, times 1e-2, times 1e2, all zero, shuffled with
-p, and those of a quadratic at a point that moves along the update."""
+p, those of a quadratic at a point that moves along the update, and the gradients times 1e-10."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +208,7 @@ class _Facts:
     elementwise: bool
     moves: bool
     cosine: float
+    tiny_cosine: float
     scale: float
 
 
@@ -217,6 +222,7 @@ def _of_all(measured: Sequence[_Facts]) -> _Facts:
         elementwise=all(facts.elementwise for facts in measured),
         moves=all(facts.moves for facts in measured),
         cosine=min(facts.cosine for facts in measured),
+        tiny_cosine=min(facts.tiny_cosine for facts in measured),
         scale=measured[0].scale,
     )
 
@@ -232,10 +238,13 @@ def _measured(updates: Array, probe: Inputs, kind: Facts) -> _Facts:
     moves = math.isfinite(scale) and scale > 0
     finite_at_zero = bool(np.isfinite(flat[:, ZERO]).all())
     if not moves:
-        return _Facts(False, None, finite_at_zero, False, False, 0.0, scale)
+        return _Facts(False, None, finite_at_zero, False, False, 0.0, 0.0, scale)
     squares = np.add.reduce(plain**2, axis=1)
     norms = np.sqrt(squares * probe.squares)
     cosines = np.add.reduce(plain * probe.plain, axis=1) / np.where(norms > 0, norms, 1.0)
+    tiny = flat[:, TINY]
+    tiny_norms = np.sqrt(np.add.reduce(tiny**2, axis=1) * probe.squares)
+    tiny_cosines = np.where(tiny_norms != 0, np.add.reduce(tiny * probe.plain, axis=1) / tiny_norms, 1.0)
     sizes = np.sqrt(squares / size)
     degree = _degree(_rms(flat[:, BIG]), scale)
     k = 0.0 if degree is None else degree
@@ -252,6 +261,7 @@ def _measured(updates: Array, probe: Inputs, kind: Facts) -> _Facts:
         elementwise=elementwise,
         moves=moves,
         cosine=float(np.add.reduce(cosines)) / STEPS,
+        tiny_cosine=float(np.add.reduce(tiny_cosines)) / STEPS,
         scale=scale,
     )
 
@@ -312,14 +322,15 @@ class Inputs:
         shuffled = g.reshape(STEPS, size)[:, shuffle].reshape(g.shape)
         p_shuffled = p.reshape(size)[shuffle].reshape(p.shape)
         curvature = 10.0 ** (np.argsort(generic(13, (size,))) / (size - 1)).reshape(p.shape)
-        ps = np.stack([p, p, p, p, p, p_shuffled, p])
-        gs = np.stack([g, -g, 1e-2 * g, 1e2 * g, 0.0 * g, shuffled, g], axis=1)
+        ps = np.stack([p, p, p, p, p, p_shuffled, p, p])
+        gs = np.stack([g, -g, 1e-2 * g, 1e2 * g, 0.0 * g, shuffled, g, 1e-10 * g], axis=1)
         self.p, self.g, self.curvature = ps, gs, curvature
         self.plain = gs[:, PLAIN].reshape(STEPS, size)
         self.squares = np.sum(self.plain**2, axis=1)
         c_shuffled = curvature.reshape(size)[shuffle].reshape(p.shape)
-        factors = np.array([1.0, -1.0, 1e-2, 1e2, 0.0, 1.0, 1.0])  # what multiplies the loss multiplies its curvature
-        self.losses = factors[:, None, None] * np.where(np.arange(7)[:, None, None] == SHUFFLED, c_shuffled, curvature)
+        factors = np.array([1.0, -1.0, 1e-2, 1e2, 0.0, 1.0, 1.0, 1e-10])  # of the loss, and so of its curvature
+        places = np.arange(SITUATIONS)[:, None, None]
+        self.losses = factors[:, None, None] * np.where(places == SHUFFLED, c_shuffled, curvature)
 
 
 @cache

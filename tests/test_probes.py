@@ -174,6 +174,33 @@ def test_no_known_rule_grows_with_time() -> None:
         assert behaviour.growth(found) < 10, name
 
 
+TINY = {
+    "eps taken off": ("m / (sqrt(v) - 5e-9)", "turns round at tiny gradients"),
+    "eps taken off in the root": ("m / sqrt(v - 1e-17)", "turns round at tiny gradients"),
+    "eps added": ("m / (sqrt(v) + 5e-9)", ""),
+    "no step below it": ("m * max(sqrt(v) - 5e-9, 0) / (sqrt(v) + 1e-8)", ""),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("case", TINY)
+def test_a_step_that_turns_round_where_gradients_are_below_its_eps_is_rejected(case: str, native: bool) -> None:
+    step, reason = TINY[case]
+    head = "def f(p, g, m: zeros, v: zeros, *, lr=1):\n    m = lerp(m, g, 0.4)\n    v = lerp(v, square(g), 0.01)\n"
+    program = dsl.parse(f"{head}    p = p - lr * {step}\n")
+    for homogeneous in (True, False):
+        asked = Require(odd=False, homogeneous=homogeneous, finite_at_zero=False)
+        found = Gate(asked, Wanted(), probes.runner(native), 0.0).examine(program)
+        assert found == Rejected(reason) if reason and homogeneous else isinstance(found, New)
+
+
+def test_all_known_rules_that_are_homogeneous_follow_tiny_gradients() -> None:
+    for name in dsl.names():
+        facts = properties.of(dsl.load(f"{name}(adamw)") if dsl.load(name).rules else dsl.load(name))
+        assert facts.degree is None or name == "mezo" or facts.tiny_cosine > 0.1, name
+
+
 ALIKE = {
     "a multiple of the step": ("lr * m", "lr * (3.7 * m)", True, True),
     "a multiple in the state": ("lr * m", "lr * sign(m) * abs(m) * 0.2", True, True),
