@@ -30,7 +30,7 @@ TUNINGS_APART = 0.25
 """Nats that a tuning done again may differ by where it cannot be the same: from the first rounding on it may try other
 settings."""
 
-BOUND = ("python", "code", "torch", "numpy")
+BOUND = ("python", "torch", "numpy")
 """Versions that the bits of a training depend on."""
 
 TUNED = (*BOUND, "optuna", "scipy")
@@ -63,6 +63,8 @@ def _another_way(terms: ContestTerms, stored: Built, here: Built) -> str:
         return ON_A_GPU
     if stored.on != here.on:
         return f"it was trained on {stored.on}, and this is {here.on}"
+    if stored.code != here.code:
+        return f"it was trained by code {stored.code or 'that it does not say'}, and this is {here.code}"
     return "" if stored == here else f"it was trained with {stored}, and here that came to {here}"
 
 

@@ -263,9 +263,10 @@ class Archive:
         for each in generation.candidates:
             if each.status == "trained" and each.fitness is not None:
                 front.add(each.id, each.fitness, costs_of(each.properties))
+        if generation.confirmations:
+            front.usual = generation.record.usual
         for row in generation.confirmations:
             found = self.candidate(row.candidate)
-            front.usual = generation.record.usual
             front.confirm(row.candidate, row.luckless, row.count, costs_of(found.properties if found else {}))
 
     def log(self, incidents: Sequence[Incident]) -> None:

@@ -28,11 +28,13 @@ class Built:
         compiled: whether its gradients were.
         native: whether elementwise rules were stepped by `discover.native`.
         on: the kind of CPU, or the GPU.
+        code: of this project, see `code`; empty where it was not noted.
     """
 
     compiled: bool
     native: bool
     on: str
+    code: str = ""
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Built:
@@ -50,8 +52,10 @@ def code() -> str:
     found = hashlib.sha256()
     for package in (dsl.__file__, tasks.__file__, __file__):
         folder = Path(package).parent
-        for path in sorted(each for each in folder.rglob("*") if each.suffix in _SOURCES):
-            found.update(f"{folder.name}/{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
+        for path in sorted(each for each in folder.rglob("*") if each.suffix in _SOURCES and each.is_file()):
+            name = path.relative_to(folder).as_posix()
+            if not any(part.startswith(".") for part in name.split("/")):  # of an editor
+                found.update(f"{folder.name}/{name}\0".encode() + path.read_bytes())
     return found.hexdigest()[:12]
 
 

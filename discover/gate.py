@@ -139,6 +139,6 @@ class Gate:
             return "not odd in the gradient"
         if require.homogeneous and facts.degree is None:
             return "not homogeneous in the gradient"
-        if require.homogeneous and not facts.tiny_cosine >= probes.min_cosine:
+        if require.homogeneous and facts.tiny_cosine < probes.min_cosine:
             return "turns round at tiny gradients"
         return ""

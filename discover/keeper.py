@@ -118,22 +118,11 @@ class Keeper:
 
 
 class Notebook(Keeper):
-    """Keeps on disk what trainings came to as well, until all that they are for is stored: then they are
-    struck out."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._met: list[str] = []
+    """Keeps on disk what trainings came to as well. Its folder is that of one undertaking, and goes when it is done."""
 
     def done(self, key: str, result: Callable[[], object]) -> None:
-        self.forget(key)
-        self.keep(key, result)
-        self._met.append(key)
-
-    def strike_out(self) -> None:
-        """Forgets all trainings that it was told of."""
-        while self._met:
-            self.forget(self._met.pop())
+        self.keep(key, result)  # in place of what was kept of it half-way
+        self.forget(f"{key}-")
 
 
 class Luggage(Keeper):

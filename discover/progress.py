@@ -20,7 +20,7 @@ from discover.probes import runner
 from discover.proposers import Attentive, Context, Told
 from discover.proposers import load as load_proposer
 from discover.records import Candidate, Generation
-from discover.standing import Standing
+from discover.standing import Standing, expected
 from dsl import properties
 
 Timed = Callable[[str], AbstractContextManager[None]]
@@ -47,9 +47,10 @@ class Progress:
         self._sound = False
         """Whether there was one that it did not stumble over."""
         self.best: float | None = None
-        """The best fitness so far that fresh scores let one expect, and how many had been trained by then; None before
-        anything was confirmed."""
+        """The best fitness so far that fresh scores let one expect; None before anything was confirmed."""
         self.trained_at_best = 0
+        """How many had been trained when what fresh scores show was last bettered."""
+        self._height = -math.inf
         space = plan.space
         self._gate = Gate(space.require, space.probes, runner(plan.native), space.weight_decay)
         self._fitness = Standing({-1 - index: 0.0 for index in range(len(plan.ancestors))})
@@ -252,9 +253,11 @@ class Progress:
         for now in generation.confirmations:
             if now.luckless is not None:
                 self._fitness.note(now.candidate, now.luckless, now.count)
-                best = self._fitness[now.candidate]
-                if self.best is None or best > self.best:
-                    self.best, self.trained_at_best = best, self.trained
+                hoped = expected(now.luckless, now.count, generation.record.usual)
+                self.best = hoped if self.best is None else max(self.best, hoped)
+                height = expected(now.luckless, now.count, usual=0.0)  # not today's, which goes up by itself
+                if height > self._height:
+                    self._height, self.trained_at_best = height, self.trained
         if fresh and isinstance(self._proposer, Attentive):
             self._proposer.confirm(sorted(fresh))
 

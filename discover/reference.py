@@ -8,10 +8,12 @@ learning rates halfway to its neighbours are tried as well, since half a step of
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
 import shlex
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +32,7 @@ from discover.compare import check_device
 from discover.console import Rows
 from discover.contenders import RuleContender
 from discover.durations import format_duration
-from discover.errors import UnwritableError, UserError, first_line, is_shortage
+from discover.errors import UserError, first_line, is_shortage
 from discover.evaluate import LOSS_FLOOR
 from discover.files import refused, write_whole
 from discover.keeper import Keeper, Notebook
@@ -93,6 +95,10 @@ class GridBudget:
         )
 
 
+class LostError(UserError):
+    """AdamW does not train on a task."""
+
+
 def calibrate(
     ground: Ground,
     budget: GridBudget,
@@ -111,7 +117,7 @@ def calibrate(
         keeper: keeps trainings; the same call with what it kept goes on from there.
 
     Raises:
-        UserError: AdamW is lost (not finite, or rising) at every setting, or on a fresh seed.
+        LostError: AdamW is lost (not finite, or rising) at every setting, or on a fresh seed.
     """
     task = ground.task
     name = name or task.spelling
@@ -122,7 +128,7 @@ def calibrate(
     while True:
         best = trials.best(rates, decays)
         if math.isinf(trials.scores[best]):
-            raise UserError(f"{name}: AdamW is lost at all {len(trials.scores)} settings, {_span(rates)}")
+            raise LostError(f"{name}: AdamW is lost at all {len(trials.scores)} settings, {_span(rates)}")
         grown = _extended(rates, decays, best)
         at_edge = grown != (rates, decays)
         if at_edge and extensions < EXTENSIONS:
@@ -136,7 +142,7 @@ def calibrate(
     if math.inf in losses:
         seed = trials.fresh_seeds[losses.index(math.inf)]
         at = f"lr {best[0]:g}, weight decay {best[1]:g}"
-        raise UserError(f"{name}: AdamW where it did best ({at}) is lost on fresh seed {seed}")
+        raise LostError(f"{name}: AdamW where it did best ({at}) is lost on fresh seed {seed}")
     loss, error = _mean_and_error(losses)
     return Reference(
         task=name,
@@ -269,25 +275,27 @@ def run(names: Sequence[str], budget: GridBudget, *, device: str, out: Path | No
     found: list[Reference] = []
     seconds: list[float] = []
     stored: dict[str, Path | None] = {}
-    notebook = Notebook(registered_directory().parent / "references.trainings")
     try:
         with Progress(
             TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
         ) as progress:
             for name, task in loaded.items():
                 began = time.perf_counter()
+                kept = _kept(name)
+                keeper = Notebook(kept) if not (reason := refused(kept)) else Keeper(None)
+                if reason:
+                    console.print(f"{name}: starts anew where it is stopped: cannot write '{kept}': {reason}")
                 try:
-                    found.append(_calibrate_with(progress, name, task, budget, device, notebook))
-                except UserError as error:
-                    if not isinstance(error, UnwritableError):  # again it would come to the same
-                        notebook.strike_out()
+                    found.append(_calibrate_with(progress, name, task, budget, device, keeper))
+                except LostError:
+                    shutil.rmtree(kept, ignore_errors=True)  # again it would come to the same
                     raise
                 seconds.append(time.perf_counter() - began)
                 stored[name] = None
                 if file := files[name]:
                     _store(found[-1], file)
                     stored[name] = file
-                notebook.strike_out()
+                shutil.rmtree(kept, ignore_errors=True)
     finally:
         if as_json and found:
             print(json.dumps({each.task: each.plain() for each in found}, indent=2))
@@ -320,6 +328,12 @@ def _calibrate_with(
     if not console.is_terminal:
         console.print(f"{name}: {reference}", highlight=False, markup=False, soft_wrap=True)
     return reference
+
+
+def _kept(name: str) -> Path:
+    """The folder of what is trained for a task's reference."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return registered_directory().parent / "references.trainings" / digest
 
 
 def _read(path: Path) -> dict[str, Reference]:

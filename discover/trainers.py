@@ -15,7 +15,7 @@ import json
 import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -78,7 +78,7 @@ class Ground:
         self.task = self.gradient.task
         self.steps = task.horizon if steps is None else steps
         stepped = native and self.gradient.device.type == "cpu" and available()
-        self.built = Built(self.gradient.compiled, stepped, machine(self.gradient.device))
+        self.built = Built(self.gradient.compiled, stepped, machine(self.gradient.device), code())
         self.ratios = [task.lr_ratio(t, self.steps) for t in range(1, self.steps + 1)]
         self._untrained: dict[int, float] = {}
         self._strides: dict[str, float] = {}
@@ -296,8 +296,8 @@ def _tell_again(
 
 def _key(contender: Contender, ground: Ground, runs: Sequence[Run], curve: Sequence[int], pruned: bool) -> str:
     """Trainings of one key come to the same bits; whatever may change one is in it."""
-    versions = [platform.python_version(), code(), torch.__version__, np.__version__]
-    built = [str(ground.built), ground.gradient.tile, str(ground.gradient.device)]
+    versions = [platform.python_version(), torch.__version__, np.__version__]
+    built = [*asdict(ground.built).values(), ground.gradient.tile, str(ground.gradient.device)]
     asked = [[sorted(run.hypers.items()), run.seed] for run in runs]
     parts = [contender.fingerprint, ground.fingerprint, asked, list(curve), pruned, versions, built]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

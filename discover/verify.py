@@ -189,7 +189,7 @@ def _not_exact(data: Mapping[str, Any], packages: Sequence[str] = BOUND) -> str:
     for who, machine in everybody(data):
         for name in packages:
             if machine["versions"].get(name) != here[name]:
-                return f"{name} is {here[name]}, and {who} {machine['versions'].get(name, 'one that it does not say')}"
+                return f"{name} is {here[name]}, and {who} {machine['versions'].get(name)}"
     return ""
 
 

@@ -45,7 +45,8 @@ class Properties:
         cosine: mean cosine of the update and the gradient, on gradients half of whose variance stays the same from
             step to step.
         tiny_cosine: the same of gradients 1e-10 as large: below an eps, which keeps a quotient finite there and, taken
-            off in place of added, turns the step round. 1 where such gradients give no step.
+            off in place of added, turns the step round. 1 at a step that such a gradient does not make, -1 where it is
+            not finite.
         scale: root mean square of the update at lr = 1 on gradients of mean square 1, over the first ten steps.
         state: extent -> how many slots of it the rule keeps per parameter, for a matrix.
         state_bytes: bytes of state per element of a float32 matrix of 4096 x 4096, to three decimals: 8 for Adam.
@@ -261,7 +262,7 @@ def _measured(updates: Array, probe: Inputs, kind: Facts) -> _Facts:
         elementwise=elementwise,
         moves=moves,
         cosine=float(np.add.reduce(cosines)) / STEPS,
-        tiny_cosine=float(np.add.reduce(tiny_cosines)) / STEPS,
+        tiny_cosine=float(np.add.reduce(np.where(np.isfinite(tiny_cosines), tiny_cosines, -1.0))) / STEPS,
         scale=scale,
     )
 

@@ -195,6 +195,17 @@ def test_a_step_that_turns_round_where_gradients_are_below_its_eps_is_rejected(c
         assert found == Rejected(reason) if reason and homogeneous else isinstance(found, New)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_step_that_is_not_finite_at_tiny_gradients_follows_none_for_whatever_parameter(first: bool) -> None:
+    steps = ["p = p - lr * m / sqrt(v - 1e-17)", "p = p - lr * m"]
+    one, other = steps if first else steps[::-1]
+    program = dsl.parse(
+        "def f(p, g, m: zeros, v: zeros, *, lr=1):\n    m = lerp(m, g, 0.4)\n    v = lerp(v, square(g), 0.01)\n"
+        f"    if role('head'):\n        {one}\n    else:\n        {other}\n"
+    )
+    assert properties.of(program).tiny_cosine == -1.0
+
+
 def test_all_known_rules_that_are_homogeneous_follow_tiny_gradients() -> None:
     for name in dsl.names():
         facts = properties.of(dsl.load(f"{name}(adamw)") if dsl.load(name).rules else dsl.load(name))

@@ -364,18 +364,18 @@ def test_a_task_that_was_killed_goes_on_and_comes_to_the_same(
     monkeypatch.setattr(lanes, "train", counted)
     assert run(capsys, line)[0] == 0
     undisturbed, whole = references.PATH.read_text(), calls
-    assert not list((home / "data").glob("*/*.pt"))
+    assert not list((home / "data").rglob("*.pt"))
     references.PATH.unlink()
     dying, calls = True, 0
     with suppress(KeyboardInterrupt):
         run(capsys, line)
     assert not references.PATH.exists()
-    assert len(list((home / "data").glob("*/*.pt"))) == trainings
+    assert len(list((home / "data").rglob("*.pt"))) == trainings
     dying, calls = False, 0
     assert run(capsys, line)[0] == 0
     assert calls == whole - trainings
     assert references.PATH.read_text() == undisturbed
-    assert not list((home / "data").glob("*/*.pt"))
+    assert not list((home / "data").rglob("*.pt"))
 
 
 def test_it_trains_on_the_device_that_was_asked_for_and_the_command_says_so(

@@ -81,16 +81,14 @@ NOTHING = -1e9
 """The best before anything was confirmed."""
 
 
-def best_so_far(found: list[Generation]) -> list[float]:
-    """The best that fresh scores let one expect, after each generation."""
+def best_so_far(found: list[Generation], usual: float | None = None) -> list[float]:
+    """The best that fresh scores let one expect, after each generation; of a usual score, or of that of their time."""
     best, curve = NOTHING, []
     for generation in found:
-        level, middle = generation.record.levels[-1], generation.record.middles[-1]
-        assert middle is not None
-        usual = middle if level is None else level + 0.1 * (middle - level)
+        drawn_to = generation.record.usual if usual is None else usual
         for each in generation.confirmations:
             assert each.luckless is not None
-            best = max(best, expected(each.luckless, each.count, usual))
+            best = max(best, expected(each.luckless, each.count, drawn_to))
         curve.append(best)
     return curve
 
@@ -109,10 +107,11 @@ def test_a_plateau_ends_a_search(tmp_path: Path) -> None:
     name = tiny(tmp_path)
     _, whole = searched(name, tmp_path / "whole", budget=Budget(candidates=70))
     since, best, after = 0, NOTHING, []
-    for generation, now in zip(whole, best_so_far(whole), strict=True):
+    curve = best_so_far(whole, usual=0.0)  # not by what is usual going up
+    for generation, now in zip(whole, curve, strict=True):
         since, best = (0, now) if now > best or now == NOTHING else (since + generation.record.trained, best)
         after.append(since)
-    before = sum(each.record.trained for each, best in zip(whole, best_so_far(whole), strict=True) if best == NOTHING)
+    before = sum(each.record.trained for each, best in zip(whole, curve, strict=True) if best == NOTHING)
     assert before > 1  # so that it would end there if it counted from the start
     last = next(number for number, since in enumerate(after) if since >= before)
     _, found = searched(name, tmp_path / "out", budget=Budget(candidates=70, plateau=before))
