@@ -7,16 +7,11 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
-import dsl
-import tasks
 from discover import artefact
-
-_SOURCES = (".py", ".cpp", ".rule")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +23,7 @@ class Built:
         compiled: whether its gradients were.
         native: whether elementwise rules were stepped by `discover.native`.
         on: the kind of CPU, or the GPU.
-        code: of this project, see `code`; empty where it was not noted.
+        code: of this project, see `discover.source`; empty where it was not noted.
     """
 
     compiled: bool
@@ -44,19 +39,6 @@ class Built:
     def __str__(self) -> str:
         gradients, rules = ("compiled" if self.compiled else "eager"), ("native" if self.native else "generated")
         return f"{gradients} gradients, {rules} rules, on {self.on}"
-
-
-@cache
-def code() -> str:
-    """A digest of what is written in the packages `dsl`, `tasks` and `discover`: an edit may change last bits."""
-    found = hashlib.sha256()
-    for package in (dsl.__file__, tasks.__file__, __file__):
-        folder = Path(package).parent
-        for path in sorted(each for each in folder.rglob("*") if each.suffix in _SOURCES and each.is_file()):
-            name = path.relative_to(folder).as_posix()
-            if not any(part.startswith(".") for part in name.split("/")):  # of an editor
-                found.update(f"{folder.name}/{name}\0".encode() + path.read_bytes())
-    return found.hexdigest()[:12]
 
 
 def machine(device: torch.device) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from discover.budget import UNLIMITED, Budget
-from discover.built import code
 from discover.errors import RunError
 from discover.own_files import digests, named
+from discover.source import code
 from discover.space import Space
 from discover.space_errors import in_words
 

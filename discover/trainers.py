@@ -25,13 +25,14 @@ from torch import Tensor
 
 import dsl
 from discover import gradient, lanes, memory
-from discover.built import Built, code, machine
+from discover.built import Built, machine
 from discover.contenders import Contender, RuleContender, fresh
 from discover.errors import NoLogarithmError
 from discover.keeper import Keeper
 from discover.lanes import CHECKPOINTS, Lane, Prune, Trace
 from discover.native import available
 from discover.singles import Pulse, train_loop
+from discover.source import code
 from discover.strides import STEPS
 from tasks import Task
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 import dsl
-import tasks
-from discover import built, registry, rule_names, runs
+from discover import registry, rule_names, runs, source
 from discover.archive import Archive
 from discover.budget import Budget
 from discover.errors import RunError, UserError
@@ -289,19 +288,21 @@ def test_a_run_whose_budget_is_used_says_how_to_go_on() -> None:
 
 
 def test_an_edit_of_any_package_is_another_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in (dsl, tasks):
-        folder = Path(package.__file__).parent
-        shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
-        monkeypatch.setattr(package, "__file__", str(tmp_path / folder.name / "__init__.py"))
-    before = built.code.__wrapped__()
-    assert before == built.code()
-    for edited in ("dsl/rules/lion.rule", "tasks/layers.py"):
+    for package in source.PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(source, "_folder", lambda package: tmp_path / package)
+    before = source.code.__wrapped__()
+    assert before == source.code()
+    for edited in ("dsl/rules/lion.rule", "tasks/layers.py", "discover/native.cpp"):
         with (tmp_path / edited).open("a") as file:
             file.write("\n")
-        assert built.code.__wrapped__() != before
-        before = built.code.__wrapped__()
+        assert source.code.__wrapped__() != before
+        before = source.code.__wrapped__()
     (tmp_path / "tasks" / "references.json").write_text("{}")
-    assert built.code.__wrapped__() == before
+    (tmp_path / "dsl" / ".#ops.py").symlink_to("nobody@nowhere")  # a lock of Emacs
+    (tmp_path / "dsl" / ".checkpoints").mkdir()
+    (tmp_path / "dsl" / ".checkpoints" / "ops.py").touch()
+    assert source.code.__wrapped__() == before
 
 
 def test_other_versions_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
