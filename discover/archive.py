@@ -150,7 +150,7 @@ def _from_json(text: str) -> Any:
     return _frozen(json.loads(text))
 
 
-def _ranked(rank: int, candidate: Candidate, fresh: Confirmation | None, usual: float) -> Ranked:
+def _placed(rank: int, candidate: Candidate, fresh: Confirmation | None, usual: float) -> Ranked:
     hoped = None
     if fresh is not None and fresh.luckless is not None:
         hoped = expected(fresh.luckless, fresh.count, usual)
@@ -383,7 +383,8 @@ class Archive:
         A candidate that failed on fresh instances has no place.
         """
         places: list[tuple[Candidate, Confirmation | None]] = []
-        for row in self._confirmed(count):
+        usual = self._usual()
+        for row in self._confirmed(usual, count):
             places += [(each, row) for each in self._records(_CANDIDATES, "where id = ?", row.candidate)]
         others = self._records(
             _CANDIDATES,
@@ -392,10 +393,9 @@ class Archive:
             count - len(places),
         )
         places += [(candidate, None) for candidate in others]
-        usual = self._usual()
-        return tuple(_ranked(rank, *place, usual) for rank, place in enumerate(places, start=1))
+        return tuple(_placed(rank, *place, usual) for rank, place in enumerate(places, start=1))
 
-    def _confirmed(self, count: int = -1) -> Iterator[Confirmation]:
+    def _confirmed(self, usual: float, count: int = -1) -> Iterator[Confirmation]:
         """The latest that is known of each, by what it lets one expect; all of them for -1. In the order of
         `discover.standing.Confirmed`."""
         return self._records(
@@ -403,7 +403,7 @@ class Archive:
             "where luckless is not null and (candidate, generation) in"
             " (select candidate, max(generation) from confirmations group by candidate)"
             " order by ?1 + (luckless - ?1) * (count / (count + ?2)) desc, candidate limit ?3",
-            *(self._usual(), DOUBT, count),
+            *(usual, DOUBT, count),
         )
 
     def _usual(self) -> float:
@@ -436,7 +436,8 @@ class Archive:
     def front(self) -> tuple[Ranked, ...]:
         """The confirmed candidates that no other of them beats in fitness, state and operations at once, then those
         not confirmed that would join them, each with its place on the leaderboard."""
-        front, order = self.pareto(), [row.candidate for row in self._confirmed()]
+        front = self.pareto()
+        order = [row.candidate for row in self._confirmed(front.usual)]
         found = [self._ranked(id, order.index(id) + 1) for id in front.confirmed()]
         for id in front.others():
             before = (
@@ -451,7 +452,7 @@ class Archive:
     def _ranked(self, id: int, rank: int) -> Ranked:
         candidate, fresh = self.candidate(id), self.confirmations_of(id)
         assert candidate is not None
-        return _ranked(rank, candidate, fresh[-1] if fresh else None, self._usual())
+        return _placed(rank, candidate, fresh[-1] if fresh else None, self.pareto().usual)
 
     def totals(self, generations: int | None = None) -> Totals:
         """The counts of the whole run.

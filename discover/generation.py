@@ -52,12 +52,12 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Rescored:
-    """A candidate to be scored again on fresh instances, with the scores it has from earlier ones, and these without
-    the luck of their generations."""
+    """A candidate to be scored again on fresh instances, with the scores that it has from earlier ones, and their mean
+    without the luck of their generations, 0 for none."""
 
     entry: Entry
     scores: tuple[float, ...]
-    luckless: tuple[float, ...]
+    luckless: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,8 +355,8 @@ class Live:
         if not fresh:
             return None
         scores = (*again.scores, weighted_mean(fresh))
-        luckless = math.fsum((*again.luckless, scores[-1] - luck)) / len(scores)
         mean, count = math.fsum(scores) / len(scores), len(scores)
+        luckless = again.luckless + (scores[-1] - luck - again.luckless) / count
         spread = math.fsum((s - mean) ** 2 for s in scores)
         error = math.sqrt(spread / (count - 1) / count) if count > 1 else None
         return Confirmation(candidate, self.number, mean, error, count, luckless)

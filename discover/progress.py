@@ -61,8 +61,8 @@ class Progress:
         """For each rung, what the middle of a generation has lately come to there."""
         self._elite: dict[int, str] = {}
         self._fresh: defaultdict[int, list[float]] = defaultdict(list)
-        self._luckless: defaultdict[int, list[float]] = defaultdict(list)
-        """The same scores without what they owe to the luck of their generation."""
+        self._luckless: dict[int, float] = {}
+        """The mean of these scores without what they owe to the luck of their generations."""
         self._programs: dict[int, dsl.Program] = {}
         """Of proposals in flight: reading them again from their text would give the same."""
         self._scored_now: set[int] = set()
@@ -161,8 +161,7 @@ class Progress:
             met = dict.fromkeys(each for each in met_again if each in self._elite and each not in best)
             best += [each for each in met if self._may_be_scored(each)]
         self._scored_now.update(best)
-        scores = [[tuple(of.get(candidate, ())) for of in (self._fresh, self._luckless)] for candidate in best]
-        return [Rescored(self._entry(candidate), *own) for candidate, own in zip(best, scores, strict=True)]
+        return [Rescored(self._entry(id), tuple(self._fresh.get(id, ())), self._luckless.get(id, 0.0)) for id in best]
 
     def _to_confirm(self) -> list[int]:
         confirm = self.plan.space.confirm
@@ -246,12 +245,11 @@ class Progress:
         self._failures.update(failed)
         self._scored_now -= _scored_again(generation)
         for id, values in fresh.items():
-            score = weighted_mean(values)
-            self._fresh[id].append(score)
-            self._luckless[id].append(score - generation.record.luck[-1])
+            self._fresh[id].append(weighted_mean(values))
             self._failures.pop(id, None)
         for now in generation.confirmations:
             if now.luckless is not None:
+                self._luckless[now.candidate] = now.luckless
                 self._fitness.note(now.candidate, now.luckless, now.count)
                 hoped = expected(now.luckless, now.count, generation.record.usual)
                 self.best = hoped if self.best is None else max(self.best, hoped)

@@ -22,7 +22,12 @@ def trust(count: int) -> float:
 def expected(mean: float, count: int, usual: float) -> float:
     """A candidate's expected fitness: its mean score, drawn towards the usual score the more the fewer scores it is of.
     So neither one lucky score decides nor the doubt about few."""
-    return usual + (mean - usual) * trust(count)
+    return drawn(mean, trust(count), usual)
+
+
+def drawn(mean: float, share: float, usual: float) -> float:
+    """A mean with a share of its distance from the usual score."""
+    return usual + (mean - usual) * share
 
 
 class Standing(Mapping[int, float]):
@@ -43,8 +48,7 @@ class Standing(Mapping[int, float]):
         self._means[candidate] = mean, trust(count)
 
     def __getitem__(self, candidate: int) -> float:
-        mean, share = self._means[candidate]
-        return self.usual + (mean - self.usual) * share
+        return drawn(*self._means[candidate], self.usual)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._means)

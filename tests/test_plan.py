@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from numpy.random import default_rng
 
 import tasks
 from discover import artefact, gradient, native, plan
@@ -62,10 +61,3 @@ def test_rules_are_native_where_they_can_be_and_anything_is_to_be_compiled(
         "always": available,
         "never": False,
     }
-
-
-@pytest.mark.parametrize("seed", [0, 5, 2**32 - 1, 2**32, 2**70])
-def test_each_proposal_of_each_seed_has_a_stream_of_its_own(seed: int) -> None:
-    made = plan.Plan(SPACE, seed, "evolution", {}, False, ())
-    for number in (0, 1, 7, 10**6):
-        assert made.proposal_rng(number).random() == default_rng([seed, 0, number]).random()
