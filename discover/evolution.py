@@ -13,6 +13,7 @@ from typing import Any
 from numpy.random import Generator
 
 import dsl
+from discover.chance import pick
 from discover.errors import SpaceError
 from discover.mutate import Mutation, mutate, random_program
 from discover.plan import genotype
@@ -98,7 +99,7 @@ class Evolution:
         """An ancestor as it is, now and then, until its fitness is known or it has been rejected for long."""
         if not self._unmeasured or self._told >= self.settings.population or rng.random() >= UNCHANGED:
             return None
-        first = list(self._unmeasured.values())[int(rng.integers(len(self._unmeasured)))]
+        first = pick(rng, list(self._unmeasured.values()))
         return Mutation(first.program, f"ancestor {-first.candidate}, {first.program.name}"), ()
 
     def _tuned(self, rng: Generator, island: int) -> Bred | None:
@@ -106,7 +107,7 @@ class Evolution:
         settings, grammar = self.settings, self.context.grammar
         if not settings.tune or rng.random() >= settings.tune or not (best := self._leaders(settings.tune_top, island)):
             return None
-        parent = best[int(rng.integers(len(best)))]
+        parent = pick(rng, best)
         fine = replace(grammar, weights={"constant": 1.0}, constant_sigma=FINE * grammar.constant_sigma)
         return mutate(parent.program, fine, rng), (parent,)
 
@@ -116,7 +117,7 @@ class Evolution:
 
     def tournament(self, rng: Generator, island: int = 0) -> Member:
         population = self.islands[island]
-        sample = [population[int(rng.integers(len(population)))] for _ in range(self.settings.tournament)]
+        sample = [pick(rng, population) for _ in range(self.settings.tournament)]
         if self.objectives[1:]:
             return next(each for each in sample if not any(self._dominates(other, each) for other in sample))
         return max(sample, key=self._fitness)
@@ -213,7 +214,7 @@ class BestOfN:
         self.context = context
 
     def propose(self, rng: Generator) -> Proposal:
-        program = self.context.ancestors[int(rng.integers(len(self.context.ancestors)))]
+        program = pick(rng, self.context.ancestors)
         changes = int(rng.integers(1, MOST_CHANGES + 1))
         for _ in range(changes):
             program = mutate(program, self.context.grammar, rng).program

@@ -7,7 +7,7 @@ is one whose step is a multiple of another, since each candidate is trained at l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,10 +15,10 @@ import dsl
 from discover.probes import Probed
 from discover.space import Probes, Require
 from dsl import Program, RuleError, properties
-from dsl.behaviour import changes, growth
+from dsl.behaviour import Changes, behaviour_hashes, changes, growths
 from dsl.dead import strip_dead
 from dsl.program import IdleGradientError
-from dsl.properties import Properties
+from dsl.properties import Properties, hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,8 @@ class Gate:
     def examine(self, program: Program) -> New | Duplicate | Rejected:
         """Judges a program, without remembering it."""
         program = strip_dead(program)
-        known = self._known.get(program.unnamed)
-        if known is None:
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            known = self._known[program.unnamed] = self._alone(program)
+        self.look_at([program])
+        known = self._known[program.unnamed]
         if isinstance(known, Rejected):
             return known
         of, behaviour = self._structures.get(known.structure, (None, known.behaviour))
@@ -91,22 +88,38 @@ class Gate:
             return Duplicate(program, known.structure, behaviour, of)
         return New(program, known.structure, known.behaviour, known.properties)
 
-    def _alone(self, program: Program) -> New | Rejected:
-        """The verdict where nothing was let in before. The hashes come last: about half of all programs need none."""
-        try:
-            dsl.check(program)
-        except IdleGradientError:
-            return Rejected("gradient unused")
-        except RuleError:
-            return Rejected("ill typed")
-        probed = self._probed(program)
-        facts = properties.of(program, probed.held if probed else None)
-        if wanting := self._wanting(facts):
-            return Rejected(wanting)
-        found = (probed.changes if probed else partial(changes, program))(self.weight_decay, facts.scale)
-        if not growth(found) <= self.probes.max_growth:
-            return Rejected("grows with time")
-        return New(program, dsl.structure_hash(program), dsl.behaviour_hash(program, found), facts)
+    def look_at(self, programs: Sequence[Program]) -> None:
+        """Finds out what can be said of programs by themselves: of many in one pass, in less time than one by one when
+        they are examined."""
+        stripped = (strip_dead(program).unnamed for program in programs)
+        if new := list(dict.fromkeys(program for program in stripped if program not in self._known)):
+            if len(self._known) + len(new) > _REMEMBERED:
+                self._known.clear()
+            self._known.update(self._alone(new))
+
+    def _alone(self, programs: Sequence[Program]) -> dict[Program, New | Rejected]:
+        """The verdicts where nothing was let in before. The hashes come last: about half of all programs need none."""
+        verdicts: dict[Program, New | Rejected] = {
+            program: Rejected(wrong) for program in programs if (wrong := _ill_formed(program))
+        }
+        formed = [program for program in programs if program not in verdicts]
+        probed = [self._probed(program) for program in formed]
+        held = [each.held if each else hold(program) for program, each in zip(formed, probed, strict=True)]
+        passed: list[tuple[Program, Properties, Changes]] = []
+        for program, each, facts in zip(formed, probed, properties.of_each(formed, held), strict=True):
+            if wanting := self._wanting(facts):
+                verdicts[program] = Rejected(wanting)
+            else:
+                run = each.changes if each else partial(changes, program)
+                passed.append((program, facts, run(self.weight_decay, facts.scale)))
+        found = [each for _, _, each in passed]
+        hashes = behaviour_hashes([program for program, _, _ in passed], found)
+        for (program, facts, _), growth, behaviour in zip(passed, growths(found), hashes, strict=True):
+            if growth <= self.probes.max_growth:
+                verdicts[program] = New(program, dsl.structure_hash(program), behaviour, facts)
+            else:
+                verdicts[program] = Rejected("grows with time")
+        return verdicts
 
     def remember(self, candidate: int, structure: str, behaviour: str) -> None:
         """Makes later programs of this structure or behaviour duplicates of the candidate."""
@@ -142,3 +155,14 @@ class Gate:
         if require.homogeneous and facts.tiny_cosine < probes.min_cosine:
             return "turns round at tiny gradients"
         return ""
+
+
+def _ill_formed(program: Program) -> str:
+    """What keeps it from being a rule; empty for nothing."""
+    try:
+        dsl.check(program)
+    except IdleGradientError:
+        return "gradient unused"
+    except RuleError:
+        return "ill typed"
+    return ""

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from numpy.random import Generator
 
+from discover.chance import pick
 from dsl.program import Assign, Call, Expr, Name, Number
 
 POWERS = (-1.0, -0.5, -0.25, 0.5)
@@ -47,11 +48,11 @@ def quotient(
         fresh: names for temporaries.
     """
     even, guard = ([name for name in names if name in operators] for names in (EVEN, GUARDS))
-    a = Name(tensors[int(rng.integers(len(tensors)))])
-    size = Assign(next(fresh), Call(even[int(rng.integers(len(even)))], (a,)))
+    a = Name(pick(rng, tensors))
+    size = Assign(next(fresh), Call(pick(rng, even), (a,)))
     felt = rng.random() < _FELT
     least = Number(float(f"{_LEAST ** rng.uniform():.3g}") if felt else _NOT_FELT)
-    safe = Assign(next(fresh), Call(guard[int(rng.integers(len(guard)))], (Name(size.target), least)))
+    safe = Assign(next(fresh), Call(pick(rng, guard), (Name(size.target), least)))
     return [size, safe, Assign(next(fresh), Call("div", (current, Name(safe.target))))]
 
 
@@ -68,17 +69,17 @@ def preconditioner(
         fresh: names for temporaries.
     """
     left = rng.random() < 0.5
-    a = Name(tensors[int(rng.integers(len(tensors)))])
+    a = Name(pick(rng, tensors))
     turned = Assign(next(fresh), Call("transpose", (a,)))
     pair = (a, Name(turned.target)) if left else (Name(turned.target), a)
     lines = [turned, Assign(next(fresh), Call("matmul", pair))]
     slots = [name for name, extent in extents.items() if extent == ("left" if left else "right")]
     if slots and rng.random() < _STORED:
-        slot = slots[int(rng.integers(len(slots)))]
+        slot = pick(rng, slots)
         rate = Number(float(f"{rng.uniform(0.01, 0.5):.3g}"))
         lines.append(Assign(slot, Call("lerp", (Name(slot), Name(lines[-1].target), rate))))
     if rng.random() >= _PLAIN:
-        power = Number(POWERS[int(rng.integers(len(POWERS)))])
+        power = Number(pick(rng, POWERS))
         lines.append(Assign(next(fresh), Call("matrix_power", (Name(lines[-1].target), power))))
     side = Name(lines[-1].target)
     lines.append(Assign(next(fresh), Call("matmul", (side, current) if left else (current, side))))

@@ -19,6 +19,7 @@ from functools import lru_cache
 
 from numpy.random import Generator
 
+from discover.chance import pick
 from discover.motifs import EVEN, GUARDS, POWERS, preconditioner, quotient
 from dsl.check import well_typed
 from dsl.dead import strip_dead
@@ -304,11 +305,11 @@ def replaced(statement: Assign, argument: int, arg: Expr) -> Assign:
 
 def _insert(view: View, rng: Generator) -> Mutation | None:
     """A new statement in front of one that reads its target: a temporary, or a slot, declared by that if need be."""
-    op = OPS[view.grammar.operators[int(rng.integers(len(view.grammar.operators)))]]
+    op = OPS[pick(rng, view.grammar.operators)]
     places = view.tensor_places()
     if not places:
         return None
-    place = places[int(rng.integers(len(places)))]
+    place = pick(rng, places)
     index, current = place.statement, view.args(place.statement)[place.argument]
     if op.name == "matmul":
         lines = preconditioner(current, view.scopes[index], view.grammar.extents, view.fresh_names(), rng)
@@ -319,7 +320,7 @@ def _insert(view: View, rng: Generator) -> Mutation | None:
     given: list[Expr] = [current] if rng.random() < _WRAP else []
     target = view.fresh()
     if view.grammar.slots and rng.random() < _STATE:
-        target = view.grammar.slots[int(rng.integers(len(view.grammar.slots)))]
+        target = pick(rng, view.grammar.slots)
         if len(op.params) > 1 and Name(target) not in given:
             given.insert(0, Name(target))
     statement = Assign(target, _random_call(op, view.scopes[index], rng, given))
@@ -335,14 +336,14 @@ def _delete(view: View, rng: Generator) -> Mutation | None:
     removable = [index for index in range(len(view.body)) if index not in view.frame]
     if not removable:
         return None
-    index = removable[int(rng.integers(len(removable)))]
+    index = pick(rng, removable)
     gone = view.body[index]
     body = [*view.body[:index], *view.body[index + 1 :]]
     if gone.target not in view.slots:
         inherited = [arg for arg in view.args(index) if isinstance(arg, Name) and arg.id in view.scopes[index]]
         if not inherited:
             return None
-        heir = inherited[int(rng.integers(len(inherited)))]
+        heir = pick(rng, inherited)
         for later in range(index, len(body)):
             for position, arg in enumerate(_args(body[later])):
                 if isinstance(arg, Name) and arg.id == gone.target:
@@ -356,13 +357,13 @@ def _argument(view: View, rng: Generator) -> Mutation | None:
     places = view.tensor_places()
     if not places:
         return None
-    place = places[int(rng.integers(len(places)))]
+    place = pick(rng, places)
     old = view.args(place.statement)[place.argument]
     assert isinstance(old, Name)
     others = [name for name in view.scopes[place.statement] if name != old.id]
     if not others:
         return None
-    new = Name(others[int(rng.integers(len(others)))])
+    new = Name(pick(rng, others))
     return view.with_arg(place, new, f"argument {_text(view.body[place.statement])}: {format_expr(old)} -> {new.id}")
 
 
@@ -370,14 +371,14 @@ def _operator(view: View, rng: Generator) -> Mutation | None:
     calls = [i for i in range(len(view.body)) if i not in view.frame and isinstance(view.body[i].value, Call)]
     if not calls:
         return None
-    index = calls[int(rng.integers(len(calls)))]
+    index = pick(rng, calls)
     call = view.body[index].value
     assert isinstance(call, Call)
     old = OPS[call.op]
     alike = [n for n in view.grammar.operators if n != call.op and _shape(OPS[n]) == _shape(old)]
     if not alike:
         return None
-    new = alike[int(rng.integers(len(alike)))]
+    new = pick(rng, alike)
     body = list(view.body)
     body[index] = replace(body[index], value=Call(new, call.args))
     return view.with_body(body, f"operator {_text(view.body[index])}: {call.op} -> {new}")
@@ -387,7 +388,7 @@ def _constant(view: View, rng: Generator) -> Mutation | None:
     places = view.constant_places()
     if not places:
         return None
-    place = places[int(rng.integers(len(places)))]
+    place = pick(rng, places)
     old = view.args(place.statement)[place.argument]
     assert isinstance(old, Number)
     if _is_whole(view.body[place.statement].value, place.argument):
@@ -429,7 +430,7 @@ def _random_call(op: Op, tensors: Sequence[str], rng: Generator, given: Sequence
         if param in _WHOLE:
             args.append(Number(float(rng.integers(1, _WHOLE[param] + 1))))
         elif param == "exponent":
-            args.append(Number(POWERS[int(rng.integers(len(POWERS)))]))
+            args.append(Number(pick(rng, POWERS)))
         elif kind in ("number", "scalar"):
             args.append(Number(float(f"{rng.uniform(0.01, 0.99):.3g}")))
         elif waiting:
@@ -437,7 +438,7 @@ def _random_call(op: Op, tensors: Sequence[str], rng: Generator, given: Sequence
         elif kind == "value" and args and rng.random() < 0.3:
             args.append(Number(float(f"{rng.normal():.3g}")))
         else:
-            args.append(Name(tensors[int(rng.integers(len(tensors)))]))
+            args.append(Name(pick(rng, tensors)))
     if len(args) > 1 and not op.kinds and rng.random() < 0.5:
         args.reverse()
     return Call(op.name, tuple(args))

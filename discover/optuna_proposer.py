@@ -18,6 +18,7 @@ from numpy.random import Generator, default_rng
 from optuna.samplers import BaseGASampler, BaseSampler, NSGAIISampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from discover.chance import pick
 from discover.errors import UserError
 from discover.front import undominated
 from discover.proposers import Context, Proposal, Told
@@ -55,7 +56,7 @@ class OptunaProposer:
 
     def propose(self, rng: Generator) -> Proposal:
         if not self._told and rng.random() < STARTS:
-            answers = self.starts[int(rng.integers(len(self.starts)))]
+            answers = pick(rng, self.starts)
             trial = _Answered(answers)
         else:
             trial = _Answered(self._asked(int(rng.integers(2**31))))

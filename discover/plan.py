@@ -12,6 +12,7 @@ from numpy.random import Generator, default_rng
 import dsl
 import tasks
 from discover import artefact, gradient, native
+from discover.chance import generator
 from discover.evaluate import Entry, Grid, Instance, batch_sizes, draw_instance, log_uniform
 from discover.keys import slot_of
 from discover.mutate import Grammar, unfolded
@@ -76,7 +77,8 @@ class Plan:
     starts: tuple[str, ...]
 
     def proposal_rng(self, proposal: int) -> Generator:
-        return default_rng([self.seed, _PROPOSALS, proposal])
+        """Of one proposal, whatever became of those before it."""
+        return generator((self.seed, _PROPOSALS), proposal)
 
     def instances(self, generation: int) -> tuple[tuple[Instance, ...], ...]:
         """What each rung of a generation trains on: fresh seeds and scales, the same for all its candidates."""

@@ -80,16 +80,10 @@ class Probes:
         held, free = properties.inputs(), behaviour.inputs()
         self._held = _Run(0, held.p, held.g, properties.DESCENT, held.curvature)
         self._free = _Run(_HELD, free.parameters, free.gradients, -1, free.curvature)
-        self._given = _inputs(0.0, 1.0)
-        self._pool: Pool | None = None
-        self._steps: dict[int, _Step | str | None] = {}
-        self._rows: dict[int, int] = {}
-        """A value of the pool that is a number -> its row of the table, from `_SCRATCH` on."""
-        self._table = np.zeros((_ROWS, _HELD + _FREE))
-        """Numbers, at each step of both probes; first those that one rule alone has, at its own learning rates."""
+        self._values: _Values | None = None
 
     def __call__(self, program: Program) -> Probed | None:
-        """What the rule does, until the next one is asked for; None for what the C++ cannot do.
+        """What the rule does; None for what the C++ cannot do.
 
         Raises:
             RuleError: the program is not well formed.
@@ -97,58 +91,68 @@ class Probes:
         line = pooled(program)
         if line is None or program.result is not None:
             return None
-        code = self._code(line, program)
+        if self._values is None or self._values.pool is not line.pool:
+            self._values = _Values(line.pool)
+        values = self._values
+        code = _code(line, program, values.steps)
         if code is None:
             return None
-        rows = array("i", [self._row(line.pool, index) for index in code.numbers])
-        updates = self._held.updates(code, rows, self._table)
+        rows = array("i", [values.row(index) for index in code.numbers])
+        updates = self._held.updates(code, rows, values.table)
         finite = bool(np.isfinite(self._held.slots(len(code.starts))[:, properties.ZERO]).all())
         held, own = Held([updates], finite, [self._held.point.copy()]), program.defaults.get("weight_decay", 0.0)
 
         def changes(weight_decay: float | None, scale: float) -> Changes:
             given = _inputs(own if weight_decay is None else weight_decay, scale)
-            asked = line.pool.bits.get("lr", 0) | line.pool.bits.get("weight_decay", 0)
-            for place, index in enumerate(code.numbers):
-                if line.pool.reads[index] & asked:
-                    self._table[place], rows[place] = self._number(line.pool, index, given, asked), place
-            return {held.kinds[0]: self._free.updates(code, rows, self._table)}
+            values.put(code.numbers, rows, given)
+            return {held.kinds[0]: self._free.updates(code, rows, values.table)}
 
         return Probed(held, changes)
 
-    def _code(self, line: Pooled, program: Program) -> _Code | None:
-        if line.pool is not self._pool:
-            self._pool, self._rows, self._steps = line.pool, {}, _Steps(line.pool)
-        live = line.live()
-        steps = [step for index in live if not isinstance(step := self._steps[index], str)]
-        slots = line.kept(program.slots)
-        if len(steps) < len(live) or len(steps) + 2 > _REGISTERS or len(slots) > _SLOTS:
-            return None
-        if any(slot.init == "eye" for slot in slots):
-            return None
-        if any(hyper.name not in ("lr", "weight_decay") for hyper in program.hypers):
-            return None
-        return _Code(line, slots, steps)
 
-    def _row(self, pool: Pool, index: int) -> int:
+class _Values:
+    """What the C++ does for values of a pool, and what those are that are numbers.
+
+    Attributes:
+        steps: value -> what the C++ does for it.
+        table: numbers, at each step of both probes; first those that one rule alone has, at its own learning rates.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool, self.steps = pool, _Steps(pool)
+        self.table = np.zeros((_ROWS, _HELD + _FREE))
+        self._given = _inputs(0.0, 1.0)
+        self._rows: dict[int, int] = {}
+        """A value that is a number -> its row of the table, from `_SCRATCH` on."""
+
+    def row(self, index: int) -> int:
         """Where the table has a number."""
         if index not in self._rows:
-            value, row = self._number(pool, index, self._given, 0), _SCRATCH + len(self._rows)
-            if row == len(self._table):
-                self._table = np.concatenate([self._table, np.zeros_like(self._table)])
-            self._table[row], self._rows[index] = value, row
+            value, row = self._number(index, self._given, 0), _SCRATCH + len(self._rows)
+            if row == len(self.table):
+                self.table = np.concatenate([self.table, np.zeros_like(self.table)])
+            self.table[row], self._rows[index] = value, row
         return self._rows[index]
 
-    def _number(self, pool: Pool, index: int, given: Mapping[str, Array], asked: int) -> Array:
+    def put(self, numbers: Sequence[int], rows: array[int], given: Mapping[str, Array]) -> None:
+        """Those of a rule's numbers that read its learning rate or weight decay as these are given, in rows that are
+        its own until the next rule's are put there."""
+        asked = self.pool.bits.get("lr", 0) | self.pool.bits.get("weight_decay", 0)
+        for place, index in enumerate(numbers):
+            if self.pool.reads[index] & asked:
+                self.table[place], rows[place] = self._number(index, given, asked), place
+
+    def _number(self, index: int, given: Mapping[str, Array], asked: int) -> Array:
         """A number at each step of the one probe and then of the other: from what is `given`, where it reads an input
         that is `asked` for, as bits; else from the table."""
-        node = pool.nodes[index]
+        node = self.pool.nodes[index]
         if node.op == CONSTANT:
             return np.full(_HELD + _FREE, node.payload)
         if node.op == INPUT:
             return given[str(node.payload)]
-        rows = [None if pool.reads[arg] & asked else self._row(pool, arg) for arg in node.args]  # the table may grow
+        rows = [None if self.pool.reads[arg] & asked else self.row(arg) for arg in node.args]  # the table may grow
         args = [
-            self._number(pool, arg, given, asked) if row is None else self._table[row]
+            self._number(arg, given, asked) if row is None else self.table[row]
             for arg, row in zip(node.args, rows, strict=True)
         ]
         ref = OPS[node.op].ref
@@ -157,6 +161,20 @@ class Probes:
             if node.op in _EXACT:
                 return np.asarray(ref(*args))
             return np.array([ref(*each) for each in zip(*args, strict=True)], np.float64)
+
+
+def _code(line: Pooled, program: Program, known: _Steps) -> _Code | None:
+    """The straight line as the C++ reads it, or None."""
+    live = line.live()
+    steps = [step for index in live if not isinstance(step := known[index], str)]
+    slots = line.kept(program.slots)
+    if len(steps) < len(live) or len(steps) + 2 > _REGISTERS or len(slots) > _SLOTS:
+        return None
+    if any(slot.init == "eye" for slot in slots):
+        return None
+    if any(hyper.name not in ("lr", "weight_decay") for hyper in program.hypers):
+        return None
+    return _Code(line, slots, steps)
 
 
 class _Run:

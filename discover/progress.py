@@ -13,11 +13,11 @@ import dsl
 from discover.costs import Pace
 from discover.evaluate import FAULT, Entry
 from discover.front import undominated
-from discover.gate import Duplicate, Gate, Rejected
+from discover.gate import Duplicate, Gate, New, Rejected
 from discover.generation import Admitted, Live, Rescored, Terms, weighted_mean
 from discover.plan import Plan
 from discover.probes import runner
-from discover.proposers import Attentive, Context, Told
+from discover.proposers import Attentive, Context, Proposal, Told
 from discover.proposers import load as load_proposer
 from discover.records import Candidate, Generation
 from discover.standing import Standing, expected
@@ -27,6 +27,9 @@ Timed = Callable[[str], AbstractContextManager[None]]
 
 DRIFT = 0.1
 """How fast the level of a generation's scores is taken to change. What changes faster is the luck of its instances."""
+
+TOGETHER = 64
+"""Proposals that the gate looks at in one pass, few enough to stay in cache."""
 
 PATIENCE = 2
 """After so many failures in a row an elite is not scored again: each may have cost a time limit."""
@@ -93,34 +96,41 @@ class Progress:
         per_generation = self.plan.space.proposals_per_generation
         rejected: Counter[str] = Counter()
         admitted = []
-        for proposal in range(number * per_generation, (number + 1) * per_generation):
-            between()
-            proposed = self._proposer.propose(self.plan.proposal_rng(proposal))
+        numbers = range(number * per_generation, (number + 1) * per_generation)
+        for first in range(0, per_generation, TOGETHER):
+            proposals = []
+            for proposal in numbers[first : first + TOGETHER]:
+                between()
+                proposals.append((proposal, self._proposer.propose(self.plan.proposal_rng(proposal))))
             with clock("gate"):
-                verdict = self._gate.examine(proposed.program)
-            if isinstance(verdict, Rejected):
-                rejected[verdict.reason] += 1
-                continue
-            program = verdict.program.renamed(f"rule_{proposal}")
-            original = verdict.of if isinstance(verdict, Duplicate) else proposal
-            if self.plan.space.cache:
-                self._gate.remember(original, verdict.structure, verdict.behaviour)
-            self._programs[proposal] = program
-            admitted.append(
-                Admitted(
-                    id=proposal,
-                    program=program,
-                    text=dsl.format(program),
-                    parents=proposed.parents,
-                    origin=proposed.origin,
-                    structure=verdict.structure,
-                    behaviour=verdict.behaviour,
-                    properties=None if isinstance(verdict, Duplicate) else verdict.properties,
-                    duplicate_of=verdict.of if isinstance(verdict, Duplicate) else None,
-                )
-            )
+                self._gate.look_at([proposed.program for _, proposed in proposals])
+                for proposal, proposed in proposals:
+                    verdict = self._gate.examine(proposed.program)
+                    if isinstance(verdict, Rejected):
+                        rejected[verdict.reason] += 1
+                    else:
+                        admitted.append(self._admit(proposal, proposed, verdict))
         rescored = self._to_rescore(number, [each.duplicate_of for each in admitted])
         return Live(number, per_generation, rejected, admitted, rescored, self._terms(number), self._pace)
+
+    def _admit(self, proposal: int, proposed: Proposal, verdict: New | Duplicate) -> Admitted:
+        """Remembers a program that the gate let in."""
+        program = verdict.program.renamed(f"rule_{proposal}")
+        of = verdict.of if isinstance(verdict, Duplicate) else None
+        if self.plan.space.cache:
+            self._gate.remember(proposal if of is None else of, verdict.structure, verdict.behaviour)
+        self._programs[proposal] = program
+        return Admitted(
+            id=proposal,
+            program=program,
+            text=dsl.format(program),
+            parents=proposed.parents,
+            origin=proposed.origin,
+            structure=verdict.structure,
+            behaviour=verdict.behaviour,
+            properties=verdict.properties if isinstance(verdict, New) else None,
+            duplicate_of=of,
+        )
 
     def _terms(self, number: int) -> Terms:
         plan, space = self.plan, self.plan.space

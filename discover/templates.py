@@ -18,6 +18,7 @@ import numpy as np
 from numpy.random import Generator
 
 import dsl
+from discover.chance import pick
 from discover.errors import SpaceError, UserError
 from discover.plugins import from_file
 from discover.proposers import Context, Proposal, Told
@@ -134,7 +135,7 @@ class Drawn:
         self.answers: dict[str, Answer] = {}
 
     def option(self, name: str, options: Sequence[str]) -> str:
-        return str(self.answers.setdefault(name, options[int(self.rng.integers(len(options)))]))
+        return str(self.answers.setdefault(name, pick(self.rng, options)))
 
     def number(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         ends = np.log([low, high]) if log else np.array([low, high])

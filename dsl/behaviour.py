@@ -14,10 +14,11 @@ updates, such as eps 1e-16 and 2e-16, are equal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from dsl.ops import OPS
 from dsl.program import Facts, Program, all_facts
 from dsl.reference import Array, Machine
 from dsl.types import EXTENTS
+
+T = TypeVar("T")
 
 STEPS = (1, 2, 3, 4, 10, 100, 1000)
 RATIOS = (0.25, 1.0, 0.75, 0.5, 0.875, 0.375, 0.125)
@@ -49,11 +52,17 @@ def behaviour_hash(
         found: what `changes` gives, where it is known.
         weight_decay, scale: as for `changes`.
     """
-    found = changes(program, weight_decay, scale) if found is None else found
+    return behaviour_hashes([program], [changes(program, weight_decay, scale) if found is None else found])[0]
+
+
+def behaviour_hashes(programs: Sequence[Program], found: Sequence[Changes]) -> list[str]:
+    """As `behaviour_hash`, of many programs in one pass over what `changes` found of each."""
     direction = inputs().direction
-    digests = {facts: _digest(_rounded(each, shaped(direction, facts))) for facts, each in found.items()}
-    first = next(iter(digests.values()))
-    return combine({facts: digests.get(facts, first) for facts in all_facts(program)})
+    digests = in_one_pass(found, lambda changes, facts: _digests(changes, shaped(direction, facts)))
+    return [
+        combine({facts: each.get(facts, next(iter(each.values()))) for facts in all_facts(program)})
+        for program, each in zip(programs, digests, strict=True)
+    ]
 
 
 def changes(program: Program, weight_decay: float | None = None, scale: float = 1.0) -> Changes:
@@ -83,18 +92,39 @@ def changes(program: Program, weight_decay: float | None = None, scale: float = 
     return {facts: np.stack(mine) for facts, mine in zip(kinds, found, strict=True)}
 
 
-def growth(found: Changes) -> float:
-    """How many times as large as at t up to 10 the step is at t = 1000, on gradients of unit size and relative to the
-    learning rate, for the kind of parameter where that is most. Around 1 for what is in use; a rule that multiplies its
-    step by 1.03 a step has 10^12, and looks well in a short training whose learning rate decays."""
-    most = 0.0
+def growths(found: Sequence[Changes]) -> list[float]:
+    """How many times as large as at t up to 10 a program's step is at t = 1000, on gradients of unit size and relative
+    to the learning rate, for the kind of parameter where that is most. Around 1 for what is in use; a rule that
+    multiplies its step by 1.03 a step has 10^12, and looks well in a short training whose learning rate decays."""
+    return [max(each.values()) for each in in_one_pass(found, lambda changes, facts: _growths(changes))]
+
+
+def _growths(changes: Array) -> list[float]:
+    of_p = changes.shape[1] // len(STEPS)  # every second change is of the returned value where there is one
+    steps = changes[:, ::of_p, 0].reshape(len(changes), len(STEPS), -1)
     with np.errstate(all="ignore"):
-        for each in found.values():
-            steps = each.reshape(len(STEPS), -1, *each.shape[1:])[:, 0, 0].reshape(len(STEPS), -1)
-            *first, _, last = (np.sqrt(np.add.reduce(steps * steps, axis=1)) / RATIOS).tolist()
-            early = max(first)
-            most = max(most, last / early if early > 0 else 0.0)
+        sizes = (np.sqrt(np.add.reduce(steps * steps, axis=2)) / RATIOS).tolist()
+    most = []
+    for *first, _, last in sizes:
+        early = max(first)
+        most.append(last / early if early > 0 else 0.0)
     return most
+
+
+def in_one_pass(
+    found: Sequence[Mapping[Facts, Array]], compute: Callable[[Array, Facts], Sequence[T]]
+) -> list[dict[Facts, T]]:
+    """Computes something of each array. Those of a kind of parameter that have one shape come together, on a new first
+    axis: to ask numpy for anything takes longer than to compute it for fifteen numbers, or for a thousand."""
+    alike: defaultdict[tuple[Facts, tuple[int, ...]], list[int]] = defaultdict(list)
+    for number, arrays in enumerate(found):
+        for facts, array in arrays.items():
+            alike[facts, array.shape].append(number)
+    computed: dict[tuple[int, Facts], T] = {}
+    for (facts, _), numbers in alike.items():
+        values = compute(np.stack([found[number][facts] for number in numbers]), facts)
+        computed.update(zip(((number, facts) for number in numbers), values, strict=True))
+    return [{facts: computed[number, facts] for facts in arrays} for number, arrays in enumerate(found)]
 
 
 def kinds_to_run(graphs: dict[Facts, Graph]) -> list[Facts]:
@@ -115,18 +145,19 @@ def _blind_to_shape(graph: Graph) -> bool:
     )
 
 
-def _digest(steps: list[str]) -> str:
-    return sha256(";".join(steps).encode()).hexdigest()
-
-
-def _rounded(changes: Array, direction: Array) -> list[str]:
-    """For each change [situations, rows, cols] its length along the direction, to seven significant digits."""
+def _digests(changes: Array, direction: Array) -> list[str]:
+    """Of each program's changes [steps, situations, rows, cols] their lengths along the direction, to seven significant
+    digits, as a digest."""
     with np.errstate(all="ignore"):
         along = np.add.reduce(changes * direction, axis=(-2, -1))
         if not np.isfinite(along).all():
             changes = np.nan_to_num(changes, nan=1.2345, posinf=2.3456e3, neginf=-3.4567e3)
-            along = np.sum(changes * direction, axis=(-2, -1))
-    return [",".join([f"{x:.6e}" if abs(x) > _FLOOR else "0" for x in each]) for each in along.tolist()]
+            along = np.add.reduce(changes * direction, axis=(-2, -1))
+    return [sha256(";".join(map(_rounded, each)).encode()).hexdigest() for each in along.tolist()]
+
+
+def _rounded(lengths: list[float]) -> str:
+    return ",".join([f"{x:.6e}" if abs(x) > _FLOOR else "0" for x in lengths])
 
 
 class Surrogate:

@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from dsl.behaviour import Surrogate, generic, kinds_to_run, shaped
+from dsl.behaviour import Surrogate, generic, in_one_pass, kinds_to_run, shaped
 from dsl.graph import lower, lower_all, passes
 from dsl.pool import pooled
 from dsl.program import Facts, Program, Slot
@@ -104,15 +104,24 @@ def of(program: Program, held: Held | None = None) -> Properties:
     Raises:
         RuleError: the program is not well formed.
     """
-    held = hold(program) if held is None else held
-    probe = inputs()
+    return of_each([program], [hold(program) if held is None else held])[0]
+
+
+def of_each(programs: Sequence[Program], held: Sequence[Held]) -> list[Properties]:
+    """As `of`, of many programs in one pass over what `hold` found of each."""
+    measured = in_one_pass([dict(zip(each.kinds, each.updates, strict=True)) for each in held], _measured)
+    return [_properties(*each) for each in zip(programs, held, measured, strict=True)]
+
+
+def _properties(program: Program, held: Held, measured: Mapping[Facts, _Facts]) -> Properties:
+    kinds = list(measured.values())
+    facts = kinds[0] if len(kinds) == 1 else _of_all(kinds)
+    curvature = inputs().curvature
     with np.errstate(all="ignore"):
-        measured = [_measured(updates, probe, kind) for updates, kind in zip(held.updates, held.kinds, strict=True)]
         descends = all(
-            _quadratic(end, shaped(probe.curvature, kind)) < _height(kind)
+            _quadratic(end, shaped(curvature, kind)) < _height(kind)
             for end, kind in zip(held.ends, held.kinds, strict=True)
         )
-    facts = measured[0] if len(measured) == 1 else _of_all(measured)
     kept, operations = _for_a_matrix(program)
     return Properties(
         odd=facts.odd,
@@ -120,7 +129,7 @@ def of(program: Program, held: Held | None = None) -> Properties:
         finite_at_zero=held.finite and facts.finite_at_zero,
         elementwise=facts.elementwise,
         descends=descends,
-        finite=all(math.isfinite(each.scale) for each in measured),
+        finite=all(math.isfinite(each.scale) for each in kinds),
         moves=facts.moves,
         cosine=facts.cosine,
         tiny_cosine=facts.tiny_cosine,
@@ -228,47 +237,50 @@ def _of_all(measured: Sequence[_Facts]) -> _Facts:
     )
 
 
-def _measured(updates: Array, probe: Inputs, kind: Facts) -> _Facts:
-    """Facts about updates [step, situation, rows, cols]."""
-    size = updates.shape[-2] * updates.shape[-1]
+def _measured(updates: Array, kind: Facts) -> list[_Facts]:
+    """Facts about the updates of each program, [programs, steps, situations, rows, cols]."""
+    probe, size = inputs(), updates.shape[-2] * updates.shape[-1]
     if not kind.tall:
         updates = np.swapaxes(updates, -1, -2)
-    flat = updates.reshape(STEPS, -1, size)
-    plain = flat[:, PLAIN]
-    scale = _rms(plain)
-    moves = math.isfinite(scale) and scale > 0
-    finite_at_zero = bool(np.isfinite(flat[:, ZERO]).all())
-    if not moves:
-        return _Facts(False, None, finite_at_zero, False, False, 0.0, 0.0, scale)
-    squares = np.add.reduce(plain**2, axis=1)
-    norms = np.sqrt(squares * probe.squares)
-    cosines = np.add.reduce(plain * probe.plain, axis=1) / np.where(norms > 0, norms, 1.0)
-    tiny = flat[:, TINY]
-    tiny_norms = np.sqrt(np.add.reduce(tiny**2, axis=1) * probe.squares)
-    tiny_cosines = np.where(tiny_norms != 0, np.add.reduce(tiny * probe.plain, axis=1) / tiny_norms, 1.0)
-    sizes = np.sqrt(squares / size)
-    degree = _degree(_rms(flat[:, BIG]), scale)
-    k = 0.0 if degree is None else degree
-    wanted = plain.take(probe.order, axis=1) * _SIGNS
-    found = flat.take(_COMPARED, axis=1)
-    if k:
-        found /= np.array([1.0, 1.0, 1e-2**k, 1e2**k])[:, None]
-    close = np.abs(found - wanted) <= (sizes[:, None] * _TOLERANCES + 1e-300)[:, :, None]
-    odd, elementwise, *alike = np.logical_and.reduce(close, axis=(0, 2)).tolist()
-    return _Facts(
-        odd=odd,
-        degree=degree if all(alike) else None,
-        finite_at_zero=finite_at_zero,
-        elementwise=elementwise,
-        moves=moves,
-        cosine=float(np.add.reduce(cosines)) / STEPS,
-        tiny_cosine=float(np.add.reduce(np.where(np.isfinite(tiny_cosines), tiny_cosines, -1.0))) / STEPS,
-        scale=scale,
-    )
+    flat = updates.reshape(len(updates), STEPS, SITUATIONS, size)
+    plain, tiny = flat[:, :, PLAIN], flat[:, :, TINY]
+    with np.errstate(all="ignore"):
+        squares = np.add.reduce(plain**2, axis=2)
+        scales = np.sqrt(np.add.reduce(squares, axis=1) / (STEPS * size)).tolist()
+        large = np.sqrt(np.add.reduce(flat[:, :, BIG] ** 2, axis=(1, 2)) / (STEPS * size)).tolist()
+        degrees = list(map(_degree, large, scales))
+        norms = np.sqrt(squares * probe.squares)
+        cosines = np.add.reduce(plain * probe.plain, axis=2) / np.where(norms > 0, norms, 1.0)
+        norms = np.sqrt(np.add.reduce(tiny**2, axis=2) * probe.squares)
+        tiny_cosines = np.where(norms != 0, np.add.reduce(tiny * probe.plain, axis=2) / norms, 1.0)
+        tiny_cosines = np.where(np.isfinite(tiny_cosines), tiny_cosines, -1.0)
+        wanted = plain.take(probe.order, axis=2) * _SIGNS
+        sizes = np.sqrt(squares / size)
+        factors = _FACTORS ** np.array([degree or 0.0 for degree in degrees])[:, None]
+        found = flat.take(_COMPARED, axis=2) / factors[:, None, :, None]
+        close = np.abs(found - wanted) <= (sizes[:, :, None] * _TOLERANCES + 1e-300)[..., None]
+        same = np.logical_and.reduce(close, axis=(1, 3)).tolist()
+        at_zero = np.logical_and.reduce(np.isfinite(flat[:, :, ZERO]), axis=(1, 2)).tolist()
+        means = (np.add.reduce(each, axis=1) / STEPS for each in (cosines, tiny_cosines))
+    facts = zip(scales, degrees, same, at_zero, *(each.tolist() for each in means), strict=True)
+    return [_facts(*each) for each in facts]
+
+
+def _facts(
+    scale: float, degree: float | None, same: list[bool], at_zero: bool, cosine: float, tiny_cosine: float
+) -> _Facts:
+    """Facts about a program from what was measured; `same` as `_COMPARED` has them."""
+    if not (math.isfinite(scale) and scale > 0):
+        return _Facts(False, None, at_zero, False, False, 0.0, 0.0, scale)
+    odd, elementwise, *alike = same
+    return _Facts(odd, degree if all(alike) else None, at_zero, elementwise, True, cosine, tiny_cosine, scale)
 
 
 _COMPARED = np.array([NEGATED, SHUFFLED, SMALL, BIG])
 """The situations whose updates the plain ones are held against, up to a fraction of their size, step by step."""
+
+_FACTORS = np.array([1.0, 1.0, 1e-2, 1e2])
+"""Of their gradients, as far as a degree of homogeneity accounts for them."""
 
 _SIGNS = np.array([-1.0, 1.0, 1.0, 1.0])[:, None]
 _TOLERANCES = np.array([TOLERANCE, TOLERANCE, DEGREE_TOLERANCE, DEGREE_TOLERANCE])
@@ -276,14 +288,9 @@ _TOLERANCES = np.array([TOLERANCE, TOLERANCE, DEGREE_TOLERANCE, DEGREE_TOLERANCE
 
 def _degree(large: float, scale: float) -> float | None:
     """k such that gradients 100 times as large give `large` for `scale`."""
-    if not (math.isfinite(large) and large > 0):
+    if not (math.isfinite(large) and large > 0 and math.isfinite(scale) and scale > 0):
         return None
     return round(math.log(large / scale) / math.log(100), 3) + 0.0
-
-
-def _rms(a: Array) -> float:
-    flat = a.ravel()
-    return math.sqrt(float(flat @ flat) / flat.size)
 
 
 def _normalised(update: Array) -> Array:

@@ -108,7 +108,7 @@ def outcome(make: Callable[[Program], Any], program: Program) -> tuple[Any, str]
 def test_a_new_pool_is_begun_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     found = children("adamw", 60)
     hashes = [dsl.structure_hash(program) for program in found]
-    monkeypatch.setattr(pool, "LARGEST", 100)
+    monkeypatch.setattr(pool, "LARGEST", 60)
     pool._pooled.cache_clear()
     assert [dsl.structure_hash(program) for program in found] == hashes
     used = {id(line.pool) for program in found if (line := pool.pooled(program)) is not None}

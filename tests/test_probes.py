@@ -17,7 +17,7 @@ from discover.gate import Duplicate, Gate, New, Rejected
 from discover.probes import CALLED, OPERATIONS, Probes
 from discover.space import Probes as Wanted
 from discover.space import Require
-from dsl import behaviour, properties
+from dsl import behaviour, pool, properties
 from dsl.ops import OPS
 from dsl.program import Program
 from tests.strategies import rules
@@ -171,7 +171,7 @@ def test_no_known_rule_grows_with_time() -> None:
     for name in dsl.names():
         rule = dsl.load(name)
         found = behaviour.changes(dsl.load(f"{name}(adamw)") if rule.rules else rule)
-        assert behaviour.growth(found) < 10, name
+        assert behaviour.growths([found]) < [10.0], name
 
 
 TINY = {
@@ -262,6 +262,34 @@ def test_no_verdict_depends_on_the_cpp(run: Probes) -> None:
             if type(verdict).__name__ == "New":
                 gate.remember(number, verdict.structure, verdict.behaviour)  # type: ignore[union-attr]
     assert kinds == {"New", "Duplicate", "Rejected"}
+
+
+@needs_compiler
+def test_a_verdict_does_not_depend_on_what_else_is_looked_at(run: Probes) -> None:
+    """One pass over many programs says of each what it says of that one alone: elementwise ones, those that treat
+    kinds of parameters differently, those that grow and those that are wrong, in whatever order and pool they come."""
+    programs = [*children("adamw", 60), *children("muon", 8), *children("adafactor", 8)]
+    programs += [dsl.parse(f"def f(p, g, m: zeros, *, lr=1):\n    {body}\n") for body in BOMBS.values()]
+    programs += [dsl.parse("def f(p, g, *, lr=1):\n    p = p - lr * sign(p)\n")]
+    require, wanted = Require(odd=False, homogeneous=False), Wanted()
+    alone = [repr(Gate(require, wanted, run, 0.0).examine(each)) for each in programs]
+    assert any(each.startswith("New") for each in alone)
+    assert len({each for each in alone if each.startswith("Rejected")}) >= 3
+    for order in (programs, programs[::-1]):
+        together = Gate(require, wanted, run, 0.0)
+        together.look_at(order)
+        assert [repr(together.examine(each)) for each in programs] == alone
+
+
+@needs_compiler
+def test_a_pool_may_end_between_the_probes_of_a_program(run: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = dsl.parse("def f(p, g, m: zeros, *, lr=1):\n    m = lerp(m, g, 0.3)\n    p = p - 2 * lr * 0.7 * m\n")
+    wanted = dsl.behaviour_hash(first, weight_decay=0.0, scale=3.0)
+    found = run(first)
+    assert found is not None
+    monkeypatch.setattr(pool, "LARGEST", 0)
+    assert run(dsl.parse("def f(p, g, *, lr=1):\n    p = p - 3 * lr * 0.1 * g\n")) is not None
+    assert dsl.behaviour_hash(first, found.changes(0.0, 3.0)) == wanted
 
 
 def test_without_a_compiler_numpy_does_it(monkeypatch: pytest.MonkeyPatch) -> None:

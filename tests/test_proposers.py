@@ -112,12 +112,12 @@ def test_old_trials_are_forgotten_but_the_best_and_a_resumed_search_forgets_the_
     monkeypatch.setattr(optuna_proposer, "RECENT", 6)
     monkeypatch.setattr(optuna_proposer, "BEST", 4)
     options = {"tpe": {"n_startup_trials": 5}, "nsga2": {"population_size": 3}}
-    template = {"name": "nos", "options": {"depth": 2}}
+    template = {"name": "nos", "options": {"depth": 3}}
     optuna = {"sampler": sampler, "options": options[sampler]}
     changes = {"template": template, "optuna": optuna, "objectives": objectives}
     live, resumed = World("optuna", changes), World("optuna", changes)
     seen = set[tuple[float, ...]]()
-    for number in range(14):
+    for number in range(20):
         passed = live.generation(number, 40)
         live.absorb(passed, number)
         resumed.absorb(passed, number)

@@ -449,7 +449,7 @@ def test_what_a_warm_start_changes_holds_for_that_rule_alone() -> None:
 
 CHILDLESS: dict[str, tuple[dict[str, Any], str]] = {
     "shampoo": ({}, "most often: not homogeneous in the gradient"),
-    "adan": ({"max_statements": 30}, "most often: too many slots"),
+    "mars_adamw": ({"max_statements": 40}, "most often: too many slots"),
     "soap": ({"require": {"homogeneous": False, "max_slots": 6}}, "most often: longer than 18 statements"),
 }
 
