@@ -1,10 +1,10 @@
-"""What each part of the search is worth: the search as the space has it, without a part, or with one that is off.
+"""What each part of the search is worth: the search as the space has it, without a part, or with one that it has not.
 
-Parts: the cache, hurdles, confirmed candidates that join anew, and what is off by default: islands, restarts, the
-aggregating cache, crossover, neutral drift, tuned elites, guarded quotients; and what is drawn for a task's instances:
-lengths, scales of single tensors, batch sizes, and, which are on, scales of loss and parameters. The scores are on
-select tasks with these two scales and no other, so what an arm of these gains is transfer. "dead statements" has
-neutral drift too, and is to be compared with that arm. What shows no gain here stays off, and can go.
+Parts of it: the cache, hurdles, confirmed candidates that join anew. Not in it: what has been published for evolution
+beside (`benchmarks.devices`, `benchmarks.crossover`, `benchmarks.drift`), guarded quotients; and what is drawn for a
+task's instances: lengths, scales of single tensors, batch sizes, and, which are on, scales of loss and parameters. The
+scores are on select tasks with these two scales and no other, so what an arm of these gains is transfer. "dead
+statements" has neutral drift too, and is to be compared with that arm. What shows no gain here leaves the engine.
 
     python -m benchmarks.ablation [--space lion_like] [--model-steps 20000000] [--seeds 5] [--arms "no cache" ...]
 
@@ -21,23 +21,19 @@ from discover.space import Space
 
 
 def parts(space: Space) -> dict[str, arms.Arm]:
-    def evolution(name: str, **settings: object) -> arms.Arm:
-        return arms.Arm(name, changes={"evolution": settings})
-
     rungs = [rung.model_dump() for rung in space.rungs]
     every = [
         arms.Arm("as it is"),
         arms.Arm("no cache", changes={"cache": False}),
         arms.Arm("no hurdles", changes={"rungs": [{**rung, "keep": 1.0} for rung in rungs]}),
         arms.Arm("rolling hurdles", changes={"rungs": [{**rung, "recent": 4} for rung in rungs]}),
-        arms.Arm("aggregating cache", changes={"cache": "aggregating"}),
-        evolution("4 islands", islands=4),
-        evolution("restarts", restart_after=3_000),  # of some 20,000 that join the population in 10M model steps
+        arms.Arm("none rejoin", changes={"evolution": {"rejoin": False}}),
+        _own("4 islands", "devices.py:Islands"),
+        _own("restarts", "devices.py:Restarts"),
+        _own("tuned elites", "devices.py:TunedElites"),
+        _own("neutral drift", "devices.py:NeutralDrift"),
+        _own("dead statements", "drift.py:Drift"),
         _own("crossover", "crossover.py:Crossover"),
-        evolution("neutral drift", neutral=True),
-        _own("dead statements", "drift.py:Drift", neutral=True),
-        evolution("none rejoin", rejoin=False),
-        evolution("tuned elites", tune=0.1),
         arms.Arm("guarded quotients", changes={"mutation": {"guarded": 0.5}}),
         arms.Arm("random lengths", changes={"step_scales": (0.5, 2.0)}),
         arms.Arm("tensor scales", changes={"tensor_scales": (0.1, 10.0)}),
@@ -47,9 +43,9 @@ def parts(space: Space) -> dict[str, arms.Arm]:
     return {arm.name: arm for arm in every}
 
 
-def _own(name: str, proposer: str, **settings: object) -> arms.Arm:
+def _own(name: str, proposer: str) -> arms.Arm:
     """An arm whose proposer stands beside this module."""
-    return arms.Arm(name, algorithm=str(Path(__file__).with_name(proposer)), changes={"evolution": settings})
+    return arms.Arm(name, algorithm=str(Path(__file__).with_name(proposer)))
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ UNWIRED = 0.5
 
 
 class Drift(Evolution):
-    """Aging evolution of programs with dead statements, of up to twice the length that the space allows."""
+    """Aging evolution of programs with dead statements, of up to twice the length that the space allows. Duplicates
+    join the population too."""
 
     def __init__(self, context: Context) -> None:
         grammar = replace(context.grammar, max_statements=2 * context.grammar.max_statements)
@@ -43,12 +44,15 @@ class Drift(Evolution):
         self._whole.setdefault(told.original, whole)
         super().tell(replace(told, program=whole))
 
-    def _child(self, rng: Generator, island: int) -> Bred:
-        parent = self.tournament(rng, island)
+    def joins(self, told: Told) -> bool:
+        return True
+
+    def _child(self, rng: Generator) -> Bred:
+        parent = self.tournament(rng)
         return mutate(parent.program, self.context.grammar, rng, _whole, _CHANGES), (parent,)
 
-    def _elite(self, candidate: int) -> Member:
-        return replace(super()._elite(candidate), program=self._whole[candidate])
+    def elite(self, candidate: int) -> Member:
+        return replace(super().elite(candidate), program=self._whole[candidate])
 
 
 def _whole(program: Program) -> Program | None:

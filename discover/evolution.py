@@ -18,12 +18,8 @@ from discover.errors import SpaceError
 from discover.mutate import Mutation, mutate, random_program
 from discover.plan import genotype
 from discover.proposers import Context, Proposal, Told
-from discover.standing import expected
 from discover.templates import RandomChoices
 from dsl import Program, properties
-
-FINE = 0.25
-"""By how much smaller the changes of constants are where elites are tuned: 2 ** N(0, sigma / 4)."""
 
 MOST_CHANGES = 8
 """How many random changes a program of best-of-n is away from its ancestor, at most."""
@@ -31,7 +27,6 @@ MOST_CHANGES = 8
 UNCHANGED = 1 / 16
 """Of the first proposals: ancestors themselves, whose fitness is not known yet."""
 
-_ISLAND = re.compile(r" \[island (\d+)\]$")
 _ANCESTOR = re.compile(r"ancestor (\d+), ")
 
 _SEEDLING = """
@@ -61,8 +56,11 @@ class Evolution:
 
     The best of a random sample of the population is the parent of a new member; the oldest member leaves. The
     population starts as copies of the ancestors; those that are not AdamW count as fit as it until they were trained,
-    which is in the first generation. What fresh scores confirmed joins anew. What can be switched on beside that is in
-    `discover.space.Evolution`: islands, restarts, tuning.
+    which is in the first generation. What fresh scores confirmed joins anew. What else has been published for it was
+    tried, and shows no gain here: `benchmarks.devices`.
+
+    Attributes:
+        population: the oldest member first.
     """
 
     def __init__(self, context: Context) -> None:
@@ -70,11 +68,7 @@ class Evolution:
         self.context, self.settings = context, context.space.evolution
         self.objectives = context.space.objectives
         self._told = 0
-        self._record: tuple[float, int] | None = None
-        """The best fitness so far of those that led, and how many had been told then."""
         self._costs: dict[int, tuple[float, ...]] = {}
-        self._homes: dict[int, int] = {}
-        """The island that each candidate was made for."""
         first = [
             Member(-1 - index, program, self._costs_of(properties.of(program).plain()) if self.objectives[1:] else ())
             for index, program in enumerate(context.ancestors)
@@ -82,18 +76,13 @@ class Evolution:
         adamw = genotype(dsl.load("adamw"))
         self._unmeasured = {each.candidate: each for each in first if each.program.renamed(adamw.name) != adamw}
         """Copies of ancestors whose fitness is not known yet, by their number."""
-        size = self.settings.population // self.settings.islands
-        self.islands = [
-            deque((first[index % len(first)] for index in range(size)), maxlen=size)
-            for _ in range(self.settings.islands)
-        ]
+        size = self.settings.population
+        self.population = deque((first[index % len(first)] for index in range(size)), maxlen=size)
 
     def propose(self, rng: Generator) -> Proposal:
-        island = int(rng.integers(len(self.islands))) if len(self.islands) > 1 else 0
-        child, parents = self._ancestor(rng) or self._tuned(rng, island) or self._child(rng, island)
-        origin = child.change + (f" [island {island}]" if len(self.islands) > 1 else "")
+        child, parents = self._ancestor(rng) or self._child(rng)
         known = dict.fromkeys(each.candidate for each in parents if each.candidate >= 0)
-        return Proposal(child.program, tuple(known), origin)
+        return Proposal(child.program, tuple(known), child.change)
 
     def _ancestor(self, rng: Generator) -> Bred | None:
         """An ancestor as it is, now and then, until its fitness is known or it has been rejected for long."""
@@ -102,22 +91,12 @@ class Evolution:
         first = pick(rng, list(self._unmeasured.values()))
         return Mutation(first.program, f"ancestor {-first.candidate}, {first.program.name}"), ()
 
-    def _tuned(self, rng: Generator, island: int) -> Bred | None:
-        """One of the best confirmed with a constant moved a little; its share is 0 unless a space asks for it."""
-        settings, grammar = self.settings, self.context.grammar
-        if not settings.tune or rng.random() >= settings.tune or not (best := self._leaders(settings.tune_top, island)):
-            return None
-        parent = pick(rng, best)
-        fine = replace(grammar, weights={"constant": 1.0}, constant_sigma=FINE * grammar.constant_sigma)
-        return mutate(parent.program, fine, rng), (parent,)
-
-    def _child(self, rng: Generator, island: int) -> Bred:
-        parent = self.tournament(rng, island)
+    def _child(self, rng: Generator) -> Bred:
+        parent = self.tournament(rng)
         return mutate(parent.program, self.context.grammar, rng), (parent,)
 
-    def tournament(self, rng: Generator, island: int = 0) -> Member:
-        population = self.islands[island]
-        sample = [pick(rng, population) for _ in range(self.settings.tournament)]
+    def tournament(self, rng: Generator) -> Member:
+        sample = [pick(rng, self.population) for _ in range(self.settings.tournament)]
         if self.objectives[1:]:
             return next(each for each in sample if not any(self._dominates(other, each) for other in sample))
         return max(sample, key=self._fitness)
@@ -127,31 +106,29 @@ class Evolution:
             self._costs[told.id] = self._costs_of(told.properties)
         if (ancestor := _ANCESTOR.match(told.origin)) and (copy := self._unmeasured.pop(-int(ancestor[1]), None)):
             self._measure(copy, told.original)
-        if told.original not in self.context.fitness or (told.id != told.original and not self.settings.neutral):
-            return
-        marked = _ISLAND.search(told.origin)
-        island = int(marked[1]) % len(self.islands) if marked else 0
-        self._homes.setdefault(told.original, island)
-        self.islands[island].append(Member(told.original, told.program, self._costs.get(told.original, ())))
-        self._told += 1
-        if self.settings.islands > 1 and self._told % self.settings.migrate_every == 0:
-            self._migrate()
-        if self.settings.restart_after:
-            self._restart_at_a_plateau()
+        if told.original in self.context.fitness and self.joins(told):
+            self.population.append(Member(told.original, told.program, self._costs.get(told.original, ())))
+            self._told += 1
+
+    def joins(self, told: Told) -> bool:
+        """Not what does as another does: a population fills up with spellings of one rule, whose changes do nothing."""
+        return told.id == told.original
 
     def _measure(self, copy: Member, candidate: int) -> None:
         """All copies of an ancestor are as fit as it turned out to be."""
-        for island in self.islands:
-            for place, member in enumerate(island):
-                if member == copy:
-                    island[place] = replace(member, candidate=candidate)
+        for place, member in enumerate(self.population):
+            if member == copy:
+                self.population[place] = replace(member, candidate=candidate)
 
     def confirm(self, candidates: Sequence[int]) -> None:
-        """Those that were scored again join their islands anew, at their new fitness. An elite that waits for its fresh
-        scores has mostly left by the time that they are there, and what is known best would have no children."""
+        """Those that were scored again join anew, at their new fitness. An elite that waits for its fresh scores has
+        mostly left by the time that they are there, and what is known best would have no children."""
         if self.settings.rejoin:
-            for each in candidates:
-                self.islands[self._homes[each]].append(self._elite(each))
+            self.population.extend(map(self.elite, candidates))
+
+    def elite(self, candidate: int) -> Member:
+        """One that reached the last rung, as a member."""
+        return Member(candidate, _parsed(self.context.elites[candidate]), self._costs.get(candidate, ()))
 
     def _fitness(self, member: Member) -> float:
         return self.context.fitness.get(member.candidate, -math.inf)  # none: an ancestor that failed
@@ -163,36 +140,6 @@ class Evolution:
 
     def _costs_of(self, facts: Mapping[str, Any]) -> tuple[float, ...]:
         return tuple(float(facts[name]) for name in self.objectives[1:])
-
-    def _elite(self, candidate: int) -> Member:
-        return Member(candidate, _parsed(self.context.elites[candidate]), self._costs.get(candidate, ()))
-
-    def _leaders(self, count: int, island: int | None = None) -> list[Member]:
-        """The best of those that were scored on fresh instances, of an island or of all."""
-        confirmed = [each for each in self.context.confirmed if island in (None, self._homes[each])]
-        best = sorted(confirmed, key=lambda each: (-self.context.fitness[each], each))[:count]
-        return [self._elite(each) for each in best]
-
-    def _migrate(self) -> None:
-        """The best of each island, still in its population or not, go to the next one too. Only what fresh instances
-        confirmed may: a score that is luck would win there for as long as it lived, and everywhere."""
-        leaving = [self._leaders(self.settings.migrants, number) for number in range(len(self.islands))]
-        for number, members in enumerate(leaving):
-            self.islands[(number + 1) % len(self.islands)].extend(members)
-
-    def _restart_at_a_plateau(self) -> None:
-        """Fills all islands with copies of the best where fresh scores have shown nothing better for long."""
-        leader = next(iter(self._leaders(1)), None)
-        if leader is None:
-            return
-        scores = self.context.confirmed[leader.candidate]
-        best = expected(math.fsum(scores) / len(scores), len(scores), usual=0.0)  # not today's, which goes up by itself
-        if self._record is None or best > self._record[0]:
-            self._record = best, self._told
-        elif self._told - self._record[1] >= self.settings.restart_after:
-            self._record = self._record[0], self._told
-            for island in self.islands:
-                island.extend([leader] * (island.maxlen or 0))
 
 
 # Controls -----------------------------------------------------------------------------------------------------------

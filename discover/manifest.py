@@ -20,7 +20,7 @@ from discover.source import code
 from discover.space import Space
 from discover.space_errors import in_words
 
-FORMAT = 4
+FORMAT = 5
 """Version of a run folder's layout and of its manifest; another one is refused."""
 
 MANIFEST = "manifest.json"

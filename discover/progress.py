@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -110,7 +110,7 @@ class Progress:
                         rejected[verdict.reason] += 1
                     else:
                         admitted.append(self._admit(proposal, proposed, verdict))
-        rescored = self._to_rescore(number, [each.duplicate_of for each in admitted])
+        rescored = self._to_rescore(number)
         return Live(number, per_generation, rejected, admitted, rescored, self._terms(number), self._pace)
 
     def _admit(self, proposal: int, proposed: Proposal, verdict: New | Duplicate) -> Admitted:
@@ -161,15 +161,10 @@ class Progress:
             for values, share in zip(seen, keep, strict=True)
         )
 
-    def _to_rescore(self, number: int, met_again: Sequence[int | None]) -> list[Rescored]:
+    def _to_rescore(self, number: int) -> list[Rescored]:
         """Elites to be scored again: half of them the best of those that were before, until each has been scored often
-        enough, half the best of those that were not. The fitness of the latter chose them, and flatters them. With an
-        aggregating cache, elites that were proposed again are scored again in every generation, chosen by no score."""
-        confirm = self.plan.space.confirm
-        best = [] if number % confirm.every else self._to_confirm()
-        if self.plan.space.cache == "aggregating":
-            met = dict.fromkeys(each for each in met_again if each in self._elite and each not in best)
-            best += [each for each in met if self._may_be_scored(each)]
+        enough, half the best of those that were not. The fitness of the latter chose them, and flatters them."""
+        best = [] if number % self.plan.space.confirm.every else self._to_confirm()
         self._scored_now.update(best)
         return [Rescored(self._entry(id), tuple(self._fresh.get(id, ())), self._luckless.get(id, 0.0)) for id in best]
 

@@ -77,31 +77,17 @@ class Evolution(Keys):
     """Aging evolution: the best of `tournament` random members is the parent, the oldest member leaves.
 
     Attributes:
-        islands: populations that breed apart and share `population`.
-        migrate_every, migrants: after so many candidates, the best confirmed so many of each join the next one too.
-        restart_after: so many candidates without a better confirmed one, and all are copies of the best; 0 for never.
-        neutral: whether duplicates join the population, so that changes without effect can add up.
         rejoin: whether candidates that were confirmed join the population anew, as its youngest members.
-        tune: share of proposals that move a constant of one of the `tune_top` best confirmed a little.
     """
 
     population: Annotated[int, Field(ge=1)] = 200
     tournament: Annotated[int, Field(ge=1)] = 2
-    islands: Annotated[int, Field(ge=1)] = 1
-    migrate_every: Annotated[int, Field(ge=1)] = 200
-    migrants: Annotated[int, Field(ge=1)] = 2
-    restart_after: Annotated[int, Field(ge=0)] = 0
-    neutral: bool = False
     rejoin: bool = True
-    tune: Share = 0.0
-    tune_top: Annotated[int, Field(ge=1)] = 4
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.tournament > self.population:
             raise ValueError(f"tournament {self.tournament} is larger than the population of {self.population}")
-        if self.islands > self.population:
-            raise ValueError(f"{self.islands} islands are more than the population of {self.population}")
         return self
 
 
@@ -247,7 +233,7 @@ class Space(Keys):
     objectives: Annotated[
         tuple[Literal["fitness", "state_bytes", "operations"], ...], AfterValidator(distinct), Field(min_length=1)
     ] = ("fitness",)
-    cache: bool | Literal["aggregating"] = True
+    cache: bool = True
     proposals_per_generation: Annotated[int, Field(ge=1)] = 256
     lag: Annotated[int, Field(ge=1)] = 2
     require: Require = Require()

@@ -98,14 +98,14 @@ def test_what_is_kept_is_known_by_what_decides_a_search_alone(change: str, space
 def test_a_key_that_came_later_has_its_default_in_what_was_kept_before(space: Space, tmp_path: Path) -> None:
     kept = tmp_path / "kept.jsonl"
     line = evidence.Evidence(kept).keep(line_of(space), scores=[1.0])
-    del line["search"]["space"]["cache"], line["search"]["space"]["evolution"]["neutral"]
+    del line["search"]["space"]["cache"], line["search"]["space"]["evolution"]["rejoin"]
     line["search"]["space"]["evolution"]["a_key_of_old"] = 1
     kept.write_text(json.dumps(line) + "\n")
     assert evidence.Evidence(kept).find(line_of(space)) is None
     del line["search"]["space"]["evolution"]["a_key_of_old"]
     kept.write_text(json.dumps(line) + "\n")
     assert evidence.Evidence(kept).find(line_of(space))
-    assert evidence.Evidence(kept).find(line_of(space.changed({"evolution": {"neutral": True}}))) is None
+    assert evidence.Evidence(kept).find(line_of(space.changed({"evolution": {"rejoin": False}}))) is None
 
 
 @pytest.mark.parametrize("file", sorted((evidence.ROOT / "benchmarks" / "kept").iterdir()), ids=lambda path: path.stem)

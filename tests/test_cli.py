@@ -206,9 +206,9 @@ def test_runs_that_are_locked_damaged_or_of_another_version_are_refused(capsys: 
     (folder / "archive.sqlite").write_text("nonsense " * 100)
     refused(run(capsys, "resume", "out"), "archive.sqlite: is not an archive of discover")
     manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 4', '"format": 5'))
+    manifest.write_text(manifest.read_text().replace('"format": 5', '"format": 6'))
     for command in (["resume", "out"], ["show", "out@1"], ["register", "out", "--name", "x"]):
-        refused(run(capsys, *command), "is a run of format 5, and this version reads format 4")
+        refused(run(capsys, *command), "is a run of format 6, and this version reads format 5")
 
 
 def test_what_cannot_be_written_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import dsl
-from benchmarks import crossover, drift
 from discover import optuna_proposer, proposers, runs, session
 from discover.budget import Budget
 from discover.errors import UserError
@@ -24,7 +23,7 @@ from discover.events import Finished
 from discover.evolution import Evolution
 from discover.front import undominated
 from discover.generation import Live
-from discover.plan import Plan, genotype
+from discover.plan import Plan
 from discover.progress import Progress
 from discover.proposers import Told
 from discover.records import Generation
@@ -33,7 +32,6 @@ from discover.standing import Standing, trust
 from discover.templates import BUILT_IN, Drawn, Given, load, read, written
 from discover.testing import ProposerContract, World
 from discover.workers import Done
-from dsl.dead import strip_dead
 from dsl.graph import lower_all
 
 NOS = {"name": "nos", "options": {"depth": 1}}
@@ -41,12 +39,6 @@ WRAPPERS = {"name": "wrappers", "options": {"bases": ["adamw", "lion"], "wrapper
 LOOSE = {"homogeneous": False, "max_slots": None}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "evolution": ("evolution", {}),
-    "islands": ("evolution", {"evolution": {"population": 16, "islands": 3, "migrate_every": 8, "migrants": 2}}),
-    "restarts": ("evolution", {"evolution": {"population": 16, "restart_after": 10}}),
-    "crossover": (f"{Path(crossover.__file__)}:Crossover", {"evolution": {"population": 16}}),
-    "dead statements": (f"{Path(drift.__file__)}:Drift", {"evolution": {"population": 16, "neutral": True}}),
-    "tuned elites": ("evolution", {"evolution": {"population": 16, "tune": 0.5}}),
-    "neutral drift": ("evolution", {"evolution": {"population": 16, "neutral": True}}),
     "several objectives": ("evolution", {"objectives": ["fitness", "state_bytes", "operations"]}),
     "two kinds of matrices": ("evolution", {"ancestor": ["muon", "sinkgd"], "slots": ["m", "v", "rows(r)"]}),
     "random": ("random", {}),
@@ -263,48 +255,10 @@ def proposer(world: World) -> Evolution:
     return world.proposer
 
 
-def test_only_what_fresh_scores_confirmed_migrates() -> None:
-    world = evolved(islands=2, migrate_every=1000)
-    one, two = proposer(world).islands
-    assert len(one) == len(two) == 8
-    assert {each.candidate for each in (*one, *two)} - set(world.confirmed)
-    home = proposer(world)._homes
-    before = [{each.candidate for each in island} for island in (one, two)]
-    proposer(world)._migrate()
-    after = [{each.candidate for each in island} for island in (one, two)]
-    came = (after[0] - before[0]) | (after[1] - before[1])
-    assert came
-    assert came <= set(world.confirmed)
-    for n in (0, 1):
-        mine = sorted((each for each in world.confirmed if home[each] == 1 - n), key=lambda each: -world.fitness[each])
-        assert set(mine[:2]) <= after[n] <= before[n] | set(mine[:2])
-
-
-@pytest.mark.parametrize("settings", [{}, {"tune": 1.0}], ids=["bred", "tuned"])
-def test_children_join_the_island_of_their_parents(settings: dict[str, Any]) -> None:
-    world = evolved(generations=4, islands=4, migrate_every=1000)
+def test_copies_of_an_ancestor_are_as_fit_as_it_turns_out_to_be() -> None:
+    world = World("evolution", {"ancestor": ["adamw", "signum"], "evolution": {"population": 16}})
     evolution = proposer(world)
-    evolution.settings = evolution.settings.model_copy(update=settings)
-    home, joined = evolution._homes, 0
-    for number in range(4, 8):
-        passed = world.generation(number)
-        assert {told.origin[-10:] for told in passed} <= {f"[island {n}]" for n in range(4)}
-        for told in passed:
-            assert {home[parent] for parent in told.parents} <= {int(told.origin[-2])}
-        world.absorb(passed, number)
-        for told in passed:
-            if told.id == told.original and told.id in world.fitness:
-                assert home[told.id] == int(told.origin[-2])
-                joined += bool(told.parents)
-    assert joined > 5
-    assert {len(island) for island in evolution.islands} == {4}
-
-
-@pytest.mark.parametrize("neutral", [True, False])
-def test_copies_of_an_ancestor_are_as_fit_as_it_turns_out_to_be(neutral: bool) -> None:
-    world = World("evolution", {"ancestor": ["adamw", "signum"], "evolution": {"population": 16, "neutral": neutral}})
-    evolution = proposer(world)
-    first = {each.candidate for each in evolution.islands[0]}
+    first = {each.candidate for each in evolution.population}
     assert first == {-1, -2}
     passed = world.generation(0, 64)
     trained = [told for told in passed if told.origin.startswith("ancestor")]
@@ -313,10 +267,10 @@ def test_copies_of_an_ancestor_are_as_fit_as_it_turns_out_to_be(neutral: bool) -
     world.fitness[same] = -0.7
     for told in trained:
         evolution.tell(told)
-    members = {each.candidate: evolution._fitness(each) for each in evolution.islands[0]}
+    members = {each.candidate: evolution._fitness(each) for each in evolution.population}
     assert members.items() >= {-1: 0.0, same: -0.7}.items()
     del world.fitness[same]  # as of one that fails
-    assert {evolution._fitness(each) for each in evolution.islands[0] if each.candidate == same} == {-np.inf}
+    assert {evolution._fitness(each) for each in evolution.population if each.candidate == same} == {-np.inf}
     assert not any(world.propose(number).origin.startswith("ancestor") for number in range(1000, 1100))
 
 
@@ -324,17 +278,21 @@ GENERATIONS, LAG = 30, 4
 
 
 def breeding(
-    luck: Callable[[int], float] = lambda number: 0.0, proposals: int = 42, **settings: Any
-) -> Iterator[tuple[Evolution, Generation]]:
+    luck: Callable[[int], float] = lambda number: 0.0,
+    proposals: int = 42,
+    algorithm: str = "evolution",
+    own: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Iterator[tuple[Any, Generation]]:
     """A search in `lion_like` at a sixth of its size, with all that is its own but for losses, which are drawn; AdamW's
-    are off by `luck` of the generation, in nats. Gives the proposer and each generation when it is absorbed."""
-    plain = Space.load("lion_like").plain() | {"proposals_per_generation": proposals, "lag": LAG}
-    plain["evolution"] |= {"population": 32, "migrate_every": 32, **settings}
+    are off by `luck` of the generation, in nats. Gives the proposer, whose own settings are `own`, and each generation
+    when it is absorbed."""
+    plain = Space.load("lion_like").plain() | {"proposals_per_generation": proposals, "lag": LAG, "proposer": own or {}}
+    plain["evolution"] |= {"population": 32, **settings}
     small = Space.of(plain, "small")
     ancestors = tuple(dsl.format(program) for program in small.ancestors())
-    progress = Progress(Plan(small, 0, "evolution", {}, False, ancestors))
+    progress = Progress(Plan(small, 0, algorithm, {}, False, ancestors))
     evolution = progress._proposer
-    assert isinstance(evolution, Evolution)
     flight = deque(progress.propose(number) for number in range(LAG))
     for number in range(GENERATIONS):
         generation = carried_out(flight.popleft(), progress.levels, luck(number))
@@ -444,22 +402,10 @@ def test_few_scores_are_drawn_to_the_usual_one_whenever_they_were_taken() -> Non
     assert (len(standing), 5 in standing, standing.get(5)) == (5, False, None)
 
 
-def test_most_of_those_that_may_migrate_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    migrate, came = Evolution._migrate, list[int]()
-
-    def counted(self: Evolution) -> None:
-        islands = self.islands
-        self.islands = [deque() for _ in islands]
-        migrate(self)
-        came.append(sum(map(len, self.islands)))
-        for island, new in zip(islands, self.islands, strict=True):
-            island.extend(new)
-        self.islands = islands
-
-    monkeypatch.setattr(Evolution, "_migrate", counted)
-    assert len(list(breeding(islands=4, migrants=2))) == GENERATIONS
-    assert len(came) > 10
-    assert sum(came) > len(came) * 4 * 2 / 2
+def test_duplicates_do_not_join() -> None:
+    members = [each.candidate for each in proposer(evolved(rejoin=False)).population if each.candidate >= 0]
+    assert len(members) > 10
+    assert len(set(members)) == len(members)
 
 
 def test_what_is_confirmed_joins_the_population_anew_and_has_children() -> None:
@@ -468,7 +414,7 @@ def test_what_is_confirmed_joins_the_population_anew_and_has_children() -> None:
         confirmed: dict[int, int] = {}
         bred: set[int] = set()
         for evolution, generation in breeding(rejoin=rejoin):
-            members = {each.candidate for each in evolution.islands[0]}
+            members = {each.candidate for each in evolution.population}
             number = generation.record.number
             assert not rejoin or members >= {each.candidate for each in generation.confirmations}
             parents = {parent for each in generation.candidates for parent in each.parents}
@@ -477,40 +423,6 @@ def test_what_is_confirmed_joins_the_population_anew_and_has_children() -> None:
                 confirmed.setdefault(each.candidate, number)
         had_children[rejoin] = len(bred) / len(confirmed)
     assert had_children[True] > 0.5 > 0.2 > had_children[False]
-
-
-def test_a_plateau_fills_the_population_with_the_best() -> None:
-    world = evolved(generations=2, restart_after=5)
-    leader = max((c for c in world.confirmed), key=lambda each: world.fitness[each])
-    passed = world.generation(2)
-    world.confirmed.update({leader: [1.0]})
-    world.fitness[leader] = 1.0
-    told = next(each for each in passed if each.id == each.original)
-    world.fitness[told.id] = 0.0
-    world.proposer.tell(told)  # notes the record
-    seen = []
-    for number in range(6):
-        world.proposer.tell(told)
-        seen.append({each.candidate for each in proposer(world).islands[0]} == {leader})
-        if seen[-1]:
-            break
-        assert number < 5
-    assert seen[-1]
-
-
-def test_without_drift_duplicates_do_not_join() -> None:
-    with_drift, without = evolved(rejoin=False, neutral=True), evolved(rejoin=False)
-    for world, may in ((with_drift, True), (without, False)):
-        members = [each.candidate for each in proposer(world).islands[0] if each.candidate >= 0]
-        assert (len(set(members)) < len(members)) is may
-
-
-def test_elites_are_tuned_by_small_changes_of_constants() -> None:
-    world = evolved(tune=1.0)
-    for number in range(1000, 1020):
-        proposal = world.propose(number)
-        assert proposal.origin.startswith(("constant", "unchanged"))
-        assert set(proposal.parents) <= set(world.confirmed)
 
 
 def test_the_control_of_hyperparameters_changes_constants_alone() -> None:
@@ -523,18 +435,6 @@ def test_of_equally_fit_rules_the_cheaper_is_the_parent() -> None:
     world = World("evolution", {"ancestor": ["adamw", "signum"], "objectives": ["fitness", "state_bytes"]})
     winners = [proposer(world).tournament(np.random.default_rng(n)).candidate for n in range(40)]
     assert winners.count(-2) > winners.count(-1)  # signum, half the state, loses only where it is not drawn
-
-
-def test_crossover_takes_statements_of_both() -> None:
-    world = World("evolution", {})
-    one, two = genotype(dsl.load("adamw")), genotype(dsl.load("lion"))
-    children = [crossover.cross(one, two, world.plan.grammar, np.random.default_rng(n)) for n in range(40)]
-    grown = [each for each in children if each is not None]
-    assert len(grown) > 20
-    assert any("sign(" in dsl.format(each.program) for each in grown)
-    for each in grown:
-        assert strip_dead(each.program) == each.program
-        dsl.check(each.program)
 
 
 # Templates ------------------------------------------------------------------------------------------------------------
@@ -736,14 +636,3 @@ class TestDocumentedExample(ProposerContract):
         origins = [world.propose(number).origin for number in range(1000, 1009)]
         assert any(origin == "language model" for origin in origins)
         assert any(origin.startswith("no rule (") for origin in origins)
-
-
-def test_dead_statements_stay_where_a_proposer_keeps_them() -> None:
-    """Its programs are the engine's with dead statements beside them, and they are passed on to children."""
-    world = World(f"{Path(drift.__file__)}:Drift", {"evolution": {"population": 16, "neutral": True}})
-    for number in range(12):
-        world.absorb(world.generation(number), number)
-    proposer: Any = world.proposer
-    whole = [member.program for member in proposer.islands[0] if member.candidate >= 0]
-    assert sum(len(strip_dead(program).body) < len(program.body) for program in whole) > len(whole) / 4
-    assert all(len(program.body) <= proposer.context.grammar.max_statements for program in whole)

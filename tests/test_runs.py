@@ -83,7 +83,7 @@ def test_limits_stand_in_a_manifest_by_their_names_and_those_that_came_later_may
     path = Path("out/manifest.json")
     data = json.loads(path.read_text())
     limits = {"seconds": 90.0, "candidates": 10, "model_steps": None, "target": None, "plateau": 7}
-    assert data["format"] == 4
+    assert data["format"] == 5
     assert data["configuration"] | limits == data["configuration"]
     assert "budget" not in data["configuration"]
     for later in ("model_steps", "target", "plateau"):
@@ -193,8 +193,8 @@ DAMAGED = {
         "manifest.json: is damaged: candidates: expected at least 1, not 0",
     ),
     "other version": (
-        lambda text: text.replace('"format": 4', '"format": 9'),
-        "is a run of format 9, and this version reads format 4",
+        lambda text: text.replace('"format": 5', '"format": 9'),
+        "is a run of format 9, and this version reads format 5",
     ),
     "a space of another version": (
         lambda text: text.replace('"tournament"', '"contest"'),

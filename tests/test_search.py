@@ -158,11 +158,7 @@ def _stored(out: Path) -> int:
     return len(generations(out)) if (out / "archive.sqlite").exists() else 0
 
 
-@pytest.mark.parametrize("islands", [1, 3])
-def test_asked_to_stop_it_ends_cleanly_and_goes_on_to_the_same_archive(
-    islands: int, space: Path, tmp_path: Path
-) -> None:
-    space.write_text(SPACE.replace("tournament: 3", f"tournament: 3, islands: {islands}, migrate_every: 10"))
+def test_asked_to_stop_it_ends_cleanly_and_goes_on_to_the_same_archive(space: Path, tmp_path: Path) -> None:
     searched(space, tmp_path / "whole")
     asked = iter([False] * 25 + [True] * 1000)
     stopped = searched(space, tmp_path / "stopped", stop=lambda: next(asked))

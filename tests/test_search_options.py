@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import dsl
+from benchmarks import devices
 from discover import rule_names, runs, session, space
 from discover.archive import Archive
 from discover.budget import UNLIMITED, Budget
@@ -219,11 +220,11 @@ def test_so_many_times_a_budget_without_compute_is_refused(budget: Budget, tmp_p
 # Switches -----------------------------------------------------------------------------------------------------------
 
 SWITCHES: dict[str, dict[str, Any]] = {
-    "islands, restarts, tuning": {
-        "evolution": {"population": 8, "islands": 2, "migrate_every": 6, "restart_after": 20}
-        | {"tune": 0.3, "neutral": True}
+    "islands": {
+        "algorithm": f"{devices.__file__}:Islands",
+        "evolution": {"population": 8},
+        "proposer": {"islands": 2, "migrate_every": 6},
     },
-    "aggregation": {"cache": "aggregating", "confirm": {"every": 2, "top": 2, "most": 6}},
     "rolling hurdle": {
         "rungs": [
             {"tasks": ["breast_cancer"], "steps": 6, "keep": 0.5, "recent": 2},
@@ -259,7 +260,7 @@ def test_with_each_switch_an_interrupted_search_goes_on_to_the_same_archive(swit
 
 @pytest.mark.slow
 def test_with_all_switches_the_number_of_workers_makes_no_difference(tmp_path: Path) -> None:
-    on = ("islands, restarts, tuning", "aggregation", "objectives", "lengths", "tensors, batches")
+    on = ("islands", "rolling hurdle", "objectives", "lengths", "tensors, batches")
     name = tiny(tmp_path, **{key: value for switch in on for key, value in SWITCHES[switch].items()})
     searched(name, tmp_path / "none", budget=Budget(candidates=30))
     with runs.create(session.configure(name, workers=2, budget=Budget(candidates=30)), out=tmp_path / "two") as run:
@@ -272,30 +273,6 @@ def test_without_cache_a_program_is_trained_again(tmp_path: Path) -> None:
     trained = [each for generation in found for each in generation.candidates]
     assert not any(each.status == "duplicate" for each in trained)
     assert len({each.structure for each in trained}) < len(trained)
-
-
-def test_with_an_aggregating_cache_an_elite_that_is_met_again_gets_a_fresh_score(tmp_path: Path) -> None:
-    confirm = {"every": 2, "top": 1, "most": 6}
-    with_, without = (
-        searched(
-            tiny(tmp_path, confirm=confirm, cache=cache), tmp_path / str(cache), budget=Budget(candidates=count), seed=4
-        )[1]
-        for cache, count in (("aggregating", 120), (True, 30))
-    )
-    assert max(len(each.confirmations) for each in without) == 1
-    extra = 0
-    for generation in with_:
-        met = {each.duplicate_of for each in generation.candidates if each.duplicate_of is not None}
-        standing = [each.candidate for each in generation.confirmations]
-        extra += len(standing) - 1 if standing else 0
-        assert len(set(standing)) == len(standing)
-        assert len(set(standing) - met) <= (generation.record.number % 2 == 0)
-    assert extra > 0
-    counts: dict[int, int] = {}
-    for generation in with_:
-        for each in generation.confirmations:
-            counts[each.candidate] = counts.get(each.candidate, 0) + 1
-            assert each.count == counts[each.candidate] <= 6
 
 
 def test_a_rolling_hurdle_is_what_recent_candidates_came_to(tmp_path: Path) -> None:

@@ -78,7 +78,6 @@ BAD = {
     "a slot named as a value in between": ("slots: [x1]", "slots: 'x1' is what a value in between is called"),
     "a slot twice": ("slots: [m, rows(m)]", "slots: 'm' is listed twice"),
     "no fitness": ("objectives: [state_bytes]", "objectives: expected fitness first, not state_bytes"),
-    "islands": ("evolution: {population: 2, islands: 3}", "3 islands are more than the population of 2"),
     "interval upside down": ("loss_scales: [10.0, 1.0]", "loss_scales: expected [lowest, highest], not [10, 1]"),
     "interval of three": ("loss_scales: [1.0, 2.0, 3.0]", "loss_scales: expected at most 2 entries"),
     "duration": ("budget: {time: soon}", "budget.time: 'soon' is not a duration; write 90s, 10m, 2h or 1h30m"),
