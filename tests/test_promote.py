@@ -30,10 +30,9 @@ from discover.contenders import RuleContender
 from discover.contest import Contest, ContestTerms, anytime_p, hold, wins
 from discover.errors import RunError, SpaceError, UserError
 from discover.keeper import Keeper, StoppedError
-from discover.manifest import Configuration
 from discover.promotion_keys import Promote, least_tunings
 from discover.ranges import dimensions
-from discover.records import Candidate, Generation, GenerationRecord
+from discover.records import Candidate
 from discover.space import Space
 from discover.storage import Store
 from discover.studies import Tuned, fresh_seeds
@@ -44,6 +43,7 @@ from dsl.behaviour import behaviour_hash
 from dsl.flatten import flatten, with_literals
 from dsl.lift import lift
 from tests.fresh import confirmed
+from tests.searched import generation, run_of
 from tests.test_compare import made
 
 ROOT = Path(__file__).parent.parent
@@ -106,26 +106,11 @@ def a_run(rules: Sequence[str], baseline: str = "crippled.rule", change: Callabl
     """A run whose leaderboard is these rules, the first first, in one generation each, the last rule first."""
     Path("crippled.rule").write_text(CRIPPLED)
     Path("tiny.yaml").write_text(change(SPACE.replace("BASELINE", baseline)))
-    configuration = Configuration(
-        space=Space.load("tiny.yaml"),
-        ancestors=(dsl.format(dsl.load("sgd")),),
-        algorithm="evolution",
-        seed=3,
-        compiled_from={"quadratic": None},
-        native=True,
-        budget=Budget(candidates=10),
-        workers=0,
+    candidates = (
+        Candidate(n, n, "made", (n - 1,) if n else (), text, f"s{n}", f"b{n}", "trained", fitness=0.1 * n)
+        for n, text in enumerate(reversed(rules))
     )
-    with runs.create(configuration, out=Path("found"), command=["discover", "search"]) as run, run.archive() as archive:
-        for number, text in enumerate(reversed(rules)):
-            candidate = Candidate(
-                *(number, number, "made", (number - 1,) if number else (), text, f"s{number}", f"b{number}", "trained"),
-                fitness=0.1 * number,
-            )
-            archive.commit_generation(
-                Generation(GenerationRecord(number, 1, {}, 0, 1, (), 0, None, (), ()), (candidate,), (), ())
-            )
-    return Path("found")
+    return run_of(Space.load("tiny.yaml"), (generation(each.id, [each]) for each in candidates), Path("found"))
 
 
 def command(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, str, str]:
@@ -488,8 +473,7 @@ def test_the_last_standing_is_the_leaderboard_and_leaders_are_in_order(tmp_path:
             fresh = tuple(
                 confirmed(i, number, None if rng.random() < 0.2 else float(rng.normal()), 0.1, number) for i in old
             )
-            record = GenerationRecord(number, 5, {}, 0, 5, (), 0, None, (), ())
-            archive.commit_generation(Generation(record, made, (), fresh))
+            archive.commit_generation(generation(number, made, fresh))
         board = [each.candidate.id for each in archive.leaderboard(30)]
         assert [each.id for each in incumbents.checkpoint(archive, None)] == board
         led = incumbents.leaders(archive)
