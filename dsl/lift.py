@@ -38,11 +38,12 @@ LARGEST_RATE = 0.9
 def lift(program: Program) -> Program:
     """The program with its literals as named hyperparameters with ranges, and the same meaning at their defaults.
 
-    A weight between 0 and 1 of `lerp` is a rate (`rate1`, ...), searched up to 0.9; a number between 0.5 and 1 is how
-    much stays, and is written `1 - rate`: with the rate of a `lerp` that has the same value, if there is one, so that
-    an average and its bias correction stay together. A number below 1e-4 is an `eps1`, anything else a `c1`, both
-    searched on a logarithmic scale around their value; signs stay. 0, 0.5, 1, 2, 3 and 4 are form, and stay; so are
-    numbers that must be known before training, such as the steps of a Newton-Schulz iteration.
+    A weight between 0 and 1 of `lerp` is a rate (`rate1`, ...), searched up to 0.9; where state stands second, as in
+    `lerp(g, m, 0.9)`, it is how much stays, and is written `1 - rate`. So is a number between 0.5 and 1: with the rate
+    of a `lerp` that has the same value, if there is one, so that an average and its bias correction stay together. A
+    number below 1e-4 is an `eps1`, anything else a `c1`, both searched on a logarithmic scale around their value; signs
+    stay. 0, 0.5, 1, 2, 3 and 4 are form, and stay; so are numbers that must be known before training, such as the steps
+    of a Newton-Schulz iteration.
 
     Args:
         program: straight lines or with static ifs; taken apart from what no output needs, and tidied.
@@ -66,6 +67,7 @@ class _Lifter:
         self.hypers: list[Hyper] = []
         self._rates: list[str] = []  # of the lerps, in order
         self._next_rate = 0
+        self._slots = {slot.name for slot in program.slots}
         self._by_value: dict[float, str] = {}
         self._taken = {"p", "g", *BUILTINS, *OPS, *program.defaults, *(slot.name for slot in program.slots)}
         self._taken |= {statement.target for statement in assignments(program.body)}
@@ -76,22 +78,20 @@ class _Lifter:
         for arg, free in _free(expr):
             if free:
                 self.find_rates(arg)
-        if (value := _rate(expr)) is not None:
-            name = self._declare(
-                "rate", value, Range(value / FACTOR, max(value, min(LARGEST_RATE, value * FACTOR)), True)
-            )
-            self._rates.append(name)
-            self._by_value.setdefault(_rounded(value), name)
+        if (weight := _weight(expr)) is not None:
+            rate = _rounded(1.0 - weight) if self._keeps(expr) else weight
+            self._rates.append(self._declare_rate(rate))
+            self._by_value.setdefault(_rounded(rate), self._rates[-1])
 
     def lifted(self, expr: Expr) -> Expr:
         match expr:
             case Call(op, args):
-                if _rate(expr) is None:
+                if _weight(expr) is None:
                     return Call(op, tuple(self.lifted(arg) if free else arg for arg, free in _free(expr)))
                 first = tuple(self.lifted(arg) for arg in args[:2])
-                name = self._rates[self._next_rate]
+                rate = Name(self._rates[self._next_rate])
                 self._next_rate += 1
-                return Call(op, (*first, Name(name)))
+                return Call(op, (*first, Call("sub", (Number(1.0), rate)) if self._keeps(expr) else rate))
             case Number(value) if abs(value) not in PLAIN:
                 return self._constant(value)
             case _:
@@ -103,14 +103,19 @@ class _Lifter:
             rate = _rounded(1.0 - value)
             name = self._by_value.get(rate)
             if name is None:
-                name = self._declare(
-                    "rate", rate, Range(rate / FACTOR, max(rate, min(LARGEST_RATE, rate * FACTOR)), True)
-                )
-                self._by_value[rate] = name
+                name = self._by_value[rate] = self._declare_rate(rate)
             return Call("sub", (Number(1.0), Name(name)))
         kind, factor = ("eps", 1e3) if size < SMALL else ("c", FACTOR)
         name = self._declare(kind, size, Range(size / factor, size * factor, True))
         return Name(name) if value > 0 else Call("neg", (Name(name),))
+
+    def _keeps(self, average: Call) -> bool:
+        """Whether the weight of a `lerp` is that of its state."""
+        old, new = average.args[:2]
+        return isinstance(new, Name) and new.id in self._slots and not (isinstance(old, Name) and old.id in self._slots)
+
+    def _declare_rate(self, value: float) -> str:
+        return self._declare("rate", value, Range(value / FACTOR, max(value, min(LARGEST_RATE, value * FACTOR)), True))
 
     def _declare(self, kind: str, value: float, range_: Range) -> str:
         number = 1
@@ -128,7 +133,7 @@ def _free(expr: Call) -> Iterator[tuple[Expr, bool]]:
     return ((arg, index not in params) for index, arg in enumerate(expr.args))
 
 
-def _rate(expr: Call) -> float | None:
+def _weight(expr: Call) -> float | None:
     """The literal weight of a lerp, where it is one that makes an average."""
     if expr.op != "lerp" or not isinstance(expr.args[2], Number) or not 0.0 < expr.args[2].value < 1.0:
         return None

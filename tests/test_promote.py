@@ -525,6 +525,14 @@ def test_an_average_and_its_correction_are_lifted_together() -> None:
     assert list(lift(dsl.parse(adam())).defaults) == ["lr", "weight_decay", "rate1", "rate2", "eps1"]
 
 
+def test_where_state_stands_second_the_weight_is_what_stays() -> None:
+    literal = flatten(with_literals(dsl.load("adamw")))
+    turned = lift(dsl.parse(dsl.format(literal).replace("lerp(m, g, 0.1)", "lerp(g, m, 0.9)")))
+    assert "lerp(g, m, 1 - rate1)" in dsl.format(turned)
+    assert turned.hypers == lift(literal).hypers
+    assert behaviour_hash(turned) == behaviour_hash(literal)
+
+
 def test_what_does_nothing_goes_and_what_matters_stays(workshop: Workshop) -> None:
     winner = dsl.parse(
         "def w(p, g, m: zeros, *, lr=0.1, c1=1.00317, rate1=0.10449):\n"
