@@ -4,7 +4,8 @@ Parts of it: the cache, hurdles, confirmed candidates that join anew. Not in it:
 beside (`benchmarks.devices`, `benchmarks.crossover`, `benchmarks.drift`), guarded quotients; and what is drawn for a
 task's instances: lengths, scales of single tensors, batch sizes, and, which are on, scales of loss and parameters. The
 scores are on select tasks with these two scales and no other, so what an arm of these gains is transfer. "dead
-statements" has neutral drift too, and is to be compared with that arm. What shows no gain here leaves the engine.
+statements" has neutral drift too, and is to be compared with that arm. What shows no gain here leaves the engine, but
+for the cache, without which half of what is trained is trained again.
 
     python -m benchmarks.ablation [--space lion_like] [--model-steps 20000000] [--seeds 5] [--arms "no cache" ...]
 
@@ -26,11 +27,10 @@ def parts(space: Space) -> dict[str, arms.Arm]:
         arms.Arm("as it is"),
         arms.Arm("no cache", changes={"cache": False}),
         arms.Arm("no hurdles", changes={"rungs": [{**rung, "keep": 1.0} for rung in rungs]}),
-        arms.Arm("rolling hurdles", changes={"rungs": [{**rung, "recent": 4} for rung in rungs]}),
         arms.Arm("none rejoin", changes={"evolution": {"rejoin": False}}),
-        _own("4 islands", "devices.py:Islands"),
-        _own("restarts", "devices.py:Restarts"),
-        _own("tuned elites", "devices.py:TunedElites"),
+        _own("4 islands", "devices.py:Islands", islands=4, migrate_every=200, migrants=2),
+        _own("restarts", "devices.py:Restarts", restart_after=3000),  # of some 20,000 that join in 10M model steps
+        _own("tuned elites", "devices.py:TunedElites", share=0.1, top=4),
         _own("neutral drift", "devices.py:NeutralDrift"),
         _own("dead statements", "drift.py:Drift"),
         _own("crossover", "crossover.py:Crossover"),
@@ -43,9 +43,9 @@ def parts(space: Space) -> dict[str, arms.Arm]:
     return {arm.name: arm for arm in every}
 
 
-def _own(name: str, proposer: str) -> arms.Arm:
+def _own(name: str, proposer: str, **settings: float) -> arms.Arm:
     """An arm whose proposer stands beside this module."""
-    return arms.Arm(name, algorithm=str(Path(__file__).with_name(proposer)))
+    return arms.Arm(name, algorithm=str(Path(__file__).with_name(proposer)), changes={"proposer": settings})
 
 
 def main() -> None:

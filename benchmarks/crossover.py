@@ -23,13 +23,13 @@ _TRIES = 10
 class Crossover(Evolution):
     """Aging evolution, some of whose children take a value from a second parent."""
 
-    def _child(self, rng: Generator) -> Bred:
+    def child(self, rng: Generator) -> Bred:
         if rng.random() < SHARE:
             parent, mate = (self.tournament(rng) for _ in range(2))
             crossed = cross(parent.program, mate.program, self.context.grammar, rng) if mate != parent else None
             if crossed is not None:
                 return crossed, (parent, mate)
-        return super()._child(rng)
+        return super().child(rng)
 
 
 def cross(program: Program, mate: Program, grammar: Grammar, rng: Generator) -> Mutation | None:

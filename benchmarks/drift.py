@@ -47,7 +47,7 @@ class Drift(Evolution):
     def joins(self, told: Told) -> bool:
         return True
 
-    def _child(self, rng: Generator) -> Bred:
+    def child(self, rng: Generator) -> Bred:
         parent = self.tournament(rng)
         return mutate(parent.program, self.context.grammar, rng, _whole, _CHANGES), (parent,)
 

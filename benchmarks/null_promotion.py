@@ -8,7 +8,7 @@ all others are tuned for a rung of two small tasks, and what passes goes on to t
 
 Disguises: statements in another order, bias correction by hand, the root of v kept in place of v, state that holds -g
 or 2 g, division by a reciprocal or a logarithm, a step by its sign and its size, weight decay within the step; rates up
-to a fifth larger or smaller, eps up to ten times. By its text promotion knows none of them for AdamW, though each is:
+to 1.2 times larger or smaller, eps up to ten times. By its text promotion knows none of them for AdamW, though each is:
 what lifting makes of it has AdamW's hyperparameters and no others, and does the same at the same values. Only the
 ranges differ that these are tuned in, since they lie around a rule's own constants; around AdamW's own, most tunings
 would come to the same, and show nothing. So each that passes is a mistake, and any mistake at all may happen in a share
@@ -16,7 +16,7 @@ would come to the same, and show nothing. So each that passes is a mistake, and 
 
 For comparison: how many would be called better by a t-test over the fresh seeds of one tuning, and over those of all
 tunings, as if seeds were independent. JSON on stdout, what promotion says on stderr. Where promotion leaves a disguise
-out, less is tested than was asked for: exit code 1.
+out, less is tested than was asked for: exit code 1. From a checkout alone, since the run is made by `tests.searched`.
 """
 
 from __future__ import annotations

@@ -27,28 +27,31 @@ def generator(numbers: tuple[int, ...], place: int) -> Generator:
 @lru_cache(maxsize=16)
 def _words(numbers: tuple[int, ...]) -> NDArray[np.uint64]:
     """What the generators of a block start from, [_BLOCK, 4]."""
-    words = SeedSequence(numbers).generate_state(4 * _BLOCK, np.uint64)
-    return np.asarray(words, np.uint64).reshape(_BLOCK, 4)
+    words = np.asarray(SeedSequence(numbers).generate_state(4 * _BLOCK, np.uint64), np.uint64).reshape(_BLOCK, 4)
+    words.flags.writeable = False
+    return words
 
 
 class _Words(ISpawnableSeedSequence):
-    """A seed that PCG64 starts from as it is: to make a `SeedSequence` for each takes twenty times as long."""
+    """A seed that PCG64 starts from as it is: to make a `SeedSequence` for each takes ten times as long. What else is
+    asked of it, such as children, it asks of one that is made then."""
 
     def __init__(self, words: NDArray[np.uint64]) -> None:
         self._words = words
+        self._sequence: SeedSequence | None = None
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
-        return self._words if (n_words, dtype) == (4, np.uint64) else self._whole().generate_state(n_words, dtype)
+        return self._words if (n_words, dtype) == (4, np.uint64) else self._made().generate_state(n_words, dtype)
 
-    def spawn(self, n_children: int) -> list[_Words]:
-        children = self._whole().spawn(n_children)
-        return [_Words(np.asarray(each.generate_state(4, np.uint64), np.uint64)) for each in children]
+    def spawn(self, n_children: int) -> Any:
+        return self._made().spawn(n_children)
 
-    def _whole(self) -> SeedSequence:
-        return SeedSequence(self._words.tolist())
+    def _made(self) -> SeedSequence:
+        if self._sequence is None:
+            self._sequence = SeedSequence(self._words.tolist())
+        return self._sequence
 
 
 def pick(rng: Generator, among: Sequence[T]) -> T:
-    """One of them, each as likely; in a quarter of the time of `Generator.integers`, whose choice is as even for fewer
-    than 2**53."""
+    """One of them, each as likely but for len / 2**53; in a quarter of the time that `Generator.integers` takes."""
     return among[int(rng.random() * len(among))]

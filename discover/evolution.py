@@ -57,17 +57,18 @@ class Evolution:
     The best of a random sample of the population is the parent of a new member; the oldest member leaves. The
     population starts as copies of the ancestors; those that are not AdamW count as fit as it until they were trained,
     which is in the first generation. What fresh scores confirmed joins anew. What else has been published for it was
-    tried, and shows no gain here: `benchmarks.devices`.
+    tried, and shows no gain here: `benchmarks.devices`, where `child`, `learn` and `joins` are what is made otherwise.
 
     Attributes:
         population: the oldest member first.
+        joined: how many candidates have, those that did so anew not counted.
     """
 
     def __init__(self, context: Context) -> None:
         _without_template(context, "evolution")
         self.context, self.settings = context, context.space.evolution
         self.objectives = context.space.objectives
-        self._told = 0
+        self.joined = 0
         self._costs: dict[int, tuple[float, ...]] = {}
         first = [
             Member(-1 - index, program, self._costs_of(properties.of(program).plain()) if self.objectives[1:] else ())
@@ -80,18 +81,18 @@ class Evolution:
         self.population = deque((first[index % len(first)] for index in range(size)), maxlen=size)
 
     def propose(self, rng: Generator) -> Proposal:
-        child, parents = self._ancestor(rng) or self._child(rng)
+        child, parents = self._ancestor(rng) or self.child(rng)
         known = dict.fromkeys(each.candidate for each in parents if each.candidate >= 0)
         return Proposal(child.program, tuple(known), child.change)
 
     def _ancestor(self, rng: Generator) -> Bred | None:
         """An ancestor as it is, now and then, until its fitness is known or it has been rejected for long."""
-        if not self._unmeasured or self._told >= self.settings.population or rng.random() >= UNCHANGED:
+        if not self._unmeasured or self.joined >= self.settings.population or rng.random() >= UNCHANGED:
             return None
         first = pick(rng, list(self._unmeasured.values()))
         return Mutation(first.program, f"ancestor {-first.candidate}, {first.program.name}"), ()
 
-    def _child(self, rng: Generator) -> Bred:
+    def child(self, rng: Generator) -> Bred:
         parent = self.tournament(rng)
         return mutate(parent.program, self.context.grammar, rng), (parent,)
 
@@ -102,23 +103,23 @@ class Evolution:
         return max(sample, key=self._fitness)
 
     def tell(self, told: Told) -> None:
+        self.learn(told)
+        if told.original in self.context.fitness and self.joins(told):
+            self.population.append(Member(told.original, told.program, self._costs.get(told.original, ())))
+            self.joined += 1
+
+    def learn(self, told: Told) -> None:
+        """What a candidate costs, and, where it is an ancestor, how fit all copies of that are."""
         if self.objectives[1:] and told.properties:
             self._costs[told.id] = self._costs_of(told.properties)
         if (ancestor := _ANCESTOR.match(told.origin)) and (copy := self._unmeasured.pop(-int(ancestor[1]), None)):
-            self._measure(copy, told.original)
-        if told.original in self.context.fitness and self.joins(told):
-            self.population.append(Member(told.original, told.program, self._costs.get(told.original, ())))
-            self._told += 1
+            for place, member in enumerate(self.population):
+                if member == copy:
+                    self.population[place] = replace(member, candidate=told.original)
 
     def joins(self, told: Told) -> bool:
         """Not what does as another does: a population fills up with spellings of one rule, whose changes do nothing."""
         return told.id == told.original
-
-    def _measure(self, copy: Member, candidate: int) -> None:
-        """All copies of an ancestor are as fit as it turned out to be."""
-        for place, member in enumerate(self.population):
-            if member == copy:
-                self.population[place] = replace(member, candidate=candidate)
 
     def confirm(self, candidates: Sequence[int]) -> None:
         """Those that were scored again join anew, at their new fitness. An elite that waits for its fresh scores has

@@ -78,7 +78,7 @@ class Gate:
     def examine(self, program: Program) -> New | Duplicate | Rejected:
         """Judges a program, without remembering it."""
         program = strip_dead(program)
-        self.look_at([program])
+        self._look_at([program], lambda: None)
         known = self._known[program.unnamed]
         if isinstance(known, Rejected):
             return known
@@ -88,37 +88,50 @@ class Gate:
             return Duplicate(program, known.structure, behaviour, of)
         return New(program, known.structure, known.behaviour, known.properties)
 
-    def look_at(self, programs: Sequence[Program]) -> None:
+    def look_at(self, programs: Sequence[Program], between: Callable[[], None] = lambda: None) -> None:
         """Finds out what can be said of programs by themselves: of many in one pass, in less time than one by one when
-        they are examined."""
-        stripped = (strip_dead(program).unnamed for program in programs)
-        if new := list(dict.fromkeys(program for program in stripped if program not in self._known)):
+        they are examined.
+
+        Args:
+            between: is called between programs.
+        """
+        self._look_at(list(map(strip_dead, programs)), between)
+
+    def _look_at(self, stripped: Sequence[Program], between: Callable[[], None]) -> None:
+        unnamed = dict.fromkeys(program.unnamed for program in stripped)
+        if new := [program for program in unnamed if program not in self._known]:
             if len(self._known) + len(new) > _REMEMBERED:
                 self._known.clear()
-            self._known.update(self._alone(new))
+            self._known.update(self._alone(new, between))
 
-    def _alone(self, programs: Sequence[Program]) -> dict[Program, New | Rejected]:
+    def _alone(self, programs: Sequence[Program], between: Callable[[], None]) -> dict[Program, New | Rejected]:
         """The verdicts where nothing was let in before. The hashes come last: about half of all programs need none."""
         verdicts: dict[Program, New | Rejected] = {
             program: Rejected(wrong) for program in programs if (wrong := _ill_formed(program))
         }
         formed = [program for program in programs if program not in verdicts]
-        probed = [self._probed(program) for program in formed]
-        held = [each.held if each else hold(program) for program, each in zip(formed, probed, strict=True)]
-        passed: list[tuple[Program, Properties, Changes]] = []
-        for program, each, facts in zip(formed, probed, properties.of_each(formed, held), strict=True):
+        probed, held = [], []
+        for program in formed:
+            between()
+            probed.append(found := self._probed(program))
+            held.append(found.held if found else hold(program))
+        moving: list[tuple[Program, Properties, Changes]] = []
+        for program, found, facts in zip(formed, probed, properties.of_each(formed, held), strict=True):
             if wanting := self._wanting(facts):
                 verdicts[program] = Rejected(wanting)
             else:
-                run = each.changes if each else partial(changes, program)
-                passed.append((program, facts, run(self.weight_decay, facts.scale)))
-        found = [each for _, _, each in passed]
-        hashes = behaviour_hashes([program for program, _, _ in passed], found)
-        for (program, facts, _), growth, behaviour in zip(passed, growths(found), hashes, strict=True):
+                between()
+                run = found.changes if found else partial(changes, program)
+                moving.append((program, facts, run(self.weight_decay, facts.scale)))
+        passed = []
+        for each, growth in zip(moving, growths([found for _, _, found in moving]), strict=True):
             if growth <= self.probes.max_growth:
-                verdicts[program] = New(program, dsl.structure_hash(program), behaviour, facts)
+                passed.append(each)
             else:
-                verdicts[program] = Rejected("grows with time")
+                verdicts[each[0]] = Rejected("grows with time")
+        behaviours = behaviour_hashes([program for program, _, _ in passed], [found for _, _, found in passed])
+        for (program, facts, _), behaviour in zip(passed, behaviours, strict=True):
+            verdicts[program] = New(program, dsl.structure_hash(program), behaviour, facts)
         return verdicts
 
     def remember(self, candidate: int, structure: str, behaviour: str) -> None:

@@ -67,8 +67,6 @@ class Terms:
     Attributes:
         instances: for each rung, what its candidates are trained on.
         keep: for each rung but the last, the share of its candidates that goes on.
-        bars: for each of these, None, or how far above the middle of its generation a candidate goes on instead.
-        levels: for each rung, where the middle of a generation has lately been; None before the first.
         reference: AdamW, trained on every instance beside the candidates; `reference_scale` is the RMS of its step.
         weights: task -> how much its score counts in a fitness.
         unit: about how many seconds of work a unit is, and how many programs it holds at most.
@@ -78,8 +76,6 @@ class Terms:
 
     instances: tuple[tuple[Instance, ...], ...]
     keep: tuple[float, ...]
-    bars: tuple[float | None, ...]
-    levels: tuple[float | None, ...]
     reference: Entry
     reference_scale: float
     grid: Grid
@@ -185,7 +181,8 @@ class Live:
         """What it all came to, in order of proposal.
 
         Args:
-            levels: as in `Terms`, when all generations before this one have been absorbed.
+            levels: for each rung, where the middle of a generation has lately been, when all before this one have been
+                absorbed; None before the first.
         """
         evaluations = [
             self._evaluation(rung, index, candidate)
@@ -242,9 +239,8 @@ class Live:
         return key, unit
 
     def _judge(self, rung: int) -> list[int]:
-        """Scores a rung that is complete: the candidates that go on, the best share of this generation's own, or those
-        above the bar. One of another generation met other instances and another luck of the reference: only how far it
-        was above its own generation says something here."""
+        """Scores a rung that is complete: the candidates that go on, the best share of this generation's own. Those of
+        another met other instances and another luck of the reference."""
         scored: dict[int, float] = {}
         for candidate in [c for c, reached in self.rung_of.items() if reached == rung and c not in self.failures]:
             here = self._scores(rung, candidate)
@@ -258,13 +254,8 @@ class Live:
             self.fitness[candidate] = math.fsum(score * weight for score, weight in scores) / self._weight
         if rung + 1 == len(self.terms.instances):
             return []
-        bar = self.terms.bars[rung]
-        if bar is None or not scored:
-            count = math.ceil(self.terms.keep[rung] * len(scored))
-            going_on = sorted(sorted(scored, key=lambda candidate: (-scored[candidate], candidate))[:count])
-        else:
-            least = middle(list(scored.values()), self.terms.levels[rung]) + bar
-            going_on = [candidate for candidate in scored if scored[candidate] >= least]
+        count = math.ceil(self.terms.keep[rung] * len(scored))
+        going_on = sorted(sorted(scored, key=lambda candidate: (-scored[candidate], candidate))[:count])
         self._least.append(min((scored[candidate] for candidate in going_on), default=None))
         self.rung_of |= dict.fromkeys(going_on, rung + 1)
         return going_on

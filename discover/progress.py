@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-
-import numpy as np
 
 import dsl
 from discover.costs import Pace
@@ -58,8 +56,6 @@ class Progress:
         self._gate = Gate(space.require, space.probes, runner(plan.native), space.weight_decay)
         self._fitness = Standing({-1 - index: 0.0 for index in range(len(plan.ancestors))})
         self._pace = Pace()
-        self._recent = [deque[list[float]](maxlen=rung.recent) for rung in space.rungs[:-1]]
-        """For each rung but the last, how far above the middle candidates were, in each of its recent generations."""
         self._levels: list[float | None] = [None for _ in space.rungs]
         """For each rung, what the middle of a generation has lately come to there."""
         self._elite: dict[int, str] = {}
@@ -91,25 +87,27 @@ class Progress:
 
         Args:
             clock: gives a context that measures a phase: "gate", the part of this that judges proposals.
-            between: is called between proposals, so that workers need not wait for a large generation.
+            between: is called time and again, so that workers need not wait for a large generation.
         """
         per_generation = self.plan.space.proposals_per_generation
         rejected: Counter[str] = Counter()
         admitted = []
         numbers = range(number * per_generation, (number + 1) * per_generation)
         for first in range(0, per_generation, TOGETHER):
-            proposals = []
-            for proposal in numbers[first : first + TOGETHER]:
-                between()
-                proposals.append((proposal, self._proposer.propose(self.plan.proposal_rng(proposal))))
+            between()
+            proposals = [
+                (proposal, self._proposer.propose(self.plan.proposal_rng(proposal)))
+                for proposal in numbers[first : first + TOGETHER]
+            ]
             with clock("gate"):
-                self._gate.look_at([proposed.program for _, proposed in proposals])
-                for proposal, proposed in proposals:
+                self._gate.look_at([proposed.program for _, proposed in proposals], between)
+            for proposal, proposed in proposals:
+                with clock("gate"):
                     verdict = self._gate.examine(proposed.program)
-                    if isinstance(verdict, Rejected):
-                        rejected[verdict.reason] += 1
-                    else:
-                        admitted.append(self._admit(proposal, proposed, verdict))
+                if isinstance(verdict, Rejected):
+                    rejected[verdict.reason] += 1
+                else:
+                    admitted.append(self._admit(proposal, proposed, verdict))
         rescored = self._to_rescore(number)
         return Live(number, per_generation, rejected, admitted, rescored, self._terms(number), self._pace)
 
@@ -137,8 +135,6 @@ class Progress:
         return Terms(
             instances=plan.instances(number),
             keep=tuple(rung.keep for rung in space.rungs[:-1]),
-            bars=self._bars(),
-            levels=self.levels,
             reference=plan.reference,
             reference_scale=plan.reference_scale,
             grid=plan.grid,
@@ -149,16 +145,6 @@ class Progress:
             requests=tuple(rung.request for rung in space.rungs),
             compiled={name: plan.compiled(name, number) for name in plan.task_names},
             native=plan.native,
-        )
-
-    def _bars(self) -> tuple[float | None, ...]:
-        """Rolling percentiles of what recent candidates came to, each distinct value once: copies of a parent's score,
-        of which there may be many, set no bar (Real et al. 2020, arXiv:2003.03384). None where all are to go on."""
-        seen = [sorted({value for values in recent for value in values}) for recent in self._recent]
-        keep = [rung.keep for rung in self.plan.space.rungs[:-1]]
-        return tuple(
-            float(np.quantile(values, 1.0 - share)) if values and share < 1.0 else None
-            for values, share in zip(seen, keep, strict=True)
         )
 
     def _to_rescore(self, number: int) -> list[Rescored]:
@@ -213,29 +199,23 @@ class Progress:
         self._absorb_confirmations(generation)
 
     def _note_rungs(self, generation: Generation) -> dict[int, float]:
-        """Keeps what candidates came to on each rung, but for those that failed. Gives what of each one's fitness is
-        the luck of its generation."""
+        """Keeps the level of scores on each rung. Gives what of each candidate's fitness is the luck of its generation,
+        but for those that failed."""
         judged = {each.id for each in generation.candidates if each.status in ("trained", "diverged")}
-        scores: defaultdict[int, list[tuple[int, float, float]]] = defaultdict(list)
+        met: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
         for each in generation.evaluations:
             if each.kind == "search" and each.candidate in judged and each.score is not None:
-                scores[each.candidate].append((each.rung, each.score, self.plan.weights[each.task]))
+                met[each.candidate].append((each.rung, self.plan.weights[each.task]))
         for rung, here in enumerate(generation.record.middles):
             if here is None:
                 continue
             level = self._levels[rung]
             self._levels[rung] = here if level is None else level + DRIFT * (here - level)
-            if rung < len(self._recent) and self._recent[rung].maxlen:
-                reached = [mine for mine in scores.values() if any(at == rung for at, _, _ in mine)]
-                means = [
-                    weighted_mean([(score, weight) for at, score, weight in mine if at <= rung]) for mine in reached
-                ]
-                self._recent[rung].append([mean - here for mean in means])
         self._fitness.usual = self._levels[-1] or 0.0
         luck, whole = generation.record.luck, self.plan.weight
         return {
-            id: luck[max(at for at, _, _ in mine)] * math.fsum(weight for _, _, weight in mine) / whole
-            for id, mine in scores.items()
+            id: luck[max(rung for rung, _ in mine)] * math.fsum(weight for _, weight in mine) / whole
+            for id, mine in met.items()
         }
 
     def _absorb_confirmations(self, generation: Generation) -> None:

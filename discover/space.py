@@ -120,8 +120,6 @@ class Rung(Keys):
         steps: a whole number of steps, or a fraction (0.5, 1.0) of each task's horizon.
         seeds: instances of each task, each with a seed and scales of its own.
         keep: the best share of a generation's candidates on this rung, which goes on to the next.
-        recent: 0, or so many earlier generations: then whoever is as far above the middle of its own generation as that
-            share of their distinct scores was goes on, be they many or few.
         resources: what Ray sets aside for a worker that trains on this rung: CPU (1 unless it is said), GPU, memory
             in bytes, or any name that the cluster's nodes declare.
     """
@@ -130,7 +128,6 @@ class Rung(Keys):
     steps: Steps = 1.0
     seeds: Annotated[int, Field(ge=1)] = 1
     keep: Fraction = 0.25
-    recent: Annotated[int, Field(ge=0)] = 0
     resources: Resources = Field(default_factory=dict)
 
     @property

@@ -14,6 +14,7 @@ updates, such as eps 1e-16 and 2e-16, are equal.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -56,7 +57,14 @@ def behaviour_hash(
 
 
 def behaviour_hashes(programs: Sequence[Program], found: Sequence[Changes]) -> list[str]:
-    """As `behaviour_hash`, of many programs in one pass over what `changes` found of each."""
+    """As `behaviour_hash`, of many programs in one pass.
+
+    Args:
+        found: what `changes` gives, of each program.
+
+    Returns:
+        For each program the digest that it has alone.
+    """
     direction = inputs().direction
     digests = in_one_pass(found, lambda changes, facts: _digests(changes, shaped(direction, facts)))
     return [
@@ -89,13 +97,18 @@ def changes(program: Program, weight_decay: float | None = None, scale: float = 
         with np.errstate(all="ignore"):
             for unit, old, mine in zip(machine.units, before, found, strict=True):
                 mine += [old - new for new in ([unit.p, unit.result] if program.result else [unit.p])]
-    return {facts: np.stack(mine) for facts, mine in zip(kinds, found, strict=True)}
+    return {facts: np.ascontiguousarray(np.stack(mine)) for facts, mine in zip(kinds, found, strict=True)}
 
 
 def growths(found: Sequence[Changes]) -> list[float]:
     """How many times as large as at t up to 10 a program's step is at t = 1000, on gradients of unit size and relative
     to the learning rate, for the kind of parameter where that is most. Around 1 for what is in use; a rule that
-    multiplies its step by 1.03 a step has 10^12, and looks well in a short training whose learning rate decays."""
+    multiplies its step by 1.03 a step has 10^12, and looks well in a short training whose learning rate decays;
+    infinite where a step is not finite.
+
+    Args:
+        found: what `changes` gives, of each program.
+    """
     return [max(each.values()) for each in in_one_pass(found, lambda changes, facts: _growths(changes))]
 
 
@@ -105,9 +118,10 @@ def _growths(changes: Array) -> list[float]:
     with np.errstate(all="ignore"):
         sizes = (np.sqrt(np.add.reduce(steps * steps, axis=2)) / RATIOS).tolist()
     most = []
-    for *first, _, last in sizes:
+    for *first, middle, last in sizes:
         early = max(first)
-        most.append(last / early if early > 0 else 0.0)
+        finite = all(map(math.isfinite, (*first, middle, last)))
+        most.append(math.inf if not finite else last / early if early > 0 else 0.0)
     return most
 
 

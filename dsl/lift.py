@@ -21,6 +21,7 @@ from dsl.program import (
     Statement,
     assignments,
     map_statements,
+    names_read,
 )
 
 PLAIN = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0)
@@ -110,9 +111,9 @@ class _Lifter:
         return Name(name) if value > 0 else Call("neg", (Name(name),))
 
     def _keeps(self, average: Call) -> bool:
-        """Whether the weight of a `lerp` is that of its state."""
-        old, new = average.args[:2]
-        return isinstance(new, Name) and new.id in self._slots and not (isinstance(old, Name) and old.id in self._slots)
+        """Whether the weight of a `lerp` is that of its state, and not so small that 1 - weight would round to 1."""
+        first, second = (bool(names_read(arg) & self._slots) for arg in average.args[:2])
+        return second and not first and _rounded(1.0 - (_weight(average) or 0.0)) < 1.0
 
     def _declare_rate(self, value: float) -> str:
         return self._declare("rate", value, Range(value / FACTOR, max(value, min(LARGEST_RATE, value * FACTOR)), True))

@@ -108,7 +108,14 @@ def of(program: Program, held: Held | None = None) -> Properties:
 
 
 def of_each(programs: Sequence[Program], held: Sequence[Held]) -> list[Properties]:
-    """As `of`, of many programs in one pass over what `hold` found of each."""
+    """As `of`, of many programs in one pass.
+
+    Args:
+        held: what each program does, as `hold` gives it.
+
+    Returns:
+        For each program the properties that are found of it alone, to the last bit.
+    """
     measured = in_one_pass([dict(zip(each.kinds, each.updates, strict=True)) for each in held], _measured)
     return [_properties(*each) for each in zip(programs, held, measured, strict=True)]
 

@@ -30,7 +30,7 @@ def run_of(
     seed: int = 3,
     command: Sequence[str] = ("discover", "search"),
 ) -> Path:
-    """The folder of a run of evolution in this space, whose search is over.
+    """The folder of a run of evolution in this space that has these generations.
 
     Raises:
         RunError: the folder is in use, or cannot be written.

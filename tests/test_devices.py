@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import dsl
 from benchmarks import ablation, crossover, devices
+from discover.errors import SpaceError
 from discover.plan import genotype
 from discover.proposers import load
 from discover.space import Space
@@ -64,19 +66,22 @@ def test_each_arm_of_the_ablation_can_be_searched_with() -> None:
         assert load(arm.algorithm or "evolution")
 
 
+def members(proposer: Any) -> list[set[int]]:
+    return [{each.candidate for each in island.population} for island in proposer.islands]
+
+
 def test_only_what_fresh_scores_confirmed_migrates() -> None:
     world = evolved("Islands", islands=2, migrate_every=1000)
     proposer: Any = world.proposer
-    one, two = proposer.islands
-    assert len(one) == len(two) == 8
-    assert {each.candidate for each in (*one, *two)} - set(world.confirmed)
-    home = proposer.homes
-    before = [{each.candidate for each in island} for island in (one, two)]
+    assert [len(island.population) for island in proposer.islands] == [8, 8]
+    before = members(proposer)
+    assert set.union(*before) - set(world.confirmed)
     proposer.migrate()
-    after = [{each.candidate for each in island} for island in (one, two)]
+    after = members(proposer)
     came = (after[0] - before[0]) | (after[1] - before[1])
     assert came
     assert came <= set(world.confirmed)
+    home = proposer.homes
     for n in (0, 1):
         mine = sorted((each for each in world.confirmed if home[each] == 1 - n), key=lambda each: -world.fitness[each])
         assert set(mine[:2]) <= after[n] <= before[n] | set(mine[:2])
@@ -97,32 +102,38 @@ def test_children_join_the_island_of_their_parents() -> None:
                 assert home[told.id] == int(told.origin[-2])
                 joined += bool(told.parents)
     assert joined > 5
-    assert {len(island) for island in proposer.islands} == {4}
+    assert {len(island.population) for island in proposer.islands} == {4}
 
 
-def test_copies_of_an_ancestor_are_measured_on_every_island() -> None:
+def test_copies_of_an_ancestor_are_measured_on_every_island_and_it_joins_its_own() -> None:
     world = World(algorithm("devices.py:Islands"), SMALL | {"ancestor": ["adamw", "signum"]})
     proposer: Any = world.proposer
-    assert {each.candidate for island in proposer.islands for each in island} == {-1, -2}
+    assert set.union(*members(proposer)) == {-1, -2}
     trained = [told for told in world.generation(0, 64) if told.origin.startswith("ancestor")]
     (same,) = {told.original for told in trained}
     world.fitness[same] = -0.7
-    for told in trained:
-        proposer.tell(told)
-    assert all(-2 not in {each.candidate for each in island} for island in proposer.islands)
-    assert all(same in {each.candidate for each in island} for island in proposer.islands)
+    proposer.tell(trained[0])
+    assert all(-2 not in island and same in island for island in members(proposer))
+    newest = [island.population[-1].candidate for island in proposer.islands]
+    joined = [island.joined for island in proposer.islands]
+    assert trained[0].id == same  # else it repeats an earlier child, and does not join
+    assert joined == [int(n == int(trained[0].origin[-2])) for n in range(4)]
+    assert newest[int(trained[0].origin[-2])] == same
 
 
 def test_most_of_those_that_may_migrate_do() -> None:
     came = list[int]()
 
     def counted(proposer: Any) -> None:
-        islands, proposer.islands = proposer.islands, [deque() for _ in proposer.islands]
+        before = [deque(island.population) for island in proposer.islands]
+        for island in proposer.islands:
+            island.population.clear()
         type(proposer).migrate(proposer)
-        came.append(sum(map(len, proposer.islands)))
-        for island, new in zip(islands, proposer.islands, strict=True):
-            island.extend(new)
-        proposer.islands = islands
+        came.append(sum(len(island.population) for island in proposer.islands))
+        for island, old in zip(proposer.islands, before, strict=True):
+            new = list(island.population)
+            island.population.clear()
+            island.population.extend([*old, *new])
 
     own = {"islands": 4, "migrate_every": 32, "migrants": 2}
     generations = 0
@@ -132,6 +143,22 @@ def test_most_of_those_that_may_migrate_do() -> None:
     assert generations == GENERATIONS
     assert len(came) > 10
     assert sum(came) > len(came) * 4 * 2 / 2
+
+
+MISTAKES = {
+    "a key of none": ("Islands", {"migrant": 3}, "unknown key 'migrant'; there are islands, migrate_every, migrants"),
+    "no island": ("Islands", {"islands": 0}, "proposer.islands: 0; expected 1 to 16, the population"),
+    "more islands than members": ("Islands", {"islands": 17}, "17; expected 1 to 16"),
+    "another's key": ("Restarts", {"share": 0.1}, "unknown key 'share'; there are restart_after"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_in_a_devices_settings_is_one_line(case: str) -> None:
+    device, own, message = MISTAKES[case]
+    with pytest.raises(SpaceError, match=re.escape(message)) as error:
+        evolved(device, 0, **own)
+    assert "\n" not in str(error.value)
 
 
 def test_a_plateau_fills_the_population_with_the_best() -> None:

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import dsl
-from discover import named_tasks
+from discover import named_tasks, proposers
 from discover.cli import app
 from discover.space import Space
 
@@ -48,21 +48,32 @@ def test_commands_are_what_the_command_line_takes(page: Path) -> None:
         options = {spelling for each in command.params for spelling in (*each.opts, *each.secondary_opts)}
         assert {word for word in given if word.startswith("--")} <= options, words
         if given and (not given[0].startswith("--") or "--space" in given):  # else an option is named, and no more
-            _check(name, command.make_context(name, given).params)
+            _check(command.make_context(name, given).params)
 
 
-def _check(command: str, given: dict[str, object]) -> None:
+def _check(given: dict[str, object]) -> None:
     """Rules, tasks and spaces that are named are there."""
     for name in filter(_is_ours, _several(given.get("task"))):
         assert named_tasks.load(name)
     for name in filter(_is_ours, _several(given.get("space"))):
         assert Space.load(name)
-    for name in filter(_is_ours, _several(given.get("rule"))):
+    rules = (given.get(key) for key in ("rule", "baseline", "warm_start"))
+    for name in filter(_is_ours, (each for several in rules for each in _several(several))):
         assert dsl.load(name)
+    for name in _several(given.get("algorithm")):
+        assert not _is_ours(name) or proposers.load(str(ROOT / name) if ".py:" in name else name)
 
 
 def _is_ours(name: str) -> bool:
-    return not _OF_THE_READER.search(name)
+    return (ROOT / name.partition(":")[0]).is_file() or not _OF_THE_READER.search(name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_benchmarks_are_there_and_have_the_options_that_are_shown(page: Path) -> None:
+    for name, options in re.findall(r"python -m benchmarks\.(\w+)([^`|#]*)", page.read_text().replace("\\\n", " ")):
+        source = (ROOT / "benchmarks" / f"{name}.py").read_text()
+        for option in re.findall(r"--[a-z-]+", options.partition("\n")[0]):
+            assert f'"{option}"' in source, (name, option)
 
 
 def _several(given: object) -> list[str]:

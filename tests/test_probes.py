@@ -171,7 +171,8 @@ def test_no_known_rule_grows_with_time() -> None:
     for name in dsl.names():
         rule = dsl.load(name)
         found = behaviour.changes(dsl.load(f"{name}(adamw)") if rule.rules else rule)
-        assert behaviour.growths([found]) < [10.0], name
+        (growth,) = behaviour.growths([found])
+        assert growth < 10, name
 
 
 TINY = {
@@ -265,10 +266,14 @@ def test_no_verdict_depends_on_the_cpp(run: Probes) -> None:
 
 
 @needs_compiler
-def test_a_verdict_does_not_depend_on_what_else_is_looked_at(run: Probes) -> None:
+@pytest.mark.parametrize("largest", [pool.LARGEST, 60])
+def test_a_verdict_does_not_depend_on_what_else_is_looked_at(
+    largest: int, run: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One pass over many programs says of each what it says of that one alone: elementwise ones, those that treat
-    kinds of parameters differently, those that grow and those that are wrong, in whatever order and pool they come."""
-    programs = [*children("adamw", 60), *children("muon", 8), *children("adafactor", 8)]
+    kinds of parameters differently, those that grow and those that are wrong, in whatever order and pools they come."""
+    monkeypatch.setattr(pool, "LARGEST", largest)
+    programs = [*children("adamw", 60), *children("muon", 8), *children("adafactor", 8), *children("apollo", 8)]
     programs += [dsl.parse(f"def f(p, g, m: zeros, *, lr=1):\n    {body}\n") for body in BOMBS.values()]
     programs += [dsl.parse("def f(p, g, *, lr=1):\n    p = p - lr * sign(p)\n")]
     require, wanted = Require(odd=False, homogeneous=False), Wanted()
@@ -279,6 +284,33 @@ def test_a_verdict_does_not_depend_on_what_else_is_looked_at(run: Probes) -> Non
         together = Gate(require, wanted, run, 0.0)
         together.look_at(order)
         assert [repr(together.examine(each)) for each in programs] == alone
+
+
+def test_what_is_measured_of_many_is_what_is_measured_of_one_to_the_last_bit() -> None:
+    """Rules of several kinds of parameters among others, whose arrays numpy lays out in another order."""
+    rules = [dsl.load(name) for name in ("adamw", "apollo", "apollo_mini", "muon", "adafactor", "shampoo", "conda")]
+    held, found = [properties.hold(rule) for rule in rules], [behaviour.changes(rule) for rule in rules]
+    together = properties.of_each(rules, held)
+    assert [repr(each) for each in together] == [repr(properties.of(rule)) for rule in rules]
+    along = behaviour.in_one_pass(found, lambda changes, facts: list(np.add.reduce(changes**2, axis=(-2, -1))))
+    for each, whole in zip(found, along, strict=True):
+        (alone,) = behaviour.in_one_pass([each], lambda changes, facts: list(np.add.reduce(changes**2, axis=(-2, -1))))
+        assert alone.keys() == whole.keys()
+        for facts, sums in alone.items():
+            np.testing.assert_array_equal(bits(sums), bits(whole[facts]))
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("step", ["exp(t) / exp(t)", "1 / (t - 1000)", "1 / (t - 1)"])
+def test_a_step_that_is_not_finite_later_grows_with_time_in_any_kind_of_parameter(step: str, first: bool) -> None:
+    bad, good = f"p = p - lr * m * ({step})", "p = p - lr * m"
+    one, other = (bad, good) if first else (good, bad)
+    program = dsl.parse(
+        "def f(p, g, m: zeros, *, lr=1):\n    m = lerp(m, g, 0.1)\n"
+        f"    if matrix(p):\n        {one}\n    else:\n        {other}\n"
+    )
+    (growth,) = behaviour.growths([behaviour.changes(program)])
+    assert growth == np.inf
 
 
 @needs_compiler

@@ -42,6 +42,7 @@ from dsl import properties
 from dsl.behaviour import behaviour_hash
 from dsl.flatten import flatten, with_literals
 from dsl.lift import lift
+from dsl.program import Range
 from tests.fresh import confirmed
 from tests.searched import generation, run_of
 from tests.test_compare import made
@@ -525,12 +526,30 @@ def test_an_average_and_its_correction_are_lifted_together() -> None:
     assert list(lift(dsl.parse(adam())).defaults) == ["lr", "weight_decay", "rate1", "rate2", "eps1"]
 
 
-def test_where_state_stands_second_the_weight_is_what_stays() -> None:
-    literal = flatten(with_literals(dsl.load("adamw")))
-    turned = lift(dsl.parse(dsl.format(literal).replace("lerp(m, g, 0.1)", "lerp(g, m, 0.9)")))
-    assert "lerp(g, m, 1 - rate1)" in dsl.format(turned)
-    assert turned.hypers == lift(literal).hypers
-    assert behaviour_hash(turned) == behaviour_hash(literal)
+AVERAGES = {
+    "lerp(m, g, 0.1)": "lerp(m, g, rate1)",
+    "lerp(g, m, 0.9)": "lerp(g, m, 1 - rate1)",
+    "lerp(g, -m, 0.9)": "lerp(g, -m, 1 - rate1)",
+    "lerp(abs(m), g, 0.1)": "lerp(abs(m), g, rate1)",
+    "lerp(abs(m), m, 0.1)": "lerp(abs(m), m, rate1)",
+    "lerp(g, square(g), 0.1)": "lerp(g, square(g), rate1)",
+}
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_where_only_the_second_is_state_the_weight_is_what_stays(average: str) -> None:
+    literal = dsl.parse(f"def f(p, g, m: zeros, *, lr=1):\n    m = {average}\n    p = p - lr * (m + g)\n")
+    lifted = lift(literal)
+    assert AVERAGES[average] in dsl.format(lifted)
+    (rate,) = (each for each in lifted.hypers if each.name == "rate1")
+    assert (rate.default, rate.range) == (0.1, Range(0.01, 0.9, True))
+    assert behaviour_hash(lifted) == behaviour_hash(literal)
+
+
+def test_a_weight_that_one_less_it_would_swallow_stays_a_rate() -> None:
+    literal = dsl.parse("def f(p, g, m: ones, *, lr=1):\n    m = lerp(g, m, 1e-10)\n    p = p - lr * m\n")
+    assert "lerp(g, m, rate1)" in dsl.format(lift(literal))
+    assert behaviour_hash(lift(literal)) == behaviour_hash(literal)
 
 
 def test_what_does_nothing_goes_and_what_matters_stays(workshop: Workshop) -> None:
