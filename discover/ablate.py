@@ -20,6 +20,7 @@ from discover import statistics
 from discover.contenders import RuleContender
 from discover.contest import Contest, ContestTerms, Results, differences, hold
 from discover.mutate import Path, straight_lines, unfolded, with_line
+from discover.verdict import percent
 from discover.workshop import Workshop
 from dsl import Program, properties
 from dsl.behaviour import behaviour_hash
@@ -132,7 +133,8 @@ class _Judge:
         p = statistics.non_inferiority(found, self.margin)
         kept = p <= self.terms.error_rate
         self.trials.append(Trial(words, float(found.mean()), p, kept))
-        self.workshop.say(f"{words}: {'goes' if kept else 'stays'} ({100 * found.mean():+.2f} % of loss, p = {p:.2g})")
+        size = percent(float(found.mean()))
+        self.workshop.say(f"{words}: {'goes' if kept else 'stays'} (loss {size} in the mean of tunings, p = {p:.2g})")
         if not kept:
             self._failed.add(words)
         return kept

@@ -175,6 +175,7 @@ def _lines(data: Mapping[str, Any]) -> Iterator[str]:
         for trial in data["simplification"]:
             size = "not trained" if trial["difference"] is None else percent(trial["difference"])
             yield f"| `{trial['change']}` | {size} | {trial['p']:.2g} | {'yes' if trial['kept'] else 'no'} |"
+        yield from ("", "loss: relative to the winner's, the mean over tunings and tasks: what is tested here.")
     yield from ("", "## To check it", "", "```", *data["commands"], "```", "")
     yield from ("## By whom", "")
     yield from _by_whom(data)
@@ -254,6 +255,7 @@ def _contests(data: Mapping[str, Any]) -> Iterator[str]:
         )
     for contest in data["contests"]:
         yield from _seeds(contest)
+    yield "- loss: relative to the other's, the interquartile mean over all tasks, tunings and fresh seeds."
     yield "- p: largest over baselines, sequential (valid whenever one stops), Holm-corrected over candidates."
     yield "- who passes is ahead of each baseline in the mean of its tunings, too."
     spent = ", ".join(f"{name} {steps:,}" for name, steps in data["spent"]["model_steps"].items())

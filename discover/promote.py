@@ -28,7 +28,7 @@ import dsl
 from discover import ablate, incumbents, named_tasks
 from discover.certify import certify
 from discover.contenders import Contender, RuleContender, check, spelled
-from discover.contest import Contest, ContestTerms, ask_of, differences, hold, wins
+from discover.contest import Contest, ContestTerms, ask_of, hold, interquartile_difference, wins
 from discover.errors import RunError
 from discover.keeper import StoppedError
 from discover.manifest import read_json
@@ -192,11 +192,11 @@ def _contest_lines(contest: Contest) -> Iterator[str]:
     for name in contest.candidates:
         baseline = contest.hardest(name)
         won = wins(contest.results, name, baseline)
-        size = percent(float(differences(contest.results, name, baseline).mean()))
+        size = percent(interquartile_difference(contest.results, name, baseline))
         verdict = "passes" if name in passed else "does not pass"
         yield (
             f"{contest.terms.name}: {name} {verdict}: ahead of {baseline} in {won.count(1.0)} of {len(won)} tunings,"
-            f" loss {size}, p = {adjusted[name]:.2g} (limit {contest.terms.error_rate:g})"
+            f" loss {size} (interquartile mean), p = {adjusted[name]:.2g} (limit {contest.terms.error_rate:g})"
         )
 
 

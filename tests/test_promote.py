@@ -37,6 +37,7 @@ from discover.space import Space
 from discover.storage import Store
 from discover.studies import Tuned, fresh_seeds
 from discover.trainers import Ground
+from discover.verdict import percent
 from discover.workshop import Workshop
 from dsl import properties
 from dsl.behaviour import behaviour_hash
@@ -818,6 +819,30 @@ def test_a_certificate_holds_all_of_it_and_a_sample(
     assert found["retrained"] == found["runs"] > 30
     code, out, _ = command(capsys, "verify c.json --sample 5 --seed 1 --json")
     assert (code, json.loads(out)["retrained"]) == (0, 5)
+
+
+def test_a_contests_line_on_the_screen_gives_the_differences_that_its_certificate_gives(
+    promoted: dict[str, Any],
+) -> None:
+    means = []
+    for stage, found in zip(promoted["contests"], promoted["statistics"], strict=True):
+        contest = Contest.of(stage)
+        for name, line in zip(contest.candidates, promote._contest_lines(contest), strict=True):
+            against = contest.hardest(name)
+            own = found["versus"][name][against]
+            size = percent(own["overall"]["difference"]["value"])
+            assert f" loss {size} (interquartile mean), p = " in line
+            row = f"| {name} | {against} | {own['won']} of {own['tunings']} | {size} |"
+            assert row in certificate.markdown(promoted)
+            means.append((percent(own["difference"]), size))
+    assert any(mean != size for mean, size in means)  # which would be another number
+
+
+def test_the_certificate_in_the_documentation_reads_as_certificates_do_now() -> None:
+    for path in (ROOT / "docs" / "certificates").glob("*.json"):
+        data = json.loads(path.read_text())
+        assert certificate.digest(data) == data["sha256"]
+        assert certificate.markdown(data) == path.with_suffix(".md").read_text()
 
 
 def _loss(data: dict[str, Any]) -> None:
