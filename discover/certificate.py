@@ -26,6 +26,9 @@ FORMAT = 5
 FACTORS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0)
 """Of the performance profile: loss over the geometric mean of the first baseline's on the task."""
 
+WIDE = 10.0
+"""Best learning rates of a contender's tunings on a task that lie further apart than by this factor are named."""
+
 RESAMPLES = 1000
 
 
@@ -255,6 +258,8 @@ def _contests(data: Mapping[str, Any]) -> Iterator[str]:
         )
     for contest in data["contests"]:
         yield from _seeds(contest)
+    for stage in (*data["contests"], *([data["ablation"]] if data["ablation"] is not None else [])):
+        yield from _learning_rates(Contest.of(stage))
     yield "- loss: relative to the other's, the interquartile mean over all tasks, tunings and fresh seeds."
     yield "- p: largest over baselines, sequential (valid whenever one stops), Holm-corrected over candidates."
     yield "- who passes is ahead of each baseline in the mean of its tunings, too."
@@ -277,6 +282,32 @@ def _seeds(contest: Mapping[str, Any]) -> Iterator[str]:
         counts[words] = counts.get(words, 0) + 1
     ways = "; ".join(f"{words} ({count} tunings)" for words, count in sorted(counts.items()))
     yield f"- {name} was trained with {ways}"
+
+
+def _learning_rates(contest: Contest) -> Iterator[str]:
+    """Where the best learning rates of tunings are in doubt: at the edge of what was offered, or far apart. Of a
+    simplification, whose variants are many, how often."""
+    stage, many = contest.terms.name, contest.terms.name == "simplify"
+    rows = [(f"{name} on {task}", own) for task, row in contest.results.items() for name, own in row.items()]
+    edges = {where: sum(each.at_edge for each in own) for where, own in rows}
+    if any(edges.values()):
+        found = "; ".join(f"{where} in {edges[where]} of {len(own)} tunings" for where, own in rows if edges[where])
+        if many:
+            found = f"in {sum(edges.values())} of {sum(len(own) for _, own in rows)} tunings"
+        yield (
+            f"- {stage}: the best learning rate lies at the edge of what was tried: {found}; a better one may lie"
+            " beyond, and more trials would extend the range"
+        )
+    rates = {where: [each.hypers["lr"] for each in own] for where, own in rows}
+    if wide := [where for where, own in rates.items() if max(own) > WIDE * min(own)]:
+        spans = ((where, min(rates[where]), max(rates[where])) for where in wide)
+        found = "; ".join(f"{where} ({high / low:.3g} times, {low:.2g} to {high:.2g})" for where, low, high in spans)
+        if many:
+            found = f"{len(wide)} of {len(rows)} contenders"
+        yield (
+            f"- {stage}: best learning rates of a contender's tunings lie more than {WIDE:g} times apart: {found}; the"
+            " loss hardly depends on them there, or trials are too few to find the best one"
+        )
 
 
 def _range(seeds: Sequence[int]) -> str:

@@ -838,6 +838,29 @@ def test_a_contests_line_on_the_screen_gives_the_differences_that_its_certificat
     assert any(mean != size for mean, size in means)  # which would be another number
 
 
+def test_a_certificate_names_learning_rates_at_the_edge_and_far_apart(promoted: dict[str, Any]) -> None:
+    data = copy.deepcopy(promoted)
+    final, simplify = data["contests"][-1], data["ablation"]
+    for stage in (*data["contests"], simplify):
+        for row in stage["results"].values():
+            for each in (each for own in row.values() for each in own):
+                each["at_edge"], each["hypers"]["lr"] = False, 0.01
+    words = "lies at the edge of what was tried", "times apart"
+    assert not any(word in certificate.markdown(data) for word in words)
+    tunings = final["results"]["diabetes_regression"]["candidate_0"]
+    tunings[0]["at_edge"] = tunings[2]["at_edge"] = True
+    tunings[1]["hypers"]["lr"] = 0.2
+    for each in simplify["results"]["breast_cancer"]["winner"]:
+        each["at_edge"] = True
+    text, count = certificate.markdown(data), len(tunings)
+    there = "candidate_0 on diabetes_regression"
+    assert f"- final: the best learning rate {words[0]}: {there} in 2 of {count} tunings;" in text
+    assert f"lie more than 10 times apart: {there} (20 times, 0.01 to 0.2);" in text
+    in_all = sum(len(own) for own in simplify["results"]["breast_cancer"].values())
+    assert f"- simplify: the best learning rate {words[0]}: in 4 of {in_all} tunings;" in text
+    assert text.count(words[0]) == 2
+
+
 def test_the_certificate_in_the_documentation_reads_as_certificates_do_now() -> None:
     for path in (ROOT / "docs" / "certificates").glob("*.json"):
         data = json.loads(path.read_text())
