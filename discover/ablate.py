@@ -82,14 +82,11 @@ def simplify(winner: Program, terms: ContestTerms, margin: float, workshop: Work
         The simplest program found; its hyperparameters are the winner's, less those that went.
     """
     judge = _Judge(winner, terms, margin, workshop)
-    current = winner
-    place = 0
-    while (found := list(removals(current)))[place:]:
-        words, variant = found[place]
-        if judge.keeps(words, variant, current):
-            current, place = variant, 0
-        else:
-            place += 1
+    current, left = winner, removals(winner)
+    while (found := next(left, None)) is not None:
+        if judge.keeps(*found, current):
+            current = found[1]
+            left = removals(current)
     for digits in DIGITS:
         variant = rounded(current, digits)
         if variant == current:
