@@ -868,6 +868,12 @@ def test_the_certificate_in_the_documentation_reads_as_certificates_do_now() -> 
         assert certificate.markdown(data) == path.with_suffix(".md").read_text()
 
 
+@pytest.mark.slow
+def test_the_certificate_in_the_documentation_holds_as_far_as_it_does_without_training() -> None:
+    for path in (ROOT / "docs" / "certificates").glob("*.json"):
+        assert verify.verify(verify.read(path), sample=0).problems == ()
+
+
 def _loss(data: dict[str, Any]) -> None:
     data["contests"][-1]["results"]["diabetes_regression"]["candidate_0"][0]["losses"][0] *= 0.9
 

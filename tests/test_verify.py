@@ -362,6 +362,17 @@ def test_what_does_not_follow_does_not_hold_and_is_named(forgery: Forgery, data:
     assert not any("\n" in line or "do not fit together" in line for line in report.problems)
 
 
+def test_a_certificate_of_before_tunings_named_their_code_holds_to_a_tolerance(data: Data) -> None:
+    for each in rehearsal.stages_of(data):
+        for row in each["results"].values():
+            for tuned in (tuned for own in row.values() for tuned in own):
+                for way in (*tuned["built"], tuned["fresh_built"]):
+                    del way["code"]
+    report = checked(data, sample=2, tune=1)
+    assert (report.problems, report.loose, report.tunings_loose) == ((), 2, 1)
+    assert report.why_not.startswith("it was trained by code that it does not say, and this is ")
+
+
 # With the run at hand -------------------------------------------------------------------------------------------------
 
 
