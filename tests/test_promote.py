@@ -46,6 +46,7 @@ from dsl.lift import lift
 from dsl.program import Range
 from tests.fresh import confirmed
 from tests.searched import generation, run_of
+from tests.stored import scored, stored
 from tests.test_compare import made
 
 ROOT = Path(__file__).parent.parent
@@ -345,6 +346,112 @@ def test_a_promotion_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) ->
         if part == "rule":
             first[part].pop("recorded"), second[part].pop("recorded")
         assert first[part] == second[part]
+
+
+DYING = """
+import json, os, signal, sys
+from pathlib import Path
+from discover import cli, lanes, storage, trainers, tuning
+from discover.keeper import Keeper
+
+log, point, count = open(sys.argv[1], "w"), sys.argv[2], int(sys.argv[3])
+train, run, reached = tuning.train, lanes.Training.run, 0
+
+def at(this, key=""):
+    global reached
+    state = Path("found/promotion.json")
+    if this == point and state.exists() and list(json.loads(state.read_text())["stages"]) == ["incumbents"]:
+        reached += 1
+        if reached == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def then(owner, name, point):
+    method = getattr(owner, name)
+    def changed(*args, **options):
+        found = method(*args, **options)
+        at(point)
+        return found
+    setattr(owner, name, changed)
+
+def told(contender, ground, runs, **options):
+    found = train(contender, ground, runs, **options)
+    rows = [[contender.name, each.seed, sorted(each.hypers.items())] for each in runs]
+    print(json.dumps({"done": began.pop(), "rows": rows}), file=log, flush=True)
+    return found
+
+def resumed(self, pulse=None):
+    began.append(self.done)
+    return run(self, pulse)
+
+began = []
+tuning.train, lanes.Training.run = told, resumed
+Keeper.pulse = Keeper.keep if point == "a step" else Keeper.pulse
+then(storage.Store, "add", "a trial")
+then(storage.Store, "set", "the fresh seeds")
+then(Keeper, "pulse", "a step")
+sys.exit(cli.main(["promote", "found", "--workers", "0"]))
+"""
+"""Promotes, writes down what is trained and from which step on, and kills itself when so much of rung 1 is stored."""
+
+POINTS = {
+    "in a batch of a baseline's trials": ("a trial", 3),
+    "in a batch of a candidate's": ("a trial", 38),
+    "among fresh seeds": ("the fresh seeds", 9),
+    "in a training": ("a step", 17),
+}
+"""Of rung 1: 7 tunings each of a baseline and a candidate, side by side, of 4 batches of a trial of 12 steps."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
+def test_a_promotion_that_is_killed_within_a_rung_trains_nothing_again_and_ends_as_one_that_was_not(
+    point: str, promoted: dict[str, Any], tmp_path: Path
+) -> None:
+    folder, data = a_run([adam()]), tmp_path / "data"
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CXX": "no-such-compiler"}
+
+    def promotes(log: str, *until: str) -> int:
+        line = [sys.executable, "-c", DYING, log, *until]
+        return subprocess.run(line, env={**environment, "DISCOVER_DATA_DIR": str(data)}, check=False).returncode
+
+    def trained(log: str) -> tuple[list[int], list[Any]]:
+        lines = [json.loads(line) for line in Path(log).read_text().splitlines()]
+        return [line["done"] for line in lines], [row for line in lines for row in line["rows"]]
+
+    def of(study: str) -> tuple[str, int]:
+        return study.partition(" on ")[0], int(study.rpartition("tuning ")[2].split()[0])
+
+    (name, count), url = POINTS[point], f"sqlite:///{data / 'studies.sqlite'}"
+    assert promotes("before", name, str(count)) == -9
+    before, fresh, kept = stored(url), scored(url), list(data.rglob("*.pt"))
+    assert list(read(folder, "promotion.json")["stages"]) == ["incumbents"]
+    assert any(seed >= promote.RUNGS for _, seed in map(of, before))
+    assert promotes("after", "nowhere", "0") == 0
+    (began, runs), after = trained("after"), stored(url)
+    assert all(after[study][: len(trials)] == trials for study, trials in before.items())
+    settled = {
+        (who, 1000 * seed, str(sorted(map(list, trial[-1]["run"]["hypers"].items()))))
+        for study, trials in before.items()
+        for trial in trials
+        for who, seed in [of(study)]
+    }
+    assert not settled & {(who, seed, str(hypers)) for who, seed, hypers in runs}
+    assert not {(who, 1000 * seed + 500) for who, seed in map(of, fresh)} & {(who, seed) for who, seed, _ in runs}
+    assert (bool(kept), began[0], {*began[1:]}) == ((True, 5, {0}) if name == "a step" else (False, 0, {0}))
+    assert not list(data.rglob("*.pt"))
+    assert lasting(read(folder)) == lasting(promoted)
+    assert [len(each["sessions"]) for each in (read(folder), promoted)] == [2, 1]
+
+
+def lasting(data: dict[str, Any]) -> dict[str, Any]:
+    """What of a certificate says neither when nor where it was made."""
+    there = {key: data[key] for key in data.keys() - {"date", "sessions", "sha256", "asked", "commands", "files"}}
+    there["spent"] = data["spent"]["model_steps"]
+    there["rule"] = {key: value for key, value in data["rule"].items() if key != "recorded"}
+    costs = data["footprints"].items()
+    there["footprints"] = {task: {name: each["state_bytes"] for name, each in row.items()} for task, row in costs}
+    there["provenance"] = {key: data["provenance"][key] for key in ("space", "candidate", "lineage", "archive")}
+    return there
 
 
 # The contest ----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import optuna
 import pytest
 import torch
 
@@ -51,6 +50,7 @@ from discover.trainers import Ground, Run
 from discover.workers import Crew, Done, Request, Work
 from discover.workshop import Place, Staff, Workshop
 from tasks import Task
+from tests.stored import stored
 from tests.test_promote import ASCENT, a_run, adam, read
 
 ROOT = Path(__file__).parent.parent
@@ -162,15 +162,6 @@ def found(given: Sequence[Answer]) -> list[Any]:
 def expected() -> list[Any]:
     """What this process comes to for all that `asks` asks."""
     return found(answers(0, asks()))
-
-
-def stored(where: str) -> dict[str, list[Any]]:
-    """Study -> its trials, as far as results depend on them."""
-    return {
-        name: [(t.number, t.params, t.value, t.state, t.intermediate_values, t.user_attrs) for t in study.trials]
-        for name in optuna.get_all_study_names(where)
-        for study in (optuna.load_study(study_name=name, storage=where),)
-    }
 
 
 @pytest.mark.parametrize("count", [1, 3, None])
