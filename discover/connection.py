@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,7 @@ def connect(crew: Crew) -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
+    ray = _ray()
     global _abandoned
     if _abandoned:
         ray.shutdown()
@@ -71,6 +71,18 @@ def connect(crew: Crew) -> Any:
             if crew.address is None:
                 raise ClusterError(f"Ray cannot start on this machine: {said}") from None
             raise ClusterError(f"--ray-address {crew.address}: no Ray cluster there ({said})") from None
+    return ray
+
+
+@cache
+def _ray() -> Any:
+    """The ray module, with its own words on stderr: it prints on stdout what befell workers, whatever it is told of
+    logs, and that is where a command's JSON goes."""
+    import ray
+    from ray._private import worker
+
+    told = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda data, *rest, **how: told({**data, "is_err": True}, *rest, **how)
     return ray
 
 

@@ -833,6 +833,17 @@ def test_a_private_ray_that_cannot_start_blames_no_option_and_leaves_signals(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_what_ray_itself_says_is_not_where_json_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    connection._ray()
+    from ray._private import worker
+
+    said = {"lines": ["A worker died or was killed"], "pid": "raylet", "is_err": False}  # as Ray's listener gives it
+    worker.print_to_stdstream(said, ignore_prefix=False)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "A worker died or was killed" in err
+
+
 @pytest.mark.parametrize("trap", ["anybody may write to it", "a link", "a file"])
 def test_a_users_file_is_put_into_no_folder_that_others_may_write_to(
     trap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
