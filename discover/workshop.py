@@ -40,6 +40,12 @@ from discover.workers import OUT_OF_MEMORY, UNBOUNDED, Crew, Done, Request, Work
 
 AGAIN = "what was trained is kept: the same command goes on"
 
+NODES = {
+    "node removed": "a node left the cluster ({}); what its workers had in hand goes to others",
+    "node added": "a node joined the cluster ({})",
+}
+"""What is said of incidents that no note of the workers tells; there is no archive to note them in."""
+
 
 @dataclass(frozen=True, slots=True)
 class Staff:
@@ -227,8 +233,11 @@ class Workshop:
             if of == call:
                 found.append((number, block, done))
         while crew.notes:
-            self.once(crew.notes.popleft())
-        crew.incidents.clear()
+            self.say(crew.notes.popleft())
+        while crew.incidents:
+            incident = crew.incidents.popleft()
+            if line := NODES.get(incident.kind):
+                self.say(line.format(incident.text))
         return found
 
     def _staffed(self, requests: Sequence[Request], named: Sequence[str]) -> tuple[Workers, int]:

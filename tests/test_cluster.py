@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from discover import connection, runs, session, workers
+from discover import cli, connection, runs, session, workers
 from discover.archive import Archive
 from discover.budget import Budget
 from discover.cluster import RayWorkers
@@ -33,6 +33,9 @@ from discover.evolution import Evolution, Proposal
 from discover.placement import fit
 from discover.records import Candidate, Generation
 from discover.workers import Crew
+from discover.workshop import Workshop
+from tests.stored import stored as stored_trials
+from tests.test_promote import a_run, adam, lasting, read
 
 pytestmark = pytest.mark.slow
 
@@ -585,6 +588,98 @@ def test_a_kind_of_worker_that_no_node_has_room_for_is_said(ground: Ground, fold
     crew.close()
     assert crew.notes.popleft() == "no node has room for a worker with CPU 1, TPU 4; its units wait until one has"
     assert crew.incidents.popleft().kind == "no room"
+
+
+# Judging ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judging(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to judge in, without a compiler, and with what workers are told: to take their time."""
+    shutil.copy(folder / "own.py", tmp_path)
+    told = environment(pause=0.05, env_vars={"CXX": "no-such-compiler"})
+    (tmp_path / "environment.yaml").write_text(json.dumps(told))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DISCOVER_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("DISCOVER_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def losing(
+    ground: Ground, crews: list[RayWorkers], monkeypatch: pytest.MonkeyPatch, when: Callable[[], bool]
+) -> list[str]:
+    """Has a worker killed that trains, when it is time, and then a node whose worker trains removed; gives what was
+    lost, as it happens."""
+    extra, lost, come_in = ground.add(), list[str](), Workshop._come_in
+    ground.cluster.wait_for_nodes()
+
+    def watched(self: Workshop, crew: RayWorkers, *rest: Any) -> Any:
+        busy = [each for pool in crew._pools.values() for each in pool.workers if each.ready and each.jobs]
+        here = [each for each in busy if each.node != extra.node_id]
+        if not lost and here and when():
+            os.kill(here[0].process, signal.SIGKILL)
+            lost.append("a worker")
+        elif lost == ["a worker"] and len(here) < len(busy):
+            ground.remove(extra)
+            lost.append("a node")
+        return come_in(self, crew, *rest)
+
+    monkeypatch.setattr(Workshop, "_come_in", watched)
+    return lost
+
+
+def losses_said(text: str) -> int:
+    """In how many lines; a node is known by its worker or by itself, whichever Ray notices first."""
+    return text.count("a worker was lost (") + text.count("a node left the cluster (")
+
+
+def test_a_comparison_that_loses_a_worker_and_a_node_comes_to_the_same_and_says_so(
+    ground: Ground, judging: Path, crews: list[RayWorkers], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    line = "compare sgd lion momentum --task own.py:Slow --trials 8 --tunings 2 --seeds 2 --tuning-seeds 1 --json"
+
+    def compares(where: str, *staff: str) -> tuple[Any, dict[str, list[Any]], str]:
+        capfd.readouterr()
+        assert cli.main([*line.split(), "--storage", url(where), "--out", where, *staff]) == 0
+        out, said = capfd.readouterr()
+        rows = json.loads(out)["tasks"]["own.py:Slow"]["contenders"]  # nobody else has written there
+        return {name: row["tunings"] for name, row in rows.items()}, stored_trials(url(where)), said
+
+    def url(where: str) -> str:
+        return f"sqlite:///{judging / where}.sqlite"
+
+    *here, _ = compares("here", "--workers", "0")
+    lost = losing(ground, crews, monkeypatch, lambda: any(stored_trials(url("there")).values()))
+    *there, said = compares("there", "--ray-address", ground.address, "--runtime-env", "environment.yaml")
+    assert lost == ["a worker", "a node"]
+    assert losses_said(said) >= 2
+    assert here == there
+    assert len(here[1]) == 8
+
+
+def test_a_promotion_that_loses_a_worker_and_a_node_within_a_rung_certifies_the_same_and_says_so(
+    ground: Ground, judging: Path, crews: list[RayWorkers], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    run = a_run([adam()])
+
+    def within() -> bool:
+        return list(read(run, "promotion.json")["stages"]) == ["incumbents"]
+
+    assert cli.main(["promote", "found", "--workers", "0"]) == 0
+    here = read(run)
+    for name in ("promotion.json", "certificate.json"):
+        (run / name).unlink()
+    lost = losing(ground, crews, monkeypatch, within)
+    capfd.readouterr()
+    staff = ["--ray-address", ground.address, "--runtime-env", "environment.yaml"]
+    assert cli.main(["promote", "found", *staff, "--storage", f"sqlite:///{judging}/there.sqlite"]) == 0
+    assert lost == ["a worker", "a node"]
+    assert losses_said(capfd.readouterr().out) >= 2
+    there = read(run)
+    assert lasting(there) == lasting(here)
+    assert [len(each["sessions"][0]["workers"]) for each in (here, there)] == [0, 1]
 
 
 # How code gets there --------------------------------------------------------------------------------------------------

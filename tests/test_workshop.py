@@ -42,6 +42,7 @@ from discover.own_files import absolute, contents
 from discover.pieces import CORE, Paused, Piece, Site, Trained, TrainRuns
 from discover.promote import fitted
 from discover.promotion_keys import PromotionRung
+from discover.records import Incident
 from discover.sessions import this_machine
 from discover.space import Space
 from discover.storage import Store
@@ -261,6 +262,25 @@ def test_work_that_costs_worker_after_worker_ends_it_in_one_line_and_the_rest_is
         answers(1, asks(), url(tmp_path))
     assert str(error.value).startswith("lion on quadratic, 2 tunings: worker lost, on one worker after the other; what")
     assert len(stored(url(tmp_path))) >= 4
+
+
+def test_nodes_that_come_and_go_are_said_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened = iter(
+        [("node removed", "node a"), ("worker lost", "process 1"), ("node added", "node a"), ("node removed", "node a")]
+    )
+
+    class Shaken(Hands):
+        def next(self, wait: bool = True) -> Done | None:
+            self.incidents += [Incident(*each) for each in itertools.islice(happened, 1)]  # type: ignore[arg-type]
+            return super().next(wait)
+
+    monkeypatch.setattr(workers, "start", Shaken)
+    lines: list[str] = []
+    workshop = Workshop(Store(None), Keeper(None), say=lines.append, staff=Staff(2))
+    assert found(list(workshop.tuned(asks()))) == expected()
+    workshop.close()
+    gone = "a node left the cluster (node a); what its workers had in hand goes to others"
+    assert lines == [gone, "a node joined the cluster (node a)", gone]
 
 
 def test_a_refusal_is_the_askers_alone_and_comes_in_its_turn(hands: list[Hands]) -> None:
