@@ -81,8 +81,8 @@ def _ray() -> Any:
     import ray
     from ray._private import worker
 
-    told = worker.print_to_stdstream
-    worker.print_to_stdstream = lambda data, *rest, **how: told({**data, "is_err": True}, *rest, **how)
+    if (told := getattr(worker, "print_to_stdstream", None)) is not None:  # Ray's own affair; another version may not
+        worker.print_to_stdstream = lambda data, *rest, **how: told({**data, "is_err": True}, *rest, **how)
     return ray
 
 
