@@ -19,6 +19,14 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from discover.errors import UserError
 from dsl.library import registered_directory
 
+LONGEST = 512
+"""Letters of a study's name that Optuna's tables hold; SQLite alone does not mind more."""
+
+SECRET = r"[^=&]*(?:password|passwd|passphrase|pwd|secret|token)[^=&]*|odbc_connect"
+"""Keys of a URL's query whose values are nobody's business."""
+
+EXPECTED = "expected sqlite:///FILE, or another database's URL, such as postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+
 
 def default_url() -> str:
     """A SQLite file beside the registered rules: in $DISCOVER_DATA_DIR, or the user's data directory."""
@@ -32,9 +40,10 @@ def public_url(url: str) -> str:
 
 
 def masked(url: str) -> str:
-    """A URL as it is shown: itself, but for passwords. By its text, since one that cannot be parsed has them too."""
-    without = re.sub(r"(//[^/:@]*:)[^/?]*@", r"\1***@", url)
-    return re.sub(r"([?&](?:password|passwd|sslpassword)=)[^&]*", r"\1***", without)
+    """A URL as it is shown: itself, but for passwords. By its text, since one that cannot be parsed has them too; as
+    SQLAlchemy reads it, to whom all from "USER:" to the first "@" is one, and on to a later "@" of the same address."""
+    without = re.sub(r"(//[^/:@]*:)[^@]*@(?:[^?]*@)?", r"\1***@", url)
+    return re.sub(rf"([?&](?:{SECRET})=)[^&]*", r"\1***", without, flags=re.IGNORECASE)
 
 
 def as_typed(command: Sequence[str]) -> str:
@@ -58,7 +67,7 @@ class Store:
 
     def __init__(self, url: str | None) -> None:
         self.url = url
-        self._lock = _locked(url) if url else None
+        self._lock = _locked(url) if url and not _in_memory(url) else None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with self._errors():
             self._storage = _storage(url)
@@ -80,7 +89,8 @@ class Store:
             if (known := self._known.get(_digest(name))) is not None:
                 self._ids[name] = known
                 return self._storage.get_all_trials(known), self._storage.get_study_user_attrs(known)
-            self._ids[name] = self._storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], name)
+            short = name if len(name) <= LONGEST else name[: LONGEST - len(_digest(name))] + _digest(name)
+            self._ids[name] = self._storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], short)
             self._known[_digest(name)] = self._ids[name]
             self._storage.set_study_user_attr(self._ids[name], "about", facts)
         return [], {}
@@ -111,8 +121,18 @@ class Store:
         except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ImportError, ValueError, OSError) as error:
             if isinstance(error, UserError):
                 raise
-            cause = error.__cause__ or error
-            raise UserError(f"--storage {masked(self.url or '')}: {str(cause).strip().splitlines()[0]}") from None
+            raise UserError(f"--storage {masked(self.url or '')}: {_why(self.url or '', error)}") from None
+
+
+def _why(url: str, error: BaseException) -> str:
+    """What a database or its driver says, in one line and without the password."""
+    cause = error.__cause__ or error
+    if isinstance(cause, ModuleNotFoundError):
+        return f"its driver, the Python package '{cause.name}', is not installed; install it, or name one that is"
+    (line, *_), parsed = str(cause).strip().splitlines() or [type(cause).__name__], _parsed(url)
+    if parsed is not None and parsed.password:
+        line = line.replace(str(parsed.password), "***")
+    return f"{masked(line)}; {EXPECTED}" if isinstance(cause, ArgumentError | ValueError) else masked(line)
 
 
 def _digest(name: str) -> str:
@@ -140,6 +160,12 @@ def _parsed(url: str) -> URL | None:
         return make_url(url)
     except (ArgumentError, ValueError):  # the second for a port that is no number
         return None
+
+
+def _in_memory(url: str) -> bool:
+    """Whether it is a database of this process alone."""
+    parsed = _parsed(url)
+    return parsed is not None and parsed.get_backend_name() == "sqlite" and _file_of(url) is None
 
 
 def _file_of(url: str) -> Path | None:

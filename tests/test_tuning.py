@@ -392,7 +392,12 @@ def test_a_store_of_an_older_format_opens_and_its_studies_are_left_alone(tmp_pat
         ("postgresql://me:secret@there:port/db", "postgresql://me:***@there:port/db"),
         ("postgres//me:secret@there/db", "postgres//me:***@there/db"),
         ("postgresql:///db?user=me&password=secret", "postgresql:///db?user=me&password=***"),
-        ("postgresql://there:5432/db?x=a@b", "postgresql://there:5432/db?x=a@b"),
+        ("postgresql://me:se/cret@there/db", "postgresql://me:***@there/db"),
+        ("postgresql://me:se?cr@et@there/db?x=a@b", "postgresql://me:***@there/db?x=a@b"),
+        ("postgresql://there:5432/db?x=a@b", "postgresql://there:***@b"),  # a password, as SQLAlchemy reads it
+        ("postgresql://there:5432/db?x=a", "postgresql://there:5432/db?x=a"),
+        ("mysql:///db?ssl_key_password=secret&x=1&PWD=secret", "mysql:///db?ssl_key_password=***&x=1&PWD=***"),
+        ("mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dsecret", "mssql+pyodbc:///?odbc_connect=***"),
     ],
 )
 def test_a_storage_is_written_down_as_it_is_found_from_anywhere_and_without_its_password(url: str, public: str) -> None:
