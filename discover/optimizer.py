@@ -129,7 +129,8 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
 
         Raises:
             ValueError: a sparse gradient; a step while `eval()` holds; the rule needs a closure, or the number of
-                examples, and there is none; the closure does not do what the rule asks.
+                examples, and there is none; the closure does not do what the rule asks; a number of the rule divides
+                by 0, as with beta1=1: some parameters may have been updated then.
         """
         if any(group["evaluating"] for group in self.param_groups):
             raise ValueError(
@@ -167,10 +168,16 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
                 examples=examples,
             )
         depth = max((barrier.level + 1 for each in work for barrier, *_ in each.kind.shares), default=0)
-        for level in range(depth):
-            _exchange(level, work, answers)
-        for each in work:
-            each.update()
+        try:
+            for level in range(depth):
+                _exchange(level, work, answers)
+            for each in work:
+                each.update()
+        except ZeroDivisionError as error:  # of Python's numbers: tensors have inf
+            given = ({name: group[name] for name in self._program().defaults} for group in self.param_groups)
+            raise ValueError(
+                f"{self._name()}: a number of the rule divides by 0 with {' or '.join(map(str, given))}"
+            ) from error
         if answers is not None:
             answers.release()
             loss = answers.loss if loss is None else loss

@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import pickle
+import re
 import subprocess
 import sys
 from functools import partial
@@ -357,3 +358,11 @@ def test_all_that_a_rule_computes_with_is_where_the_parameters_are(name: str) ->
         opt.step()
     places = {x.device.type for state in opt.state.values() for x in state.values() if isinstance(x, Tensor)}
     assert places <= {"meta"}
+
+
+def test_hyperparameters_by_which_a_rule_divides_by_nothing_are_named() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    message = "optimizer 'adamw': a number of the rule divides by 0 with {'lr': 0.001, 'beta1': 1.0, "
+    with pytest.raises(ValueError, match=re.escape(message)):
+        optim.create("adamw", [p], beta1=1.0).step()
