@@ -11,13 +11,17 @@ What it cannot see is whether a tuning was the one that its study finds; `discov
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 import dsl
 from discover import promote
@@ -195,6 +199,8 @@ def compare(data: Mapping[str, Any], folder: Path | None, recorded: Recorded) ->
     problems = []
     ablation = None if data["ablation"] is None else _told(data["ablation"])
     told = {**data, "contests": [_told(stage) for stage in data["contests"]], "ablation": ablation}
+    if at_hand is None:
+        told["provenance"] = {**data["provenance"], "space": _space(data["provenance"]).plain()}
     for part in PARTS:
         if (where := _differs(found[part], told[part], part)) is not None:
             problems.append(_in_words(where, data))
@@ -209,6 +215,20 @@ def _told(stage: Mapping[str, Any]) -> dict[str, Any]:
     """A contest as this version writes it: an older one left unsaid which code trained a tuning."""
     results = json.loads(json.dumps(Contest.of(stage).plain()["results"], allow_nan=False))
     return {**stage, "results": results}
+
+
+def _space(source: Mapping[str, Any]) -> Space:
+    """The space of a run that is not at hand, less keys that are gone since, of what a search alone reads: a promotion
+    goes by its sections `promote` and `tasks`."""
+    plain = copy.deepcopy(source["space"])
+    try:
+        Space.model_validate_json(json.dumps(plain))
+    except ValidationError as error:
+        for where in (each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"):
+            if where[0] not in ("promote", "tasks"):
+                section = reduce(lambda inside, key: inside[key], where[:-1], plain)
+                del section[where[-1]]
+    return Space.of(plain, "provenance.space")
 
 
 def _at_hand(folder: Path | None) -> tuple[Path | None, str]:
@@ -263,7 +283,7 @@ def _timed(seconds: float | None, data: Mapping[str, Any], task: str, name: str)
 def _manifest(source: Mapping[str, Any]) -> Manifest:
     """Of a run that is not at hand, as far as a promotion needs it."""
     configuration = Configuration(
-        space=Space.of(source["space"], "provenance.space"),
+        space=_space(source),
         ancestors=tuple(source["ancestors"]),
         algorithm=source["algorithm"],
         seed=source["seed"],

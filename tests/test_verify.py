@@ -373,6 +373,14 @@ def test_a_certificate_of_before_tunings_named_their_code_holds_to_a_tolerance(d
     assert report.why_not.startswith("it was trained by code that it does not say, and this is ")
 
 
+def test_a_key_that_is_gone_since_is_no_matter_where_the_run_is_not_at_hand(data: Data, run: Path) -> None:
+    data["provenance"]["space"]["evolution"] |= {"islands": 1, "tune": 0.0}
+    assert checked(data).problems == ()
+    assert any("provenance.space.evolution" in line for line in checked(data, run).problems)
+    data["provenance"]["space"]["promote"]["islands"] = 1
+    assert checked(data).problems == ("provenance.space: promote: unknown key 'islands'",)
+
+
 # With the run at hand -------------------------------------------------------------------------------------------------
 
 
