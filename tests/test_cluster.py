@@ -382,16 +382,18 @@ def wait_until(condition: Callable[[], bool]) -> None:
 RULES = {
     "hangs": "x = 3.0 * p\n    y = lr * g\n    p = x - y",
     "hoards": "x = sqrt(square(p))\n    y = 3.0 * x\n    z = lr * g\n    w = y + z\n    p = p - w",
+    # At its third step a and b are infinite in single precision, and in double at none that the gate looks at.
     "is not a number": """x = 10000.0 * p
     y = square(p)
     z = y * y
     v = square(g)
-    w = v * v
-    a = z * y
-    b = w * v
+    a = z * z
+    b = a * v
     c = a - b
-    u = lr * c
-    p = x + u""",  # at its third step a and b are infinite
+    d = tanh(c)
+    e = d + g
+    u = lr * e
+    p = x + u""",
 }
 
 

@@ -117,7 +117,7 @@ def test_state_can_be_found_by_a_rule_that_has_none() -> None:
     grammar = GRAMMARS["elementwise"]
     for ancestor in ("sgd", "lion"):
         program = genotype(dsl.load(ancestor))
-        most = max(len(mutate(program, grammar, np.random.default_rng(n)).program.slots) for n in range(300))
+        most = max(len(mutate(program, grammar, np.random.default_rng(n)).program.slots) for n in range(1000))
         assert most == len(program.slots) + 1
     seedling = dsl.parse("def s(p, g, *, lr=1):\n x1 = abs(g)\n x2 = x1 * g\n x3 = lr * x2\n p = p - x3")
     grown = [random_program(grammar, np.random.default_rng(n), seedling).program for n in range(100)]
@@ -171,7 +171,7 @@ def test_matrix_operators_and_state_of_other_shapes_are_reached() -> None:
     program = genotype(dsl.load("muon"))
     growing = replace(MATRICES, operators=MATRIX[-8:], weights={"insert": 1.0, "operator": 1.0, "constant": 1.0})
     used, extents = set(), set()
-    for seed in range(250):
+    for seed in range(1000):
         changed = mutate(program, growing, np.random.default_rng(seed)).program
         used |= {s.value.op for s in assignments(changed.body) if isinstance(s.value, Call)}
         extents |= {slot.extent for slot in changed.slots}
