@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from numpy.random import Generator
 
+from discover.chance import pick
 from discover.evolution import Bred, Evolution
 from discover.mutate import Grammar, Mutation, Place, View, settled, straight_lines, with_line
 from dsl.program import Assign, Call, Expr, Name, Program, map_names, names_read
@@ -43,7 +44,7 @@ def cross(program: Program, mate: Program, grammar: Grammar, rng: Generator) -> 
     """
     lines, others = list(straight_lines(program.body)), dict(straight_lines(mate.body))
     for _ in range(_TRIES):
-        path, line = lines[int(rng.integers(len(lines)))] if len(lines) > 1 else lines[0]
+        path, line = pick(rng, lines)
         if path not in others:
             continue
         view = View(replace(program, body=line), grammar)
@@ -52,7 +53,7 @@ def cross(program: Program, mate: Program, grammar: Grammar, rng: Generator) -> 
         values = [index for index in range(len(other.body)) if index not in other.frame]
         if not places or not values:
             return None
-        place, index = places[int(rng.integers(len(places)))], values[int(rng.integers(len(values)))]
+        place, index = pick(rng, places), pick(rng, values)
         grafted = _grafted(view, place, other, index)
         if grafted is not None and (result := settled(with_line(program, path, grafted.program))) is not None:
             return Mutation(result, grafted.change)

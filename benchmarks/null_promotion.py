@@ -36,14 +36,13 @@ import numpy as np
 
 import dsl
 from discover import cli, named_tasks, statistics
-from discover.contest import Contest, wins
+from discover.contest import Contest, log_gaps, wins
 from discover.errors import UserError
 from discover.manifest import read_json
 from discover.promotion_keys import least_tunings
 from discover.records import Candidate, Confirmation, Generation
 from discover.runs import CERTIFICATE
 from discover.space import Space
-from discover.verdict import log_losses
 from tests.searched import generation, run_of
 
 MEANS = (
@@ -184,8 +183,7 @@ def found(certificate: Mapping[str, Any]) -> dict[str, Any]:
     (baseline,), terms = contest.baselines, contest.terms
     one, every = 0, 0
     for name in contest.candidates:
-        rows = contest.results.values()
-        gaps = np.mean([log_losses(row[name]) - log_losses(row[baseline][: len(row[name])]) for row in rows], axis=0)
+        gaps = np.mean(log_gaps(contest.results, name, baseline), axis=0)
         one += _called(gaps[0], terms.error_rate)
         every += _called(gaps.ravel(), terms.error_rate)
     won = [wins(contest.results, name, baseline) for name in contest.candidates]

@@ -248,14 +248,16 @@ def differences(results: Mapping[str, Mapping[str, Sequence[Tuned]]], name: str,
     return np.asarray(_gaps(results, name, baseline).mean(axis=0))
 
 
+def log_gaps(results: Mapping[str, Mapping[str, Sequence[Tuned]]], name: str, baseline: str) -> list[Array]:
+    """For each task [tunings, fresh seeds]: log loss relative to a baseline's, as far as both were tuned."""
+    rows = ((row[name], row[baseline]) for row in results.values())
+    return [log_losses(one[: len(other)]) - log_losses(other[: len(one)]) for one, other in rows]
+
+
 def interquartile_difference(results: Mapping[str, Mapping[str, Sequence[Tuned]]], name: str, baseline: str) -> float:
     """Log loss relative to a baseline's, interquartile mean over tasks, tunings and fresh seeds, as far as both were
     tuned: what certificates and a promotion's lines show. It decides nothing."""
-    gaps = []
-    for row in results.values():
-        count = min(len(row[name]), len(row[baseline]))
-        gaps.append(log_losses(row[name][:count]) - log_losses(row[baseline][:count]))
-    return float(statistics.interquartile_mean(np.concatenate(gaps, axis=None)))
+    return float(statistics.interquartile_mean(np.concatenate(log_gaps(results, name, baseline), axis=None)))
 
 
 def wins(results: Mapping[str, Mapping[str, Sequence[Tuned]]], name: str, baseline: str) -> list[float]:
@@ -275,12 +277,7 @@ def lead(results: Mapping[str, Mapping[str, Sequence[Tuned]]], name: str, baseli
 
 def _gaps(results: Mapping[str, Mapping[str, Sequence[Tuned]]], name: str, baseline: str) -> Array:
     """[tasks, tunings]: log loss relative to a baseline's, mean over fresh seeds, as far as both were tuned."""
-    rows = []
-    for row in results.values():
-        count = min(len(row[name]), len(row[baseline]))
-        gaps = log_losses(row[name][:count]) - log_losses(row[baseline][:count])
-        rows.append(gaps.mean(axis=1).clip(-LIMIT, LIMIT))
-    return np.array(rows)
+    return np.array([gaps.mean(axis=1).clip(-LIMIT, LIMIT) for gaps in log_gaps(results, name, baseline)])
 
 
 def _telling(results: Mapping[str, Mapping[str, Sequence[Tuned]]], name: str, baseline: str) -> Array:

@@ -78,8 +78,9 @@ class Gate:
     def examine(self, program: Program) -> New | Duplicate | Rejected:
         """Judges a program, without remembering it."""
         program = strip_dead(program)
-        self._look_at([program], lambda: None)
-        known = self._known[program.unnamed]
+        if (known := self._known.get(program.unnamed)) is None:
+            self._look_at([program], lambda: None)
+            known = self._known[program.unnamed]
         if isinstance(known, Rejected):
             return known
         of, behaviour = self._structures.get(known.structure, (None, known.behaviour))

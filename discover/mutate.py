@@ -100,7 +100,7 @@ def mutate(
     weights = [grammar.weights[kind] for kind in kinds]
     lines = list(straight_lines(program.body))
     for _ in range(_TRIES):
-        path, line = lines[0] if len(lines) == 1 or rng.random() < _FIRST else lines[int(rng.integers(1, len(lines)))]
+        path, line = lines[0] if len(lines) == 1 or rng.random() < _FIRST else pick(rng, lines[1:])
         kind = kinds[_choose(weights, rng)]
         mutation = changes[kind](View(program if line is program.body else replace(program, body=line), grammar), rng)
         if mutation is not None and (result := settle(with_line(program, path, mutation.program))) is not None:

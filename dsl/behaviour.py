@@ -118,10 +118,9 @@ def _growths(changes: Array) -> list[float]:
     with np.errstate(all="ignore"):
         sizes = (np.sqrt(np.add.reduce(steps * steps, axis=2)) / RATIOS).tolist()
     most = []
-    for *first, middle, last in sizes:
-        early = max(first)
-        finite = all(map(math.isfinite, (*first, middle, last)))
-        most.append(math.inf if not finite else last / early if early > 0 else 0.0)
+    for each in sizes:
+        early, last = max(each[:-2]), each[-1]
+        most.append(math.inf if not all(map(math.isfinite, each)) else last / early if early > 0 else 0.0)
     return most
 
 

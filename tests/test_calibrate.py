@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
 from discover import calibrate, calibration, cli, fidelity, trainers, workshop
@@ -20,22 +18,11 @@ from discover.keeper import Keeper, StoppedError
 from discover.space import Space
 from discover.storage import Store
 from discover.workshop import Workshop
+from tests.home import home
+
+__all__ = ["home"]
 
 RULES, UNITS = 24, 4
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to run commands in, without a compiler."""
-    before = torch.get_num_threads()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DISCOVER_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("DISCOVER_RUNS_DIR", str(tmp_path / "runs"))
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setenv("COLUMNS", "200")
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(before)
 
 
 def table(truth: Any, noise: float, seed: int, units: int = UNITS) -> Any:

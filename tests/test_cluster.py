@@ -34,6 +34,7 @@ from discover.placement import fit
 from discover.records import Candidate, Generation
 from discover.workers import Crew
 from discover.workshop import Workshop
+from tests.home import settle
 from tests.stored import stored as stored_trials
 from tests.test_promote import a_run, adam, lasting, read
 
@@ -601,11 +602,7 @@ def judging(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     shutil.copy(folder / "own.py", tmp_path)
     told = environment(pause=0.05, env_vars={"CXX": "no-such-compiler"})
     (tmp_path / "environment.yaml").write_text(json.dumps(told))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DISCOVER_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("DISCOVER_RUNS_DIR", str(tmp_path / "runs"))
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setenv("COLUMNS", "200")
+    settle(tmp_path, monkeypatch)
     return tmp_path
 
 

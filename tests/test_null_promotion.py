@@ -17,7 +17,8 @@ from discover.manifest import read_json
 from discover.promotion import program_of
 from dsl.behaviour import behaviour_hash
 from dsl.canonical import shape_hash
-from tests.test_promote import adam, home
+from tests.home import home
+from tests.test_promote import adam
 from tests.test_verify import few_resamples
 
 __all__ = ["few_resamples", "home"]

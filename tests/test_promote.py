@@ -45,9 +45,12 @@ from dsl.flatten import flatten, with_literals
 from dsl.lift import lift
 from dsl.program import Range
 from tests.fresh import confirmed
+from tests.home import home
 from tests.searched import generation, run_of
 from tests.stored import scored, stored
 from tests.test_compare import made
+
+__all__ = ["home"]
 
 ROOT = Path(__file__).parent.parent
 CRIPPLED = "def crippled(p, g, *, lr=0.1):\n    p = p - lr * mean(g)\n"
@@ -85,20 +88,6 @@ promote:
   simplify: {steps: 12, trials: 3, fresh: 2, tunings: 4, margin: 0.3}
   final: {steps: 12, trials: 4, fresh: 1, tunings: [7, 8]}
 """
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to run commands in, without a compiler."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DISCOVER_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.delenv("DISCOVER_RUNS_DIR", raising=False)
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setenv("COLUMNS", "200")
-    yield tmp_path
-    torch.set_num_threads(before)
 
 
 def adam() -> str:

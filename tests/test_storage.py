@@ -4,14 +4,12 @@ kept there goes on as it does in a file, and its password is written down nowher
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy
-import torch
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
@@ -19,9 +17,12 @@ from discover import cli
 from discover.errors import UserError
 from discover.storage import LONGEST, Store
 from discover.studies import TuningBudget
-from tests.stored import stored
+from tests.home import home
+from tests.stored import dying, stored
 from tests.test_promote import a_run, adam
 from tests.test_tuning import SMALL, tuned
+
+__all__ = ["home"]
 
 SECRET = "hunter2"
 URL = f"other+driver://me:{SECRET}@there:1234/studies"
@@ -41,31 +42,10 @@ class Elsewhere(SQLiteDialect_pysqlite):
 registry.register("other.driver", __name__, "Elsewhere")
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to run commands in, without a compiler."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DISCOVER_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("DISCOVER_RUNS_DIR", str(tmp_path / "runs"))
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setenv("COLUMNS", "200")
-    yield tmp_path
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("after", [2, 5])
 def test_studies_in_another_database_go_on_and_are_used_again(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    add, left = Store.add, iter(range(after))
-
-    def dies(self: Store, name: str, trial: Any) -> None:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        add(self, name, trial)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "add", dies)
+        patch.setattr(Store, "add", dying(after))
         with pytest.raises(KeyboardInterrupt):
             tuned("adamw", url=URL)
     before = stored(URL)

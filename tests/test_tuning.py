@@ -35,6 +35,7 @@ from discover.trainers import Ground
 from discover.tuning import advance, tune
 from discover.workshop import Staff, Workshop
 from tasks import Task
+from tests.stored import dying
 from tests.test_reference import Known
 
 ROOT = Path(__file__).parent.parent
@@ -432,15 +433,8 @@ def test_a_tuning_that_was_cut_short_anywhere_ends_as_if_it_had_not_been(
     budget = TuningBudget(trials=6, seeds=2, fresh=2)
     (tmp_path / "whole").mkdir()
     expected = tuned("adamw", budget, (0, 1), url=url(tmp_path / "whole"), curve=[5])
-    add, left = Store.add, iter(range(after))
-
-    def dies(self: Store, name: str, trial: optuna.trial.FrozenTrial) -> None:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        add(self, name, trial)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Store, "add", dies)
+        patched.setattr(Store, "add", dying(after))
         with pytest.raises(KeyboardInterrupt):
             tuned("adamw", budget, (0, 1), url=url(tmp_path), curve=[5])
     assert tuned("adamw", budget, (0, 1), url=url(tmp_path), curve=[5]) == expected

@@ -26,7 +26,8 @@ from discover.records import Generation, GenerationRecord
 from discover.storage import Store
 from discover.trainers import Run
 from discover.workshop import Workshop
-from tests.test_promote import ASCENT, CRIPPLED, SPACE, a_run, adam, command, home, read, terms
+from tests.home import home
+from tests.test_promote import ASCENT, CRIPPLED, SPACE, a_run, adam, command, read, terms
 
 __all__ = ["home"]
 

@@ -51,27 +51,16 @@ from discover.trainers import Ground, Run
 from discover.workers import Crew, Done, Request, Work
 from discover.workshop import Place, Staff, Workshop
 from tasks import Task
-from tests.stored import stored
+from tests.home import home
+from tests.stored import dying, stored
 from tests.test_promote import ASCENT, a_run, adam, read
+
+__all__ = ["home"]
 
 ROOT = Path(__file__).parent.parent
 BUDGET = TuningBudget(trials=4, seeds=2, fresh=2)
 NAMES = ("adamw", "lion", "torch.optim:Adagrad")
 CRIPPLED = "def crippled(p, g, *, lr=0.1):\n    p = p - lr * mean(g)\n"
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to run commands in, without a compiler."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DISCOVER_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("DISCOVER_RUNS_DIR", str(tmp_path / "runs"))
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setenv("COLUMNS", "200")
-    yield tmp_path
-    torch.set_num_threads(before)
 
 
 # Workers that stand in for Ray's ------------------------------------------------------------------------------------
@@ -228,15 +217,8 @@ def test_what_one_process_began_in_the_middle_of_a_batch_workers_bring_to_the_sa
 ) -> None:
     asked = asks(budget=TuningBudget(trials=12, seeds=1, fresh=1))[:1]
     whole = found(answers(0, asked))
-    add, left = Store.add, iter(range(7))
-
-    def dies(self: Store, name: str, trial: Any) -> None:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        add(self, name, trial)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "add", dies)
+        patch.setattr(Store, "add", dying(7))
         with pytest.raises(KeyboardInterrupt):
             answers(0, asked, url(tmp_path))
     assert found(answers(2, asked, url(tmp_path))) == whole
